@@ -1,0 +1,44 @@
+"""Transformers as Equinox modules: decoder-only, encoder-only, encoder-decoder, from one set of parts.
+
+Names are imported when first used: `import eqxformer` itself loads nothing, so that
+`eqxformer.check_shapes()` can come first.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from eqxformer import checks
+from eqxformer.__about__ import __version__
+from eqxformer.checks import ShapeError, check_shapes
+
+if TYPE_CHECKING:  # what `__getattr__` finds, said to editors and type checkers
+    from eqxformer.axes import GLOSSARY, Axes, leaf_axes
+    from eqxformer.blocks import *  # noqa: F403
+    from eqxformer.checkpoints import *  # noqa: F403
+    from eqxformer.config import Config
+    from eqxformer.generation import *  # noqa: F403
+    from eqxformer.inspect import *  # noqa: F403
+    from eqxformer.layers import *  # noqa: F403
+    from eqxformer.models import *  # noqa: F403
+    from eqxformer.training import *  # noqa: F403
+
+checks.install_from_environment()
+
+_ROOMS = ("layers", "blocks", "models", "checkpoints", "inspect", "generation", "training")
+_SINGLE = {"Config": "config", "Axes": "axes", "GLOSSARY": "axes", "leaf_axes": "axes"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SINGLE:
+        return getattr(importlib.import_module(f"eqxformer.{_SINGLE[name]}"), name)
+    if not name.startswith("_"):
+        for room in _ROOMS:
+            module = importlib.import_module(f"eqxformer.{room}")
+            if name in module.__all__:
+                return getattr(module, name)
+    raise AttributeError(f"module 'eqxformer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    rooms = (importlib.import_module(f"eqxformer.{room}") for room in _ROOMS)
+    return sorted({*globals(), *_SINGLE, *(name for room in rooms for name in room.__all__)})

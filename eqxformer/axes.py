@@ -1,0 +1,123 @@
+"""The axis words: one vocabulary for shapes in signatures, parameter tables and sharding rules.
+
+A parameter's axes are written once, in the annotation of its field, as in
+`weight: Float[Array, "vocab dim"]`. A part that is used in several places (a `Linear`, a norm) has
+words of its own, and whoever holds it says what they mean there:
+`query: Annotated[Linear, Axes(in_dim="dim", out_dim="heads*head_dim")]`.
+"""
+
+import dataclasses
+import functools
+import typing
+from typing import Annotated, Any, get_args, get_origin
+
+import equinox as eqx
+
+GLOSSARY: dict[str, str] = {
+    "batch": "independent sequences; any number of leading axes",
+    "seq": "tokens of a sequence, on the side of the queries",
+    "keys": "tokens that are looked at, on the side of the keys and values",
+    "dim": "width of the residual stream",
+    "source_dim": "width of what cross-attention looks at",
+    "heads": "query heads",
+    "kv_heads": "key and value heads; equal to heads or a divisor of it",
+    "head_dim": "size of a query or key head",
+    "value_dim": "size of a value head; head_dim unless it is said otherwise",
+    "hidden": "inner width of a feed-forward",
+    "experts": "feed-forwards of a mixture",
+    "vocab": "token ids",
+    "types": "token types (segments) of an encoder",
+    "positions": "rows of a table of positions",
+    "buckets": "distances of a relative position bias",
+    "labels": "classes of a classification head",
+    "slots": "places for tokens in a cache",
+    "layers": "equal blocks stacked for a scan",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """What a child's own axis words mean in its parent; stands inside `Annotated`.
+
+    `stacked` names an axis that the parent adds in front of every leaf of the child.
+    """
+
+    words: dict[str, str] = dataclasses.field(default_factory=dict)
+    stacked: str | None = None
+
+    def __init__(self, *, stacked: str | None = None, **words: str) -> None:
+        object.__setattr__(self, "words", words)
+        object.__setattr__(self, "stacked", stacked)
+
+    def __hash__(self) -> int:
+        return hash((tuple(sorted(self.words.items())), self.stacked))
+
+
+def leaf_axes(model: Any) -> dict[str, tuple[str, ...]]:
+    """The axis words of every array of a model, by the array's path.
+
+    Example:
+        >>> import equinox as eqx, eqxformer as ef, jax
+        >>> mlp = ef.MLP(8, hidden=16, key=jax.random.key(0))
+        >>> ef.leaf_axes(mlp)["up.weight"]
+        ('dim', 'hidden')
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    _walk(model, "", {}, (), found)
+    return found
+
+
+def field_words(cls: type) -> dict[str, tuple[str, ...]]:
+    """The axis words in the annotations of a class's own array fields, by field name."""
+    words = {name: _array_words(hint) for name, hint in _hints(cls).items()}
+    return {name: found for name, found in words.items() if found is not None}
+
+
+def _walk(
+    node: Any,
+    path: str,
+    words: dict[str, str],
+    front: tuple[str, ...],
+    found: dict[str, tuple[str, ...]],
+) -> None:
+    if isinstance(node, eqx.Module):
+        own = field_words(type(node))
+        for name, hint in _hints(type(node)).items():
+            child, inner = getattr(node, name, None), f"{path}.{name}" if path else name
+            if name in own:
+                if child is not None:
+                    found[inner] = front + tuple(words.get(w, w) for w in own[name])
+                continue
+            axes = _axes_of(hint)
+            renamed = {k: words.get(v, v) for k, v in axes.words.items()}
+            more = front + ((axes.stacked,) if axes.stacked else ())
+            leading = getattr(node, "leading_axes", None)
+            if leading is None or not isinstance(child, tuple):
+                _walk(child, inner, {**words, **renamed}, more, found)
+                continue
+            for i, (part, extra) in enumerate(zip(child, leading(name), strict=True)):
+                _walk(part, f"{inner}.{i}", {**words, **renamed}, more + extra, found)
+    elif isinstance(node, (tuple, list)):
+        for i, child in enumerate(node):
+            _walk(child, f"{path}.{i}" if path else str(i), words, front, found)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(cls) if not f.metadata.get("static", False)}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {name: hint for name, hint in hints.items() if name in names}
+
+
+def _axes_of(hint: Any) -> Axes:
+    if get_origin(hint) is Annotated:
+        return next((m for m in get_args(hint)[1:] if isinstance(m, Axes)), Axes())
+    return next((_axes_of(h) for h in get_args(hint) if _axes_of(h) != Axes()), Axes())
+
+
+def _array_words(hint: Any) -> tuple[str, ...] | None:
+    """The words of `Float[Array, "a b"]`, also when it is optional; None for what is no array."""
+    dims = getattr(hint, "dim_str", None)
+    if isinstance(dims, str):
+        return tuple(dims.split())
+    return next((w for w in map(_array_words, get_args(hint)) if w is not None), None)

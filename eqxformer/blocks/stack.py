@@ -1,0 +1,220 @@
+"""A stack of blocks, equal or not, run one by one or as scans over groups of equal ones."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+from eqxformer.blocks.block import AbstractBlock, BlockCache, Context
+from eqxformer.config import Config
+from eqxformer.keys import fold
+from eqxformer.layers.feed_forward import RouterLosses
+
+Remat = Literal["nothing_saved", "dots_saved"] | None
+Runs = tuple[tuple[AbstractBlock.Config, int], ...]
+
+
+class Layout(Config):
+    """How a stack stores and runs its blocks; the values computed are the same.
+
+    `remat` trades time for memory in the backward pass: `nothing_saved` keeps only the input of
+    every block, `dots_saved` also the results of its matrix products with weights.
+    """
+
+    remat: Remat = None
+
+    def groups(self, runs: Runs) -> list[tuple[AbstractBlock.Config, int | None]]:
+        """Which blocks are stored together: a config and how many blocks, None for one alone."""
+        raise NotImplementedError(f"{self.type_name} must define `groups`.")
+
+
+class Unrolled(Layout):
+    """Every block by itself: best for decoding, on a CPU, and for shallow models."""
+
+    def groups(self, runs: Runs) -> list[tuple[AbstractBlock.Config, int | None]]:
+        return [(config, None) for config, count in runs for _ in range(count)]
+
+
+class Scanned(Layout):
+    """Neighbours of one config stacked and scanned: compile time does not grow with depth."""
+
+    def groups(self, runs: Runs) -> list[tuple[AbstractBlock.Config, int | None]]:
+        return [(config, count if count > 1 else None) for config, count in runs]
+
+
+class Stack(eqx.Module):
+    """Blocks in a row; `stack[i]` is the `i`-th, however they are stored."""
+
+    groups: tuple[AbstractBlock, ...]
+    sizes: tuple[int | None, ...] = eqx.field(static=True)
+    layout: Layout = eqx.field(static=True)
+
+    @staticmethod
+    def build(
+        configs: tuple[AbstractBlock.Config, ...],
+        *,
+        dim: int,
+        source_dim: int | None = None,
+        layout: Layout,
+        key: PRNGKeyArray,
+    ) -> "Stack":
+        """The blocks of these configs; the `i`-th is drawn from the key folded with `i`."""
+
+        def block(config: AbstractBlock.Config, index: int | Array) -> AbstractBlock:
+            return config.build(dim, source_dim=source_dim, key=jax.random.fold_in(key, index))
+
+        groups, sizes, layer = [], [], 0
+        for config, size in layout.groups(_runs(configs)):
+            if size is None:
+                groups.append(block(config, layer))
+            else:
+                several = eqx.filter_vmap(functools.partial(block, config))
+                groups.append(several(layer + jnp.arange(size)))
+            sizes.append(size)
+            layer += size or 1
+        return Stack(tuple(groups), tuple(sizes), layout)
+
+    def run(
+        self,
+        x: Float[Array, "*batch seq dim"],
+        context: Context,
+        *,
+        caches: tuple[BlockCache, ...] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "*batch seq dim"], tuple[BlockCache, ...] | None, RouterLosses | None]:
+        """All blocks in turn: the output, the caches, and the routers' losses summed."""
+        new_caches, losses, layer = [], [], 0
+        for i, (group, size) in enumerate(zip(self.groups, self.sizes, strict=True)):
+            step = _rematerialised(_step, self.layout.remat)
+            cache = None if caches is None else caches[i]
+            run = step if size is None else _scan(step, size)
+            x, cache, loss = run(group, x, context, cache, key, layer)
+            new_caches.append(cache)
+            losses += [] if loss is None else [loss]
+            layer += size or 1
+        total = jax.tree.map(lambda *each: sum(each), *losses) if losses else None
+        return x, None if caches is None else tuple(new_caches), total
+
+    def init_caches(
+        self,
+        batch: tuple[int, ...],
+        slots: int,
+        *,
+        source: Float[Array, "*batch keys source_dim"] | None = None,
+        dtype: DTypeLike = jnp.float32,
+    ) -> tuple[BlockCache, ...]:
+        """An empty cache per group."""
+
+        def empty(block: AbstractBlock) -> BlockCache:
+            return block.init_cache(batch, slots, source=source, dtype=dtype)
+
+        return tuple(
+            empty(group) if size is None else eqx.filter_vmap(empty, axis_size=size)(group)
+            for group, size in zip(self.groups, self.sizes, strict=True)
+        )
+
+    @staticmethod
+    def of(
+        blocks: Sequence[AbstractBlock], layout: Layout, sizes: tuple[int | None, ...]
+    ) -> "Stack":
+        """Single blocks stored in groups of these sizes."""
+        rest, groups = iter(blocks), []
+        for size in sizes:
+            several = list(itertools.islice(rest, size or 1))
+            groups.append(several[0] if size is None else _stacked(several))
+        return Stack(tuple(groups), sizes, layout)
+
+    def leading_axes(self, field: str) -> tuple[tuple[str, ...], ...]:
+        """The axis in front of the leaves of every group, for the table of axes."""
+        return tuple(() if size is None else ("layers",) for size in self.sizes)
+
+    def __len__(self) -> int:
+        return sum(size or 1 for size in self.sizes)
+
+    def __iter__(self) -> Iterator[AbstractBlock]:
+        for group, size in zip(self.groups, self.sizes, strict=True):
+            if size is None:
+                yield group
+            else:
+                yield from (_slice(group, i) for i in range(size))
+
+    def __getitem__(self, index: int) -> AbstractBlock:
+        return tuple(self)[index]
+
+
+def _runs(configs: tuple[AbstractBlock.Config, ...]) -> Runs:
+    """Equal neighbours, counted."""
+    return tuple((config, len(list(run))) for config, run in itertools.groupby(configs))
+
+
+def _step(
+    block: AbstractBlock,
+    x: Array,
+    context: Context,
+    cache: BlockCache | None,
+    key: PRNGKeyArray | None,
+    layer: int | Array,
+) -> tuple[Array, BlockCache | None, RouterLosses | None]:
+    return block.run(x, context, cache=cache, key=fold(key, layer))
+
+
+def _rematerialised(step: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    if remat is None:
+        return step
+    policies = jax.checkpoint_policies
+    saved = policies.dots_with_no_batch_dims_saveable if remat == "dots_saved" else None
+    return eqx.filter_checkpoint(step, policy=saved)
+
+
+def _scan(step: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """`step` over the leading axis of a group of blocks and of their caches."""
+
+    def run(
+        group: AbstractBlock,
+        x: Array,
+        context: Context,
+        cache: BlockCache | None,
+        key: PRNGKeyArray | None,
+        layer: int,
+    ) -> tuple[Array, BlockCache | None, RouterLosses | None]:
+        arrays, static = eqx.partition(group, eqx.is_array)
+
+        def body(x: Array, each: tuple[Any, Any, Array]) -> tuple[Array, tuple[Any, Any]]:
+            block = eqx.combine(each[0], static)
+            x, new_cache, losses = step(block, x, context, each[1], key, each[2])
+            return x, (new_cache, losses)
+
+        layers = layer + jnp.arange(size)
+        x, (caches, losses) = jax.lax.scan(body, x, (arrays, cache, layers))
+        return x, caches, jax.tree.map(lambda each: each.sum(0), losses)
+
+    return run
+
+
+def _slice(group: AbstractBlock, index: int) -> AbstractBlock:
+    return jax.tree.map(lambda leaf: _slice_leaf(leaf, index) if _is_array(leaf) else leaf, group)
+
+
+def _stacked(blocks: list[AbstractBlock]) -> AbstractBlock:
+    return jax.tree.map(lambda *each: _stack_leaf(each) if _is_array(each[0]) else each[0], *blocks)
+
+
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _slice_leaf(leaf: Any, index: int) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    return leaf[index]
+
+
+def _stack_leaf(leaves: tuple[Any, ...]) -> Any:
+    if isinstance(leaves[0], jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((len(leaves), *leaves[0].shape), leaves[0].dtype)
+    return jnp.stack(leaves)

@@ -1,0 +1,123 @@
+"""The library's own format: `config.json`, the config tree, and `model.safetensors`.
+
+Names in the file are the paths of the model's arrays. Nothing a file names is ever imported or
+executed; a tensor too many, too few or of another shape is an error that lists all of them.
+"""
+
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from eqxformer.checkpoints.names import is_array, name, named_arrays, restacked, unrolled
+from eqxformer.config import Config
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_FORMAT = "eqxformer"
+
+
+def save(model: eqx.Module, directory: str | os.PathLike[str]) -> None:
+    """Writes a model to a directory, which is made if it is not there.
+
+    Each file is written beside its place and then renamed, so that a reader never sees half of it.
+
+    Arguments:
+        model: any model with a `config`.
+        directory: where `config.json` and `model.safetensors` go.
+    """
+    folder = pathlib.Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {key: np.asarray(value) for key, value in named_arrays(model).items()}
+    text = json.dumps({"format": _FORMAT, "model": model.config.to_dict()}, indent=2)  # pyright: ignore[reportAttributeAccessIssue]
+    _replace(folder / WEIGHTS, lambda path: save_file(arrays, path, metadata={"format": _FORMAT}))
+    _replace(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def load(directory: str | os.PathLike[str]) -> Any:
+    """The model that `save` wrote to a directory.
+
+    Raises `FileNotFoundError` for a file that is not there, and `ValueError` for one that is not
+    what it should be: every missing, unexpected or wrongly shaped tensor is listed.
+
+    Example:
+        >>> import equinox as eqx, eqxformer as ef, jax, tempfile
+        >>> model = ef.families.gpt(vocab=5, dim=4, layers=1, heads=2, context=8).build(
+        ...     key=jax.random.key(0)
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ef.save(model, folder)
+        ...     bool(eqx.tree_equal(ef.load(folder), model))
+        True
+    """
+    folder = pathlib.Path(directory)
+    config = load_config(folder)
+    skeleton = shapes(config)
+    arrays = _read(folder / WEIGHTS, named_arrays(skeleton))
+    singles = unrolled(skeleton)
+    filled = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: arrays[name(path)] if is_array(leaf) else leaf, singles
+    )
+    return restacked(filled, skeleton)
+
+
+def load_config(directory: str | os.PathLike[str]) -> Config:
+    """The config tree in a directory that `save` wrote; errors as for `load`."""
+    path = pathlib.Path(directory) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"No {CONFIG} in {path.parent}; is this a saved model?")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from None
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+        raise ValueError(f"{path} was not written by eqxformer's `save`.")
+    return Config.from_dict(values.get("model", {}))
+
+
+def shapes(config: Any) -> Any:
+    """The model of a config with the shapes of its arrays in their place; no memory is used."""
+    return eqx.filter_eval_shape(lambda key: config.build(key=key), jax.random.key(0))
+
+
+def _read(path: pathlib.Path, expected: dict[str, Any]) -> dict[str, Array]:
+    if not path.is_file():
+        raise FileNotFoundError(f"No {WEIGHTS} in {path.parent}; is this a saved model?")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            _compare(path, found, {key: tuple(leaf.shape) for key, leaf in expected.items()})
+            return {key: jax.numpy.asarray(file.get_tensor(key)) for key in found}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
+
+
+def _compare(path: pathlib.Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    wrong = [f"missing: {key} {expected[key]}" for key in expected if key not in found]
+    wrong += [f"unexpected: {key} {found[key]}" for key in found if key not in expected]
+    wrong += [
+        f"shape: {key} is {found[key]}, expected {expected[key]}"
+        for key in expected
+        if key in found and found[key] != expected[key]
+    ]
+    if wrong:
+        raise ValueError(f"{path} does not fit its {CONFIG}:\n  " + "\n  ".join(wrong))
+
+
+def _replace(path: pathlib.Path, write: Any) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(pathlib.Path(temporary))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,327 @@
+"""The base of every `Config`: frozen, typed, printable, editable, to and from JSON."""
+
+import dataclasses
+import difflib
+import fnmatch
+import functools
+import inspect
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, dataclass_transform
+
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+
+_TYPING = BeartypeConf(is_pep484_tower=True)  # an int serves where a float is asked for
+_MAX_DEPTH = 32  # nesting of a config tree; deeper JSON is hostile or a mistake
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=False)
+@dataclasses.dataclass(frozen=True, repr=False)
+class Config:
+    """A frozen record of hyperparameters: `print(config)` is the architecture.
+
+    Subclasses list typed fields and nothing else; each becomes a frozen dataclass by itself.
+    Every field is checked against its annotation when the config is made, then `check` is called
+    for what a type cannot say. Configs nest, singly or in tuples, to form a tree that mirrors the
+    tree of modules, and every one has a `build` that makes its part.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> config = ef.MLP.Config(hidden=512, activation="relu")
+        >>> config.edit(hidden=256).hidden
+        256
+        >>> ef.Config.from_json(config.to_json()) == config
+        True
+    """
+
+    registry: ClassVar[dict[str, type["Config"]]] = {}
+    type_name: ClassVar[str] = "Config"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True, repr=False)(cls)
+        name = cls.__qualname__.rpartition("<locals>.")[2].removesuffix(".Config")
+        cls.type_name = name
+        known = Config.registry.get(name)
+        if known is None or known.__module__ == cls.__module__ or "<locals>" in cls.__qualname__:
+            Config.registry[name] = cls
+        else:
+            raise TypeError(
+                f"The config name `{name}` is taken by {known.__module__}; "
+                f"give the one in {cls.__module__} another name, since JSON files refer to it."
+            )
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not is_bearable(value, hints[field.name], conf=_TYPING):
+                raise TypeError(
+                    f"`{self.type_name}.{field.name}` must be {_spell(hints[field.name])}; "
+                    f"got {value!r}."
+                )
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"`{self.type_name}.{field.name}` must be a number; got nan.")
+        self.check()
+
+    def check(self) -> None:
+        """Raises `ValueError` for what the annotations cannot say; nothing to say by default."""
+
+    def edit(self, path: str = "", /, **changes: Any) -> Self:
+        """This config with `changes` made at every place that `path` matches.
+
+        Arguments:
+            path: names joined by dots; `*` stands for any name or index, and a part of a name may
+                be starred as in a shell. The empty path is the config itself.
+            changes: new values of fields of the configs found there.
+
+        Raises `ValueError` where the path matches nothing or a field does not exist.
+
+        Example:
+            >>> import eqxformer as ef
+            >>> config = ef.families.gpt(vocab=65, dim=64, layers=2, heads=4, context=32)
+            >>> config = config.edit("blocks.*.attention", window=8)
+            >>> [block.attention.window for block in config.blocks]
+            [8, 8]
+        """
+        edited, count = _edit(self, [p for p in path.split(".") if p], changes)
+        if not count:
+            raise ValueError(
+                f"`{path}` matches nothing in {self.type_name}; the paths are: "
+                + ", ".join(sorted(set(_star(p) for p in paths(self) if p)))
+                + "."
+            )
+        return edited
+
+    def to_dict(self) -> dict[str, Any]:
+        """This tree as plain dicts, lists, numbers and strings; each dict names its type."""
+        values = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {"type": self.type_name, **values}
+
+    def to_json(self) -> str:
+        """This tree as JSON text, the inverse of `from_json`."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The config tree that `to_dict` wrote.
+
+        Only types already registered (imported) can be named: nothing is imported or executed.
+        Raises `ValueError` for unknown types and keys, `TypeError` for values of a wrong type.
+        """
+        config = _from_plain(values, 0)
+        if not isinstance(config, cls):
+            raise ValueError(
+                f"Expected a config of type {cls.type_name}; got one of "
+                f"{getattr(type(config), 'type_name', type(config).__name__)}."
+            )
+        return config
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The config tree in JSON text that `to_json` wrote; errors as in `from_dict`."""
+        try:
+            values = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"This is not the JSON of a config: {error}.") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"A config must be a JSON object; got {type(values).__name__}.")
+        return cls.from_dict(values)
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+    __repr__ = __str__
+
+
+def takes_options(init: Callable[..., None]) -> Callable[..., None]:
+    """Lets `Part(dim, hidden=512, key=key)` stand for `Part(dim, Part.Config(hidden=512), key=key)`.
+
+    Wraps the `__init__` of a part whose last positional argument is `config`. Keywords that are
+    not arguments of `__init__` are options of the part's own `Config`.
+    """
+    names = tuple(inspect.signature(init).parameters)
+    position = names.index("config") - 1
+
+    @functools.wraps(init)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in list(kwargs) if name not in names}
+        given = len(args) > position or "config" in kwargs
+        if given and options:
+            raise TypeError(
+                f"{type(self).__name__} takes a config or options, not both; "
+                f"got a config and {', '.join(options)}."
+            )
+        if not given:
+            kwargs["config"] = type(self).Config(**options)
+        init(self, *args, **kwargs)
+
+    return wrapped
+
+
+def paths(config: Config) -> dict[str, Config]:
+    """Every config of a tree by its path, the root under the empty path."""
+    found = {"": config}
+    for name, child in _children(config):
+        for path, part in paths(child).items():
+            found[f"{name}.{path}" if path else name] = part
+    return found
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def _spell(hint: Any) -> str:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return " or ".join(_spell(h) for h in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(repr(a) for a in typing.get_args(hint))
+    if isinstance(hint, type) and issubclass(hint, Config):
+        return hint.__qualname__
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def _children(config: Config) -> list[tuple[str, Config]]:
+    """The configs directly below, by field name or `field.index`."""
+    below = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Config):
+            below.append((field.name, value))
+        elif isinstance(value, tuple):
+            below += [(f"{field.name}.{i}", v) for i, v in enumerate(value) if _is_config(v)]
+    return below
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, Config)
+
+
+def _star(path: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in path.split("."))
+
+
+def _edit(node: Any, path: list[str], changes: Mapping[str, Any]) -> tuple[Any, int]:
+    if not path:
+        return _replace(node, changes), 1
+    head, rest = path[0], path[1:]
+    if isinstance(node, tuple):
+        pairs = [(str(i), v) for i, v in enumerate(node)]
+    else:
+        pairs = [(f.name, getattr(node, f.name)) for f in dataclasses.fields(node)]
+    new, count = {}, 0
+    for name, value in pairs:
+        inner = isinstance(value, Config) or (
+            isinstance(value, tuple) and any(map(_is_config, value))
+        )
+        if inner and fnmatch.fnmatchcase(name, head) and (rest or isinstance(value, Config)):
+            new[name], found = _edit(value, rest, changes)
+            count += found
+    if not count:
+        return node, 0
+    if isinstance(node, tuple):
+        return tuple(new.get(str(i), v) for i, v in enumerate(node)), count
+    return dataclasses.replace(node, **new), count
+
+
+def _replace(config: Config, changes: Mapping[str, Any]) -> Config:
+    names = [f.name for f in dataclasses.fields(config)]
+    _refuse_unknown(config.type_name, changes, names)
+    return dataclasses.replace(config, **changes)
+
+
+def _refuse_unknown(type_name: str, given: Mapping[str, Any], names: list[str]) -> None:
+    for key in given:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean `{near[0]}`? " if near else ""
+            raise ValueError(
+                f"{type_name} has no field `{key}`; {hint}Its fields are: {', '.join(names)}."
+            )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value
+
+
+def _from_plain(value: Any, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"A config tree may be {_MAX_DEPTH} levels deep; this one is deeper.")
+    if isinstance(value, list):
+        return tuple(_from_plain(v, depth + 1) for v in value)
+    if value in ("inf", "-inf"):
+        return float(value)
+    if not isinstance(value, Mapping):
+        return value
+    name = value.get("type")
+    cls = Config.registry.get(name) if isinstance(name, str) else None
+    if cls is None:
+        raise ValueError(
+            f"`{name}` is not a known type of config; the known ones are "
+            f"{', '.join(sorted(Config.registry))}. A config of your own must be imported first."
+        )
+    given = {k: v for k, v in value.items() if k != "type"}
+    fields = dataclasses.fields(cls)
+    _refuse_unknown(cls.type_name, given, [f.name for f in fields])
+    missing = [f.name for f in fields if _required(f) and f.name not in given]
+    if missing:
+        raise ValueError(f"{cls.type_name} needs {', '.join(f'`{m}`' for m in missing)}.")
+    return cls(**{k: _from_plain(v, depth + 1) for k, v in given.items()})
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _lines(config: Config) -> list[str]:
+    """The tree as indented text; fields at their default are left out, equal neighbours folded."""
+    shown = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not _required(field) and value == field.default:
+            continue
+        shown.append(_field_lines(field.name, value))
+    flat = [lines[0] for lines in shown if len(lines) == 1]
+    if len(flat) == len(shown) and sum(map(len, flat)) + len(config.type_name) < 84:
+        return [f"{config.type_name}({', '.join(flat)})"]
+    body = [f"  {line}" for lines in shown for line in (*lines[:-1], lines[-1] + ",")]
+    return [f"{config.type_name}(", *body, ")"]
+
+
+def _field_lines(name: str, value: Any) -> list[str]:
+    if isinstance(value, Config):
+        first, *rest = _lines(value)
+        return [f"{name}={first}", *rest]
+    if isinstance(value, tuple) and any(map(_is_config, value)):
+        lines = [f"{name}=("]
+        for start, stop, item in _runs(value):
+            first, *rest = _lines(item) if _is_config(item) else [repr(item)]
+            label = f"{start}" if stop == start else f"{start}..{stop}"
+            body = [f"{label}: {first}", *rest]
+            lines += [f"  {line}" for line in (*body[:-1], body[-1] + ",")]
+        return [*lines, ")"]
+    return [f"{name}={value!r}"]
+
+
+def _runs(values: tuple[Any, ...]) -> list[tuple[int, int, Any]]:
+    runs: list[tuple[int, int, Any]] = []
+    for i, value in enumerate(values):
+        if runs and runs[-1][2] == value:
+            runs[-1] = (runs[-1][0], i, value)
+        else:
+            runs.append((i, i, value))
+    return runs

@@ -1,0 +1,5 @@
+"""Looking at models."""
+
+from eqxformer.inspect.table import count, table
+
+__all__ = ["count", "table"]

@@ -1,0 +1,118 @@
+"""The parts: every one acts on the trailing axes of a whole batch."""
+
+from eqxformer.layers.activations import Activation, activation
+from eqxformer.layers.attention import Attention, HeadSum, SumHeads
+from eqxformer.layers.biases import ALiBi, ExplicitBias, PositionBias, RelativeBias
+from eqxformer.layers.cache import Cache, FullCache, RingCache, SourceCache
+from eqxformer.layers.dot_product import Choice, Scoring, attend, attention_weights, backend_report
+from eqxformer.layers.dropout import drop_path, dropout
+from eqxformer.layers.embedding import Embedding
+from eqxformer.layers.experts import (
+    Experts,
+    Routing,
+    SigmoidTopK,
+    SoftmaxThenTopK,
+    TopKThenSoftmax,
+)
+from eqxformer.layers.feed_forward import MLP, FeedForward, GatedMLP, RouterLosses
+from eqxformer.layers.initializers import (
+    FanInUniform,
+    Glorot,
+    He,
+    Initializer,
+    LeCun,
+    Normal,
+    Orthogonal,
+    TruncatedNormal,
+    Zeros,
+)
+from eqxformer.layers.linear import GroupedLinear, Linear
+from eqxformer.layers.masks import (
+    Causal,
+    Explicit,
+    Full,
+    Mask,
+    Padding,
+    PerHead,
+    Prefix,
+    Segments,
+    Window,
+)
+from eqxformer.layers.norms import Identity, LayerNorm, Norm, RMSNorm
+from eqxformer.layers.positions import LearnedPositions, Positions, Sinusoids
+from eqxformer.layers.rotary import (
+    DynamicNTK,
+    LinearScaling,
+    Llama3Scaling,
+    LongRoPE,
+    Rotary,
+    Scaling,
+    YaRN,
+)
+
+__all__ = [
+    "MLP",
+    "ALiBi",
+    "Activation",
+    "Attention",
+    "Cache",
+    "Causal",
+    "Choice",
+    "DynamicNTK",
+    "Embedding",
+    "Experts",
+    "Explicit",
+    "ExplicitBias",
+    "FanInUniform",
+    "FeedForward",
+    "Full",
+    "FullCache",
+    "GatedMLP",
+    "Glorot",
+    "GroupedLinear",
+    "He",
+    "HeadSum",
+    "Identity",
+    "Initializer",
+    "LayerNorm",
+    "LeCun",
+    "LearnedPositions",
+    "Linear",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRoPE",
+    "Mask",
+    "Norm",
+    "Normal",
+    "Orthogonal",
+    "Padding",
+    "PerHead",
+    "PositionBias",
+    "Positions",
+    "Prefix",
+    "RMSNorm",
+    "RelativeBias",
+    "RingCache",
+    "Rotary",
+    "RouterLosses",
+    "Routing",
+    "Scaling",
+    "Scoring",
+    "Segments",
+    "SigmoidTopK",
+    "Sinusoids",
+    "SoftmaxThenTopK",
+    "SourceCache",
+    "SumHeads",
+    "TopKThenSoftmax",
+    "TruncatedNormal",
+    "Window",
+    "YaRN",
+    "Zeros",
+    "activation",
+    "attend",
+    "attention_weights",
+    "backend_report",
+    "drop_path",
+    "dropout",
+]

@@ -1,0 +1,352 @@
+"""Multi-head attention: self and cross, many, grouped or single key heads."""
+
+from typing import Annotated, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
+
+from eqxformer.axes import Axes
+from eqxformer.config import Config, takes_options
+from eqxformer.layers.biases import PositionBias
+from eqxformer.layers.cache import Cache, Seen, SourceCache, empty_cache
+from eqxformer.layers.dot_product import Backend, Scoring, attend, attention_weights
+from eqxformer.layers.dropout import check_rate
+from eqxformer.layers.initializers import Initializer
+from eqxformer.layers.linear import Linear
+from eqxformer.layers.masks import Mask, Window, for_cache, join, parts, valid_keys
+from eqxformer.layers.norms import Norm, build_norm
+from eqxformer.layers.rotary import Rotary
+
+
+class SumHeads(Config):
+    """The heads' values are summed into the residual, with no output projection."""
+
+    def build(self, in_dim: int, out_dim: int, *, key: PRNGKeyArray) -> "HeadSum":
+        """The sum of `in_dim / out_dim` slices; raises `ValueError` where that is not whole."""
+        if in_dim % out_dim:
+            raise ValueError(
+                "Without an output projection, `heads * value_dim` must be a multiple of the "
+                f"model's width; got {in_dim} and {out_dim}. Set `value_dim` to that width, or to "
+                "its share per head to lay the heads side by side."
+            )
+        return HeadSum(out_dim)
+
+
+class HeadSum(eqx.Module):
+    """`y = sum over h of x[h * dim : (h + 1) * dim]`; with one such slice, `x` itself."""
+
+    dim: int = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "*batch wide"]) -> Float[Array, "*batch dim"]:
+        return x.reshape(*x.shape[:-1], -1, self.dim).sum(-2)
+
+
+class Attention(eqx.Module):
+    """Attention: `out(concat over h of softmax(scale * q_h k_h^T + bias) v_h)`.
+
+    Vaswani et al. 2017; with fewer `kv_heads` than `heads`, grouped-query attention (Ainslie et
+    al. 2023), and with one, multi-query attention (Shazeer 2019).
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> attention = ef.Attention(32, heads=4, kv_heads=2, key=jax.random.key(0))
+        >>> attention(jnp.ones((2, 5, 32)), mask=ef.Causal()).shape
+        (2, 5, 32)
+    """
+
+    class Config(Config):
+        """The heads, the projections and what happens between them.
+
+        Arguments:
+            heads: query heads.
+            kv_heads: key and value heads; as many as query heads if None.
+            head_dim: size of a query or key head; `dim / heads` if None.
+            value_dim: size of a value head; `head_dim` if None.
+            window: how many keys a query sees, the last of which is itself; or a pair, how many
+                before and after it; None for no window.
+            scale: factor of the scores; `1 / sqrt(head_dim)` if None.
+            softcap: bound of the scores, `softcap * tanh(score / softcap)`.
+            dropout: probability of dropping an attention weight while training.
+            sinks: how a logit per head starts that takes weight from all keys; None for none.
+            query, key, value, out: the projections, or `SumHeads()` for no output projection.
+            qk_norm: the norm of queries and keys, before positions.
+            qk_norm_over: whether that norm is over each head or over the whole projection.
+            rotary: rotary positions.
+            bias: a bias of the scores by distance.
+            backend: the kernel; `auto` is the fastest that can serve.
+        """
+
+        heads: int
+        kv_heads: int | None = None
+        head_dim: int | None = None
+        value_dim: int | None = None
+        window: int | tuple[int, int] | None = None
+        scale: float | None = None
+        softcap: float | None = None
+        dropout: float = 0.0
+        sinks: Initializer | None = None
+        query: Linear.Config = Linear.Config()
+        key: Linear.Config = Linear.Config()
+        value: Linear.Config = Linear.Config()
+        out: Linear.Config | SumHeads = Linear.Config()
+        qk_norm: Norm.Config | None = None
+        qk_norm_over: Literal["head", "projection"] = "head"
+        rotary: Rotary | None = None
+        bias: PositionBias.Config | None = None
+        backend: Backend = "auto"
+
+        def check(self) -> None:
+            check_rate("dropout", self.dropout)
+            for name in ("heads", "kv_heads", "head_dim", "value_dim"):
+                size = getattr(self, name)
+                if size is not None and size < 1:
+                    raise ValueError(f"`{name}` must be positive; got {size}.")
+            if self.heads % (self.kv_heads or self.heads):
+                raise ValueError(
+                    f"`kv_heads` must divide `heads`; got kv_heads={self.kv_heads}, "
+                    f"heads={self.heads}."
+                )
+            if isinstance(self.window, int) and self.window < 1:
+                raise ValueError(f"`window` must be positive; got {self.window}.")
+
+        def build(
+            self, dim: int, *, source_dim: int | None = None, key: PRNGKeyArray
+        ) -> "Attention":
+            """Attention in a model of width `dim`, over a source of width `source_dim` or `dim`."""
+            return Attention(dim, self, source_dim=source_dim, key=key)
+
+    query: Annotated[Linear, Axes(in_dim="dim", out_dim="heads*head_dim")]
+    key: Annotated[Linear, Axes(in_dim="source_dim", out_dim="kv_heads*head_dim")]
+    value: Annotated[Linear, Axes(in_dim="source_dim", out_dim="kv_heads*value_dim")]
+    out: Annotated[Linear | HeadSum, Axes(in_dim="heads*value_dim", out_dim="dim")]
+    query_norm: Annotated[Norm, Axes(dim="head_dim")]
+    key_norm: Annotated[Norm, Axes(dim="head_dim")]
+    bias: PositionBias | None
+    sinks: Float[Array, " heads"] | None
+    head_dim: int = eqx.field(static=True)
+    value_dim: int = eqx.field(static=True)
+    config: Config = eqx.field(static=True)
+
+    @takes_options
+    def __init__(
+        self, dim: int, config: Config, *, source_dim: int | None = None, key: PRNGKeyArray
+    ):
+        heads, kv_heads = config.heads, config.kv_heads or config.heads
+        if config.head_dim is None and dim % heads:
+            raise ValueError(
+                f"`heads` must divide the model's width; got heads={heads}, dim={dim}. "
+                "Or set `head_dim`, which may be any size."
+            )
+        self.head_dim = head_dim = config.head_dim or dim // heads
+        self.value_dim = value_dim = config.value_dim or head_dim
+        source_dim = dim if source_dim is None else source_dim
+        keys = jax.random.split(key, 6)
+        self.query = config.query.build(dim, heads * head_dim, key=keys[0])
+        self.key = config.key.build(source_dim, kv_heads * head_dim, key=keys[1])
+        self.value = config.value.build(source_dim, kv_heads * value_dim, key=keys[2])
+        self.out = config.out.build(heads * value_dim, dim, key=keys[3])
+        whole = config.qk_norm_over == "projection"
+        self.query_norm = build_norm(config.qk_norm, heads * head_dim if whole else head_dim)
+        self.key_norm = build_norm(config.qk_norm, kv_heads * head_dim if whole else head_dim)
+        self.bias = None if config.bias is None else config.bias.build(heads, key=keys[4])
+        self.sinks = None if config.sinks is None else config.sinks(keys[5], (1, heads))[0]
+        self.config = config
+        if config.rotary is not None:
+            config.rotary.width(head_dim)
+
+    def __call__(
+        self,
+        x: Float[Array, "*batch seq dim"],
+        source: Float[Array, "*batch keys source_dim"] | None = None,
+        *,
+        mask: Mask | None = None,
+        positions: Int[Array, "*#batch seq"] | None = None,
+        bias: PositionBias | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*batch seq dim"]:
+        """Attention of `x` to itself, or to `source`.
+
+        Arguments:
+            mask: who may look at whom; None allows everything.
+            positions: for rotary positions; counted from 0 if None.
+            bias: a bias of the scores, beside the part's own.
+            key: switches dropout on.
+        """
+        if source is not None:
+            return self.look(x, self.remember(source), mask=mask, bias=bias, key=key)
+        return self.run(x, mask=mask, positions=positions, bias=bias, key=key)[0]
+
+    def run(
+        self,
+        x: Float[Array, "*batch seq dim"],
+        *,
+        mask: Mask | None = None,
+        positions: Int[Array, "*#batch seq"] | None = None,
+        bias: PositionBias | None = None,
+        cache: Cache | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "*batch seq dim"], Cache | None]:
+        """Self-attention, and the cache with the keys and values of `x` added, if there is one.
+
+        With a cache, queries look at all it holds; padding described by `mask` is not written to
+        it. Other arguments are as in `__call__`.
+        """
+        query, seen, places, cache = self._prepare(x, mask, positions, cache)
+        y = attend(
+            query,
+            seen.keys,
+            seen.values,
+            scoring=self._scoring(),
+            mask=self._mask(mask, cache),
+            places=None if cache is None else places,
+            bias=self._bias(places, bias),
+            backend=self.config.backend,
+            key=key,
+        )
+        y = self.out(_merge(y))
+        return (y if cache is None else cache.poison(y)), cache
+
+    def look(
+        self,
+        x: Float[Array, "*batch seq dim"],
+        source: SourceCache,
+        *,
+        mask: Mask | None = None,
+        bias: PositionBias | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*batch seq dim"]:
+        """Cross-attention of `x` to a source remembered earlier; `mask` is over the source."""
+        seen = _blank_padding(source.keys, source.values, mask)
+        y = attend(
+            self._queries(x),
+            *seen,
+            scoring=self._scoring(),
+            mask=mask,
+            bias=self._bias(_counted(x, source.keys), bias),
+            backend=self.config.backend,
+            key=key,
+        )
+        return self.out(_merge(y))
+
+    def remember(self, source: Float[Array, "*batch keys source_dim"]) -> SourceCache:
+        """The keys and values of a source, for `look`."""
+        return SourceCache(*self._keys_values(source))
+
+    def weights(
+        self,
+        x: Float[Array, "*batch seq dim"],
+        source: Float[Array, "*batch keys source_dim"] | None = None,
+        *,
+        mask: Mask | None = None,
+        positions: Int[Array, "*#batch seq"] | None = None,
+        bias: PositionBias | None = None,
+    ) -> Float[Array, "*batch heads seq keys"]:
+        """How much of each key goes into each query's result, per head; arguments as in a call."""
+        if source is not None:
+            query, keys = self._queries(x), self.remember(source).keys
+            places = _counted(x, keys)
+        else:
+            query, seen, places, _ = self._prepare(x, mask, positions, None)
+            keys, mask = seen.keys, self._mask(mask, None)
+        scores_bias = self._bias(places, bias)
+        return attention_weights(query, keys, scoring=self._scoring(), mask=mask, bias=scores_bias)
+
+    def init_cache(
+        self, batch: tuple[int, ...], slots: int, dtype: DTypeLike = jnp.float32
+    ) -> Cache:
+        """An empty cache for `slots` tokens per row; a window keeps only its own length."""
+        window = self._window()
+        return empty_cache(
+            batch,
+            kv_heads=self.config.kv_heads or self.config.heads,
+            slots=slots,
+            head_dim=self.head_dim,
+            value_dim=self.value_dim,
+            window=window.left + 1 if window is not None else None,
+            dtype=dtype,
+        )
+
+    def _prepare(
+        self,
+        x: Array,
+        mask: Mask | None,
+        positions: Array | None,
+        cache: Cache | None,
+    ) -> tuple[Array, Seen, tuple[Array, Array], Cache | None]:
+        """Queries, what they look at, the places of both, and the cache with it."""
+        seq, valid = x.shape[-2], valid_keys(mask)
+        keys, values = self._keys_values(x)
+        if cache is None:
+            at = jnp.arange(seq)
+            keys, values = _blank_padding(keys, values, mask)
+        else:
+            at = cache.places(seq, valid)
+        query = self._queries(x)
+        if self.config.rotary is not None:
+            positions = at if positions is None else positions
+            query, keys = (self.config.rotary(a, positions) for a in (query, keys))
+        if cache is None:
+            return query, Seen(keys, values, at), (at, at), None
+        cache, seen = cache.extend(keys, values, valid)
+        return query, seen, (at, seen.places), cache
+
+    def _queries(self, x: Array) -> Array:
+        return self._heads(self.query(x), self.head_dim, self.query_norm)
+
+    def _keys_values(self, source: Array) -> tuple[Array, Array]:
+        keys = self._heads(self.key(source), self.head_dim, self.key_norm)
+        return keys, _split(self.value(source), self.value_dim)
+
+    def _heads(self, x: Array, size: int, norm: Norm) -> Array:
+        """[*batch seq heads*size] to [*batch heads seq size], normalised before or after."""
+        if self.config.qk_norm_over == "projection":
+            return _split(norm(x), size)
+        return norm(_split(x, size))
+
+    def _scoring(self) -> Scoring:
+        config = self.config
+        scale = self.head_dim**-0.5 if config.scale is None else config.scale
+        return Scoring(scale, config.softcap, config.dropout, self.sinks)
+
+    def _bias(self, places: tuple[Array, Array], bias: PositionBias | None) -> Array | None:
+        found = [b(*places) for b in (self.bias, bias) if b is not None]
+        if len(found) < 2:
+            return found[0] if found else None
+        shape = jnp.broadcast_shapes(*(f.shape for f in found))
+        return sum(jnp.broadcast_to(f, shape) for f in found)  # pyright: ignore[reportReturnType]
+
+    def _mask(self, mask: Mask | None, cache: Cache | None) -> Mask | None:
+        mask = mask if cache is None else for_cache(mask)
+        window = self._window()
+        return mask if window is None else join((*parts(mask), window))
+
+    def _window(self) -> Window | None:
+        window = self.config.window
+        if isinstance(window, int):
+            return Window(window - 1, 0)
+        return None if window is None else Window(*window)
+
+
+def _counted(x: Array, keys: Array) -> tuple[Array, Array]:
+    """Places of queries and keys of two separate sequences, both counted from 0."""
+    return jnp.arange(x.shape[-2]), jnp.arange(keys.shape[-2])
+
+
+def _split(x: Array, size: int) -> Array:
+    return jnp.swapaxes(x.reshape(*x.shape[:-1], -1, size), -3, -2)
+
+
+def _merge(x: Array) -> Array:
+    x = jnp.swapaxes(x, -3, -2)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def _blank_padding(keys: Array, values: Array, mask: Mask | None) -> tuple[Array, Array]:
+    """Zeros in place of padding: a weight of zero does not remove a NaN, since 0 * NaN is NaN."""
+    valid = valid_keys(mask)
+    if valid is None:
+        return keys, values
+    kept = jnp.broadcast_to(valid, (*keys.shape[:-3], keys.shape[-2]))[..., None, :, None]
+    return jnp.where(kept, keys, 0), jnp.where(kept, values, 0)

@@ -1,0 +1,166 @@
+"""Biases added to attention scores for the distance of two tokens: ALiBi and T5's relative bias."""
+
+import abc
+import math
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from eqxformer.config import Config, takes_options
+from eqxformer.layers.initializers import Initializer, Normal
+
+
+class PositionBias(eqx.Module):
+    """A score for every head, query and key, known from their places in the sequence."""
+
+    class Config(Config):
+        """The hyperparameters of a bias."""
+
+        def build(self, heads: int, *, key: PRNGKeyArray) -> "PositionBias":
+            """The bias for so many heads."""
+            raise NotImplementedError(f"{self.type_name} must define `build`.")
+
+    @abc.abstractmethod
+    def __call__(
+        self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
+    ) -> Float[Array, "*#batch heads seq keys"]:
+        """The bias between the places of the queries and those of the keys."""
+
+
+class ALiBi(PositionBias):
+    """Attention with linear biases: `-slope[head] * |key - query|` (Press et al. 2021).
+
+    The slopes are a geometric sequence for a power of two of heads; for other counts, those of the
+    next lower power, then every second one of the next higher. They are not trained.
+    """
+
+    class Config(PositionBias.Config):
+        """No hyperparameters: the slopes follow from the number of heads."""
+
+        def build(self, heads: int, *, key: PRNGKeyArray) -> "ALiBi":
+            """The bias for so many heads; the key is not used, since nothing is drawn."""
+            return ALiBi(heads)
+
+    heads: int = eqx.field(static=True)
+
+    def __init__(self, heads: int):
+        self.heads = heads
+
+    def __call__(
+        self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
+    ) -> Float[Array, "*#batch heads seq keys"]:
+        distance = jnp.abs(_distances(queries, keys)).astype(jnp.float32)[..., None, :, :]
+        shape = (*distance.shape[:-3], self.heads, *distance.shape[-2:])
+        slopes = jnp.asarray(alibi_slopes(self.heads), jnp.float32)[:, None, None]
+        return -jnp.broadcast_to(slopes, shape) * distance
+
+
+class RelativeBias(PositionBias):
+    """A learned number per head and bucket of distances: `weight[bucket(key - query), head]`.
+
+    Raffel et al. 2020 (T5). Half of the buckets are single distances, the others grow
+    logarithmically up to `max_distance`; `bidirectional` gives half of them to keys ahead.
+    """
+
+    class Config(PositionBias.Config):
+        """How many buckets, where they end, and whether keys ahead have buckets of their own."""
+
+        buckets: int = 32
+        max_distance: int = 128
+        direction: Literal["bidirectional", "causal"] = "bidirectional"
+        init: Initializer = Normal(0.02)
+
+        def check(self) -> None:
+            sides = 2 if self.direction == "bidirectional" else 1
+            if self.buckets < 2 * sides or self.buckets % sides:
+                raise ValueError(
+                    f"`buckets` must be even and at least {2 * sides} for a {self.direction} bias; "
+                    f"got {self.buckets}."
+                )
+            if self.max_distance <= self.buckets // sides // 2:
+                raise ValueError(
+                    f"`max_distance` must be above {self.buckets // sides // 2}, the distances with "
+                    f"a bucket of their own; got {self.max_distance}."
+                )
+
+        def build(self, heads: int, *, key: PRNGKeyArray) -> "RelativeBias":
+            """The bias for so many heads."""
+            return RelativeBias(heads, self, key=key)
+
+    weight: Float[Array, "buckets heads"]
+    config: Config = eqx.field(static=True)
+
+    @takes_options
+    def __init__(self, heads: int, config: Config, *, key: PRNGKeyArray):
+        self.weight = config.init(key, (config.buckets, heads))
+        self.config = config
+
+    def __call__(
+        self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
+    ) -> Float[Array, "*#batch heads seq keys"]:
+        buckets = self.bucket(_distances(queries, keys))
+        return jnp.moveaxis(self.weight[buckets], -1, -3)
+
+    def bucket(self, distance: Int[Array, "*any"]) -> Int[Array, "*any"]:
+        """The bucket of `key - query`."""
+        config, count, first = self.config, self.config.buckets, jnp.zeros_like(distance)
+        if config.direction == "bidirectional":
+            count //= 2
+            first = jnp.where(distance > 0, count, 0).astype(distance.dtype)
+            distance = jnp.abs(distance)
+        else:
+            distance = jnp.maximum(-distance, 0)
+        table = jnp.asarray(distance_buckets(count, config.max_distance), distance.dtype)
+        return first + table[jnp.minimum(distance, config.max_distance)]
+
+
+def distance_buckets(count: int, max_distance: int) -> Int[np.ndarray, " distances"]:
+    """The bucket of every distance from 0 to `max_distance`, out of `count` for one direction.
+
+    A table, since a logarithm computed on the device may fall on either side of a whole number.
+    """
+    exact = count // 2
+    distance = np.arange(max_distance + 1)
+    growth = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+    far = exact + (growth / np.float32(math.log(max_distance / exact)) * (count - exact)).astype(
+        int
+    )
+    return np.where(distance < exact, distance, np.minimum(far, count - 1))
+
+
+class ExplicitBias(PositionBias):
+    """Any array of numbers to add to the scores, for one call: `values[head, query, key]`."""
+
+    values: Float[Array, "*batch heads seq keys"]
+
+    def __call__(
+        self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
+    ) -> Float[Array, "*#batch heads seq keys"]:
+        expected = (queries.shape[-1], keys.shape[-1])
+        if self.values.shape[-2:] != expected:
+            raise ValueError(
+                f"`ExplicitBias.values` is for {self.values.shape[-2:]} queries and keys; "
+                f"this call has {expected}."
+            )
+        return self.values
+
+
+def alibi_slopes(heads: int) -> Float[np.ndarray, " heads"]:
+    """ALiBi's slope for every head."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = 2.0 ** (-8.0 / power * np.arange(1, power + 1))
+    between = 2.0 ** (-4.0 / power * np.arange(1, 2 * (heads - power), 2))
+    return np.concatenate([slopes, between])
+
+
+def _distances(
+    queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
+) -> Int[Array, "*#batch seq keys"]:
+    shape = jnp.broadcast_shapes(queries.shape[:-1], keys.shape[:-1])
+    full = (*shape, queries.shape[-1], keys.shape[-1])
+    return jnp.broadcast_to(keys[..., None, :], full) - jnp.broadcast_to(
+        queries[..., :, None], full
+    )

@@ -1,0 +1,290 @@
+"""The one kernel call under all attention: `softmax(q k^T scale + bias) v`, by some backend.
+
+Backends: `plain` is the formula in a few lines and serves everything; `xla` and `cudnn` are those
+of `jax.nn.dot_product_attention`. `auto` takes cuDNN's fused kernel on a GPU where it can serve and
+`plain` elsewhere. A backend that is asked for by name and cannot serve is an error that says why.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from eqxformer.layers.dropout import dropout
+from eqxformer.layers.masks import Causal, Mask, Window, join, parts
+from eqxformer.layers.norms import widen
+
+Backend = Literal["auto", "plain", "xla", "cudnn"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which backend an attention call got, why, and for which shapes."""
+
+    backend: str
+    reason: str
+    query_shape: tuple[int, ...]
+    keys_shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.backend}: {self.reason} (query {self.query_shape}, keys {self.keys_shape})"
+
+
+class Scoring(eqx.Module):
+    """How scores are made: `softcap * tanh(scale * q k / softcap)`, then bias, mask and sinks.
+
+    Arguments:
+        scale: factor of the products; `1 / sqrt(head_dim)` in most models.
+        softcap: bound of the scores (Gemma 2), or None.
+        dropout: probability of dropping a weight.
+        sinks: a logit per head that takes part in the softmax but has no value (gpt-oss).
+    """
+
+    scale: float = eqx.field(static=True)
+    softcap: float | None = eqx.field(static=True, default=None)
+    dropout: float = eqx.field(static=True, default=0.0)
+    sinks: Float[Array, " heads"] | None = None
+
+
+def attend(
+    query: Float[Array, "*batch heads seq head_dim"],
+    keys: Float[Array, "*batch kv_heads keys head_dim"],
+    values: Float[Array, "*batch kv_heads keys value_dim"],
+    *,
+    scoring: Scoring,
+    mask: Mask | None = None,
+    places: tuple[Int[Array, "*#batch seq"], Int[Array, "*#batch keys"]] | None = None,
+    bias: Float[Array, "*#batch heads seq keys"] | None = None,
+    backend: Backend = "auto",
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "*batch heads seq value_dim"]:
+    """Each query's average of the values, weighted by a softmax over the keys it may look at.
+
+    A query that may look at nothing gets zeros. `heads` is a multiple of `kv_heads`; the keys of a
+    group are shared, not copied.
+
+    Arguments:
+        mask: who may look at whom; None allows everything.
+        places: the places of queries and keys in their rows, for the mask; counted from 0 if None.
+        bias: numbers added to the scores.
+        backend: see the module.
+        key: switches dropout on.
+
+    Raises `NotImplementedError` where a backend asked for by name cannot serve.
+    """
+    dropping = key is not None and scoring.dropout > 0.0
+    choice = _choose(backend, query, keys, values, scoring, dropping)
+    _record(choice)
+    if choice.backend == "plain":
+        weights = attention_weights(
+            query, keys, scoring=scoring, mask=mask, places=places, bias=bias
+        )
+        return _mix(dropout(weights, scoring.dropout, key).astype(values.dtype), values)
+    return _fused(choice.backend, query, keys, values, scoring, mask, places, bias)
+
+
+def attention_weights(
+    query: Float[Array, "*batch heads seq head_dim"],
+    keys: Float[Array, "*batch kv_heads keys head_dim"],
+    *,
+    scoring: Scoring,
+    mask: Mask | None = None,
+    places: tuple[Int[Array, "*#batch seq"], Int[Array, "*#batch keys"]] | None = None,
+    bias: Float[Array, "*#batch heads seq keys"] | None = None,
+) -> Float[Array, "*batch heads seq keys"]:
+    """The weight of every key for every head and query, in float32; arguments as in `attend`."""
+    *batch, heads, seq, head_dim = query.shape
+    groups = query.reshape(*batch, keys.shape[-3], -1, head_dim)
+    scores = jnp.matmul(groups, jnp.swapaxes(keys, -1, -2), preferred_element_type=_wide(query))
+    scores = scores.reshape(*batch, heads, seq, keys.shape[-2]) * scoring.scale
+    if scoring.softcap is not None:
+        scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
+    if bias is not None:
+        scores = scores + jnp.broadcast_to(widen(bias), scores.shape).astype(scores.dtype)
+    allowed = allowed_array(mask, places, seq, keys.shape[-2])
+    return _softmax(scores, allowed, scoring.sinks)
+
+
+def allowed_array(
+    mask: Mask | None,
+    places: tuple[Int[Array, "*#batch seq"], Int[Array, "*#batch keys"]] | None,
+    seq: int,
+    keys: int,
+) -> Bool[Array, "*#batch #heads seq keys"] | None:
+    """The array that a mask describes; None for one that allows everything."""
+    if places is None:
+        return None if mask is None else mask.allows(jnp.arange(seq), jnp.arange(keys))
+    filled = (places[1] >= 0)[..., None, None, :]
+    if mask is None:
+        return filled
+    allowed = mask.allows(*places)
+    shape = jnp.broadcast_shapes(allowed.shape, filled.shape)
+    return jnp.broadcast_to(allowed, shape) & jnp.broadcast_to(filled, shape)
+
+
+@contextlib.contextmanager
+def backend_report() -> Iterator[list[Choice]]:
+    """Collects the backend of every attention call that is traced (or run eagerly) inside.
+
+    Example:
+        >>> import equinox as eqx, eqxformer as ef, jax, jax.numpy as jnp
+        >>> attention = ef.Attention(16, heads=2, key=jax.random.key(0))
+        >>> with ef.backend_report() as report:
+        ...     _ = eqx.filter_eval_shape(attention, jnp.ones((1, 3, 16)))
+        >>> report[0].backend
+        'plain'
+    """
+    token = _REPORT.set([])
+    try:
+        yield _REPORT.get()  # pyright: ignore[reportReturnType]
+    finally:
+        _REPORT.reset(token)
+
+
+_REPORT: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar(
+    "report", default=None
+)
+
+
+def _record(choice: Choice) -> None:
+    report = _REPORT.get()
+    if report is not None:
+        report.append(choice)
+
+
+def _choose(
+    backend: Backend, query: Array, keys: Array, values: Array, scoring: Scoring, dropping: bool
+) -> Choice:
+    shapes = (query.shape, keys.shape)
+    if backend == "plain":
+        return Choice("plain", "asked for by name", *shapes)
+    fused = _why_not_fused(query, values, scoring, dropping)
+    cudnn = fused or _why_not_cudnn(query, values)
+    if backend == "auto":
+        return (
+            Choice("plain", cudnn, *shapes) if cudnn else Choice("cudnn", "fused kernel", *shapes)
+        )
+    reason = fused if backend == "xla" else cudnn
+    if reason:
+        raise NotImplementedError(
+            f"The attention backend `{backend}` cannot serve this call: {reason}. "
+            "Use `auto`, or `plain`, which serves everything."
+        )
+    return Choice(backend, "asked for by name", *shapes)
+
+
+def _why_not_fused(query: Array, values: Array, scoring: Scoring, dropping: bool) -> str:
+    """Why `jax.nn.dot_product_attention` cannot serve; empty where it can."""
+    if scoring.softcap is not None:
+        return "it has no soft-cap of scores"
+    if scoring.sinks is not None:
+        return "it has no sinks"
+    if dropping:
+        return "it has no dropout of weights"
+    if values.shape[-1] != query.shape[-1]:
+        return "it needs value heads of the size of the query heads"
+    return ""
+
+
+def _why_not_cudnn(query: Array, values: Array) -> str:
+    if jax.default_backend() != "gpu":
+        return f"no GPU; this is a {jax.default_backend()}"
+    if query.dtype not in (jnp.float16, jnp.bfloat16):
+        return f"cuDNN needs float16 or bfloat16, not {query.dtype}"
+    if query.shape[-1] % 8 or query.shape[-1] > 128:
+        return f"cuDNN needs a head size up to 128 that 8 divides, not {query.shape[-1]}"
+    if query.shape[-2] < 2:
+        return "a single query is a matrix-vector product"
+    return ""
+
+
+def _fused(
+    backend: str,
+    query: Array,
+    keys: Array,
+    values: Array,
+    scoring: Scoring,
+    mask: Mask | None,
+    places: tuple[Array, Array] | None,
+    bias: Array | None,
+) -> Array:
+    """`jax.nn.dot_product_attention`, which wants [batch, seq, heads, head_dim]."""
+    *batch, heads, seq, size = query.shape
+    count, length = int(np.prod(batch, dtype=int)), keys.shape[-2]
+
+    def rows(x: Array) -> Array:
+        return jnp.swapaxes(x.reshape(count, *x.shape[-3:]), 1, 2)
+
+    def spread(x: Array, at: int) -> Array:
+        return jnp.broadcast_to(x, (*batch, at, seq, length)).reshape(count, at, seq, length)
+
+    causal, window, rest = (False, None, mask) if places else _as_flags(mask, seq == length)
+    allowed = allowed_array(rest, places, seq, length)
+    out = jax.nn.dot_product_attention(
+        rows(query),
+        rows(keys),
+        rows(values),
+        bias=None if bias is None else spread(bias, heads).astype(query.dtype),
+        mask=None if allowed is None else spread(allowed, heads),
+        scale=scoring.scale,
+        is_causal=causal,
+        local_window_size=window,
+        implementation="cudnn" if backend == "cudnn" else "xla",
+    )
+    out = jnp.swapaxes(out, 1, 2).reshape(query.shape)
+    if allowed is None:
+        return out
+    every = allowed_array(mask, places, seq, length)  # a query that sees nothing gets zeros
+    return out * jnp.broadcast_to(every.any(-1, keepdims=True), out.shape).astype(out.dtype)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _as_flags(mask: Mask | None, square: bool) -> tuple[bool, tuple[int, int] | None, Mask | None]:
+    """Causality and windows as arguments of the kernel, which skips what they hide."""
+    found = parts(mask)
+    if not square:
+        return False, None, mask
+    causal = any(isinstance(p, Causal) for p in found)
+    windows = [p for p in found if isinstance(p, Window)]
+    window = (min(w.left for w in windows), min(w.right for w in windows)) if windows else None
+    rest = tuple(p for p in found if not isinstance(p, (Causal, Window)))
+    return causal, window, join(rest)
+
+
+def _softmax(
+    scores: Float[Array, "*batch heads seq keys"],
+    allowed: Bool[Array, "*#batch #heads seq keys"] | None,
+    sinks: Float[Array, " heads"] | None,
+) -> Float[Array, "*batch heads seq keys"]:
+    """Softmax over the allowed keys; all zeros, with zero gradients, where none is allowed."""
+    if allowed is not None:
+        scores = jnp.where(jnp.broadcast_to(allowed, scores.shape), scores, -jnp.inf)
+    top = scores.max(-1, keepdims=True, initial=-jnp.inf)
+    if sinks is not None:
+        sink = jnp.broadcast_to(widen(sinks)[:, None, None], top.shape).astype(scores.dtype)
+        top = jnp.maximum(top, sink)
+    top = jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0.0, top))
+    powers = jnp.exp(scores - top)
+    total = powers.sum(-1, keepdims=True)
+    if sinks is not None:
+        total = total + jnp.exp(sink - top)  # pyright: ignore[reportPossiblyUnboundVariable]
+    return powers / jnp.where(total == 0.0, 1.0, total)
+
+
+def _mix(
+    weights: Float[Array, "*batch heads seq keys"],
+    values: Float[Array, "*batch kv_heads keys size"],
+) -> Float[Array, "*batch heads seq size"]:
+    *batch, heads, seq, keys = weights.shape
+    grouped = weights.reshape(*batch, values.shape[-3], -1, keys)
+    return (grouped @ values).reshape(*batch, heads, seq, values.shape[-1])
+
+
+def _wide(x: Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)

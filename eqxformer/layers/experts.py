@@ -1,0 +1,173 @@
+"""Mixture of experts: a router sends each token to a few of many feed-forwards.
+
+Tokens are sorted by their expert and all experts run as one grouped matrix product per projection;
+there is no loop over experts and no token is dropped.
+"""
+
+from typing import Annotated
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from eqxformer.axes import Axes
+from eqxformer.config import Config, takes_options
+from eqxformer.keys import split
+from eqxformer.layers.feed_forward import FeedForward, RouterLosses
+from eqxformer.layers.linear import GroupedLinear, Linear
+from eqxformer.layers.norms import widen
+
+Chosen = tuple[Float[Array, "tokens top"], Int[Array, "tokens top"], Float[Array, "tokens experts"]]
+
+
+class Routing(Config):
+    """How a router's scores become a choice of experts and their weights."""
+
+    def choose(self, logits: Float[Array, "tokens experts"], top: int) -> Chosen:
+        """The weights and ids of the `top` experts of every token, and all probabilities."""
+        raise NotImplementedError(f"{self.type_name} must define `choose`.")
+
+
+class SoftmaxThenTopK(Routing):
+    """Softmax over all experts, then the largest; `normalize` makes those sum to one (Qwen3)."""
+
+    normalize: bool = True
+
+    def choose(self, logits: Float[Array, "tokens experts"], top: int) -> Chosen:
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        weights, ids = jax.lax.top_k(probabilities, top)
+        return (normalized(weights) if self.normalize else weights), ids, probabilities
+
+
+class TopKThenSoftmax(Routing):
+    """The largest scores, then a softmax over these alone (Mixtral, gpt-oss)."""
+
+    def choose(self, logits: Float[Array, "tokens experts"], top: int) -> Chosen:
+        largest, ids = jax.lax.top_k(logits, top)
+        return jax.nn.softmax(largest, axis=-1), ids, jax.nn.softmax(logits, axis=-1)
+
+
+class SigmoidTopK(Routing):
+    """A sigmoid per expert, then the largest, made to sum to `scale` (DeepSeek-V3)."""
+
+    normalize: bool = True
+    scale: float = 1.0
+
+    def choose(self, logits: Float[Array, "tokens experts"], top: int) -> Chosen:
+        scores = jax.nn.sigmoid(logits)
+        weights, ids = jax.lax.top_k(scores, top)
+        weights = normalized(weights) if self.normalize else weights
+        return self.scale * weights, ids, normalized(scores)
+
+
+class Experts(FeedForward):
+    """Mixture of experts: `sum over the chosen e of weight[e] * expert[e](x)` (Shazeer et al. 2017).
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> config = ef.Experts.Config(count=4, top=2, expert=ef.GatedMLP.Config(hidden=16))
+        >>> y, losses = config.build(8, key=jax.random.key(0)).run(jnp.ones((2, 3, 8)))
+        >>> y.shape, losses.load_balance.shape
+        ((2, 3, 8), ())
+    """
+
+    class Config(FeedForward.Config):
+        """Many experts of one kind, the router, and experts that every token uses.
+
+        Arguments:
+            count: experts; each token uses `top` of them.
+            expert: the config of each.
+            routing: how scores become weights.
+            router: the projection to scores.
+            shared: a feed-forward for every token, beside the chosen experts.
+        """
+
+        count: int
+        top: int
+        expert: FeedForward.Config
+        routing: Routing = SoftmaxThenTopK()
+        router: Linear.Config = Linear.Config(bias=False)
+        shared: FeedForward.Config | None = None
+
+        def check(self) -> None:
+            if not 1 <= self.top <= self.count:
+                raise ValueError(
+                    f"`top` must be between 1 and `count`; got top={self.top}, count={self.count}."
+                )
+            if isinstance(self.expert, Experts.Config):
+                raise ValueError("`expert` cannot itself be a mixture of experts.")
+
+        def build(self, dim: int, *, key: PRNGKeyArray) -> "Experts":
+            """A mixture of experts for this width."""
+            return Experts(dim, self, key=key)
+
+    router: Annotated[Linear, Axes(in_dim="dim", out_dim="experts")]
+    experts: Annotated[FeedForward, Axes(stacked="experts")]
+    shared: FeedForward | None
+    config: Config = eqx.field(static=True)
+
+    @takes_options
+    def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
+        router, experts, shared = jax.random.split(key, 3)
+        self.router = config.router.build(dim, config.count, key=router)
+        self.experts = eqx.filter_vmap(lambda k: config.expert.build(dim, key=k))(
+            jax.random.split(experts, config.count)
+        )
+        self.shared = None if config.shared is None else config.shared.build(dim, key=shared)
+        self.config = config
+
+    def run(
+        self, x: Float[Array, "*batch dim"], *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "*batch dim"], RouterLosses]:
+        routed_key, shared_key = split(key, 2)
+        tokens = x.reshape(-1, x.shape[-1])
+        logits = widen(self.router(tokens))
+        weights, ids, probabilities = self.config.routing.choose(logits, self.config.top)
+        y = self._mix(tokens, weights, ids, routed_key).reshape(x.shape)
+        if self.shared is not None:
+            y = y + self.shared(x, key=shared_key)
+        return y, router_losses(logits, probabilities, ids)
+
+    def _mix(self, tokens: Array, weights: Array, ids: Array, key: PRNGKeyArray | None) -> Array:
+        """Every chosen expert's result, weighted and summed per token."""
+        top, count = self.config.top, self.config.count
+        order = jnp.argsort(ids.reshape(-1), stable=True)  # by expert; row r is token r // top
+        sizes = jnp.bincount(ids.reshape(-1), length=count).astype(jnp.int32)
+        rows = tokens[order // top]
+        results = _grouped(self.experts, sizes)(rows, key=key)
+        scaled = results * weights.reshape(-1, 1)[order].astype(results.dtype)
+        back = jnp.zeros_like(scaled).at[order].set(scaled, unique_indices=True)
+        return back.reshape(-1, top, tokens.shape[-1]).sum(1)
+
+
+def router_losses(
+    logits: Float[Array, "tokens experts"],
+    probabilities: Float[Array, "tokens experts"],
+    ids: Int[Array, "tokens top"],
+) -> RouterLosses:
+    """Load balance: `experts * sum over e of share[e] * probability[e]`; z: mean squared log-sum.
+
+    The share of an expert is its part of all choices, so a perfect balance gives 1 (Fedus et al.
+    2021). The z-loss keeps logits small (Zoph et al. 2022). Without tokens both are zero.
+    """
+    tokens, experts = logits.shape
+    count = max(tokens, 1)
+    share = jnp.zeros(experts, logits.dtype).at[ids.reshape(-1)].add(1.0) / (count * ids.shape[1])
+    mean = probabilities.sum(0) / count
+    z = jnp.square(jax.nn.logsumexp(logits, axis=-1)).sum() / count
+    return RouterLosses(load_balance=experts * (share * mean).sum(), z=z)
+
+
+def normalized(weights: Float[Array, "tokens n"]) -> Float[Array, "tokens n"]:
+    """Weights that sum to one per token."""
+    return weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-20)
+
+
+def _grouped(experts: FeedForward, sizes: Int[Array, " experts"]) -> FeedForward:
+    """The stacked experts as one feed-forward over rows sorted by expert."""
+
+    def swap(part: object) -> object:
+        return GroupedLinear(part.weight, part.bias, sizes) if isinstance(part, Linear) else part
+
+    return jax.tree.map(swap, experts, is_leaf=lambda part: isinstance(part, Linear))

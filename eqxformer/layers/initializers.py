@@ -1,0 +1,78 @@
+"""How weights start, named after the papers. All take the fan-in from the last axis but one."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from eqxformer.config import Config
+
+
+class Initializer(Config):
+    """A value that draws a weight of shape `[..., in, out]`."""
+
+    def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        """A float32 array of this shape."""
+        raise NotImplementedError(f"{self.type_name} must define `__call__`.")
+
+
+class Zeros(Initializer):
+    """All zeros: for biases, learned positions, and branches that start silent."""
+
+    def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        return jnp.zeros(shape, jnp.float32)
+
+
+class Normal(Initializer):
+    """N(0, std^2); 0.02 is GPT-2's (Radford et al. 2019)."""
+
+    std: float = 0.02
+
+    def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        return self.std * jax.random.normal(key, shape, jnp.float32)
+
+
+class TruncatedNormal(Initializer):
+    """N(0, std^2) cut at two deviations; 0.02 is BERT's (Devlin et al. 2019)."""
+
+    std: float = 0.02
+
+    def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        return self.std * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
+
+
+class LeCun(Initializer):
+    """Variance 1 / fan_in, truncated normal (LeCun et al. 1998, Efficient BackProp)."""
+
+    def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        return jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)
+
+
+class Glorot(Initializer):
+    """Uniform of variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010)."""
+
+    def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        return jax.nn.initializers.glorot_uniform()(key, shape, jnp.float32)
+
+
+class He(Initializer):
+    """Variance 2 / fan_in, truncated normal, for ReLU (He et al. 2015)."""
+
+    def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        return jax.nn.initializers.he_normal()(key, shape, jnp.float32)
+
+
+class FanInUniform(Initializer):
+    """Uniform between -1 / sqrt(fan_in) and 1 / sqrt(fan_in), as PyTorch's and Equinox's linear."""
+
+    def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        bound = shape[-2] ** -0.5 if shape[-2] else 0.0
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+class Orthogonal(Initializer):
+    """A random orthogonal matrix times `gain` (Saxe et al. 2014)."""
+
+    gain: float = 1.0
+
+    def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        return jax.nn.initializers.orthogonal(self.gain)(key, shape, jnp.float32)

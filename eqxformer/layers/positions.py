@@ -1,0 +1,104 @@
+"""Positions added to the embeddings: learned, or sinusoids."""
+
+import abc
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from eqxformer.config import Config, takes_options
+from eqxformer.layers.embedding import lookup
+from eqxformer.layers.initializers import Initializer, Normal
+
+
+class Positions(eqx.Module):
+    """What gives a vector to every position."""
+
+    class Config(Config):
+        """The hyperparameters of a kind of positions."""
+
+        def build(self, dim: int, *, key: PRNGKeyArray) -> "Positions":
+            """The positions for a model of this width."""
+            raise NotImplementedError(f"{self.type_name} must define `build`.")
+
+    @abc.abstractmethod
+    def __call__(self, positions: Int[Array, "*batch seq"]) -> Float[Array, "*batch seq dim"]:
+        """A vector per position."""
+
+
+class LearnedPositions(Positions):
+    """A learned vector per position: `weight[position + offset]`.
+
+    A position beyond the table is an error: `ValueError` when called eagerly; under `jit`, where
+    no value can be looked at, its vector is NaN, never that of another position.
+    """
+
+    class Config(Positions.Config):
+        """`length` positions; the table has `offset` more rows, which stay unused (OPT, BART: 2)."""
+
+        length: int
+        offset: int = 0
+        init: Initializer = Normal(0.02)
+
+        def check(self) -> None:
+            if self.length < 1 or self.offset < 0:
+                raise ValueError(
+                    f"`length` must be positive and `offset` not negative; "
+                    f"got length={self.length}, offset={self.offset}."
+                )
+
+        def build(self, dim: int, *, key: PRNGKeyArray) -> "LearnedPositions":
+            """A table of `length + offset` rows."""
+            return LearnedPositions(dim, self, key=key)
+
+    weight: Float[Array, "positions dim"]
+    config: Config = eqx.field(static=True)
+
+    @takes_options
+    def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
+        self.weight = config.init(key, (config.length + config.offset, dim))
+        self.config = config
+
+    def __call__(self, positions: Int[Array, "*batch seq"]) -> Float[Array, "*batch seq dim"]:
+        rows = positions + self.config.offset
+        return lookup(self.weight, rows, what="position", first=self.config.offset)
+
+
+class Sinusoids(Positions):
+    """Fixed waves: `sin(p * f[i])` and `cos(p * f[i])` with `f[i] = base^(-2i / dim)`.
+
+    Vaswani et al. 2017. `interleaved` puts sines on even and cosines on odd columns, as the paper
+    does; `halves` puts all sines first (Marian). An odd `dim` has one sine more than cosines.
+    """
+
+    class Config(Positions.Config):
+        """The layout of the columns, the base of the frequencies, and an offset of positions."""
+
+        layout: Literal["interleaved", "halves"] = "interleaved"
+        base: float = 10_000.0
+        offset: int = 0
+
+        def build(self, dim: int, *, key: PRNGKeyArray) -> "Sinusoids":
+            """Waves for this width; the key is not used, since nothing is drawn."""
+            return Sinusoids(dim, self)
+
+    dim: int = eqx.field(static=True)
+    config: Config = eqx.field(static=True)
+
+    @takes_options
+    def __init__(self, dim: int, config: Config):
+        self.dim = dim
+        self.config = config
+
+    def __call__(self, positions: Int[Array, "*batch seq"]) -> Float[Array, "*batch seq dim"]:
+        steps = np.arange(0, self.dim, 2, dtype=np.float64) / self.dim
+        frequencies = (self.config.base**-steps).astype(np.float32)
+        where = (positions + self.config.offset).astype(jnp.float32)[..., None]
+        angles = where * jnp.broadcast_to(frequencies, (*positions.shape, frequencies.size))
+        sin, cos = jnp.sin(angles), jnp.cos(angles[..., : self.dim // 2])
+        if self.config.layout == "halves":
+            return jnp.concatenate([sin, cos], axis=-1)
+        waves = jnp.zeros((*positions.shape, self.dim), jnp.float32)
+        return waves.at[..., 0::2].set(sin).at[..., 1::2].set(cos)

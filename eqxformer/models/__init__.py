@@ -1,0 +1,34 @@
+"""Whole models: decoder-only, encoder-only, encoder-decoder; one set of parts."""
+
+from eqxformer.models import families
+from eqxformer.models.decoder_lm import DecoderLM, ModelCache
+from eqxformer.models.embedding import InputEmbedding, TypeEmbedding
+from eqxformer.models.encoder import Encoder, EncoderWithHead
+from eqxformer.models.encoder_decoder import EncoderDecoder
+from eqxformer.models.heads import (
+    LabelHead,
+    LinearHead,
+    MaskedLMHead,
+    Pooling,
+    SequenceHead,
+    TiedHead,
+    TokenHead,
+)
+
+__all__ = [
+    "DecoderLM",
+    "Encoder",
+    "EncoderDecoder",
+    "EncoderWithHead",
+    "InputEmbedding",
+    "LabelHead",
+    "LinearHead",
+    "MaskedLMHead",
+    "ModelCache",
+    "Pooling",
+    "SequenceHead",
+    "TiedHead",
+    "TokenHead",
+    "TypeEmbedding",
+    "families",
+]

@@ -1,0 +1,238 @@
+"""A decoder-only language model; with a source, the decoder of an encoder-decoder."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
+
+from eqxformer.blocks.block import AbstractBlock, Block, BlockCache, Context
+from eqxformer.blocks.stack import Layout, Stack, Unrolled
+from eqxformer.config import Config, takes_options
+from eqxformer.keys import split
+from eqxformer.layers.biases import PositionBias
+from eqxformer.layers.embedding import Embedding
+from eqxformer.layers.feed_forward import RouterLosses
+from eqxformer.layers.masks import Causal, Mask, ordered, valid_keys
+from eqxformer.layers.norms import LayerNorm, Norm, build_norm
+from eqxformer.models.embedding import InputEmbedding, places
+from eqxformer.models.heads import TiedHead, TokenHead
+
+
+class ModelCache(eqx.Module):
+    """What a decoder remembers between calls: a cache per group of blocks, and tokens per row."""
+
+    blocks: tuple[BlockCache, ...]
+    length: Int[Array, "*batch"]
+
+
+class DecoderLM(eqx.Module):
+    """A decoder: `head(norm(blocks(embedding(tokens))))`, scores of the next token everywhere.
+
+    A decoder looks back only: `Causal()` is added to any mask that does not itself say who may look
+    ahead (`Prefix` and `Full` do).
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> block = ef.Block.Config(ef.Attention.Config(heads=2), ef.MLP.Config(hidden=32))
+        >>> config = ef.DecoderLM.Config(vocab=65, dim=16, blocks=(block,) * 2)
+        >>> model = config.build(key=jax.random.key(0))
+        >>> model(jnp.array([[1, 2, 3]])).shape
+        (1, 3, 65)
+    """
+
+    class Config(Config):
+        """The whole decoder.
+
+        Arguments:
+            vocab: token ids.
+            dim: width of the residual stream.
+            blocks: the config of every block, first to last.
+            embedding: what enters the first block.
+            norm: the norm after the last block, or None.
+            head: from hidden states to logits.
+            bias: a position bias that all blocks share (T5).
+            source_dim: width of what cross-attention looks at; `dim` if None.
+            layout: how the blocks are stored and run.
+        """
+
+        vocab: int
+        dim: int
+        blocks: tuple[AbstractBlock.Config, ...]
+        embedding: InputEmbedding.Config = InputEmbedding.Config()
+        norm: Norm.Config | None = LayerNorm.Config()
+        head: TokenHead.Config = TiedHead.Config()
+        bias: PositionBias.Config | None = None
+        source_dim: int | None = None
+        layout: Layout = Unrolled()
+
+        def check(self) -> None:
+            check_sizes(vocab=self.vocab, dim=self.dim)
+
+        def build(self, *, source_dim: int | None = None, key: PRNGKeyArray) -> "DecoderLM":
+            """The model, freshly initialised; `source_dim` is for configs that leave it open."""
+            return DecoderLM(self, source_dim=source_dim, key=key)
+
+    embedding: InputEmbedding
+    blocks: Stack
+    norm: Norm
+    head: TokenHead
+    bias: PositionBias | None
+    config: Config = eqx.field(static=True)
+
+    @takes_options
+    def __init__(self, config: Config, *, source_dim: int | None = None, key: PRNGKeyArray):
+        embedding, blocks, head, bias = jax.random.split(key, 4)
+        self.embedding = config.embedding.build(config.vocab, config.dim, key=embedding)
+        self.blocks = Stack.build(
+            config.blocks,
+            dim=config.dim,
+            source_dim=config.source_dim or source_dim,
+            layout=config.layout,
+            key=blocks,
+        )
+        self.norm = build_norm(config.norm, config.dim)
+        self.head = config.head.build(config.dim, config.vocab, key=head)
+        self.bias = build_bias(config.bias, config.blocks, bias)
+        self.config = config
+
+    def __call__(
+        self,
+        tokens: Int[Array, "*batch seq"],
+        source: Float[Array, "*batch keys source_dim"] | None = None,
+        *,
+        mask: Mask | None = None,
+        positions: Int[Array, "*#batch seq"] | None = None,
+        source_mask: Mask | None = None,
+        table: Embedding | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*batch seq vocab"]:
+        """The logits of the next token at every place.
+
+        Arguments:
+            source: what cross-attention looks at, where blocks have it.
+            mask: who may look at whom, beside `Causal()`.
+            positions: the place of every token; counted from 0 over real tokens if None.
+            source_mask: who may look at what in the source.
+            table: the token table, for a model that shares another's.
+            key: switches dropout on.
+
+        Raises `ValueError` for an id outside the vocabulary or a position past the table; under
+        `jit` the outputs that depend on it are NaN.
+        """
+        x, _, _ = self.run(
+            tokens,
+            source,
+            mask=mask,
+            positions=positions,
+            source_mask=source_mask,
+            table=table,
+            key=key,
+        )
+        return self.logits(x, table=table)
+
+    def run(
+        self,
+        tokens: Int[Array, "*batch seq"],
+        source: Float[Array, "*batch keys source_dim"] | None = None,
+        *,
+        mask: Mask | None = None,
+        positions: Int[Array, "*#batch seq"] | None = None,
+        source_mask: Mask | None = None,
+        table: Embedding | None = None,
+        cache: ModelCache | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "*batch seq dim"], ModelCache | None, RouterLosses | None]:
+        """The hidden states before the head, the cache with these tokens, and the routers' losses.
+
+        Arguments as in a call; `mask` is over the new tokens where there is a cache.
+        """
+        embedding_key, blocks_key = split(key, 2)
+        valid = valid_keys(mask)
+        at = positions
+        if cache is None:
+            at = places(tokens.shape[-1], valid, positions)
+        elif positions is None:
+            count = places(tokens.shape[-1], valid, None)
+            shape = jnp.broadcast_shapes((*cache.length.shape, 1), count.shape)
+            at = jnp.broadcast_to(cache.length[..., None], shape) + jnp.broadcast_to(count, shape)
+        x = self.embedding(tokens, table=table, positions=at, key=embedding_key)
+        context = Context(ordered(mask, Causal()), at, self.bias, source, source_mask)
+        caches = None if cache is None else cache.blocks
+        x, caches, losses = self.blocks.run(x, context, caches=caches, key=blocks_key)
+        if cache is None or caches is None:
+            return self.norm(x), None, losses
+        if valid is None:
+            length = cache.length + tokens.shape[-1]
+        else:
+            length = cache.length + valid.sum(-1, dtype=cache.length.dtype)
+        return self.norm(x), ModelCache(caches, length), losses
+
+    def logits(
+        self, x: Float[Array, "*batch dim"], *, table: Embedding | None = None
+    ) -> Float[Array, "*batch vocab"]:
+        """The scores of every token, given hidden states."""
+        return self.head(x, self.embedding.table(table))
+
+    def extend(
+        self,
+        tokens: Int[Array, "*batch seq"],
+        cache: ModelCache,
+        *,
+        mask: Mask | None = None,
+        positions: Int[Array, "*#batch seq"] | None = None,
+        source_mask: Mask | None = None,
+        table: Embedding | None = None,
+    ) -> tuple[Float[Array, "*batch seq vocab"], ModelCache]:
+        """The logits of tokens that follow those in the cache, and the cache with them added.
+
+        Example:
+            >>> import eqxformer as ef, jax, jax.numpy as jnp
+            >>> model = ef.families.gpt(vocab=65, dim=16, layers=2, heads=2, context=8).build(
+            ...     key=jax.random.key(0)
+            ... )
+            >>> logits, cache = model.extend(jnp.array([[5, 6]]), model.init_cache((1,), slots=8))
+            >>> cache.length
+            Array([2], dtype=int32)
+        """
+        x, new, _ = self.run(
+            tokens,
+            mask=mask,
+            positions=positions,
+            source_mask=source_mask,
+            table=table,
+            cache=cache,
+        )
+        return self.logits(x, table=table), new  # pyright: ignore[reportReturnType]
+
+    def init_cache(
+        self,
+        batch: tuple[int, ...],
+        slots: int,
+        *,
+        source: Float[Array, "*batch keys source_dim"] | None = None,
+        dtype: DTypeLike = jnp.float32,
+    ) -> ModelCache:
+        """An empty cache for rows of `slots` tokens; a source is remembered in it, once for all."""
+        blocks = self.blocks.init_caches(batch, slots, source=source, dtype=dtype)
+        return ModelCache(blocks, jnp.zeros(batch, jnp.int32))
+
+
+def build_bias(
+    config: PositionBias.Config | None,
+    blocks: tuple[AbstractBlock.Config, ...],
+    key: PRNGKeyArray,
+) -> PositionBias | None:
+    """The position bias that all blocks share, for as many heads as they have."""
+    if config is None:
+        return None
+    heads = {block.attention.heads for block in blocks if isinstance(block, Block.Config)}
+    if len(heads) != 1:
+        raise ValueError(f"A shared `bias` needs blocks of one number of heads; got {heads or 0}.")
+    return config.build(heads.pop(), key=key)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises `ValueError` for a size below one."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"`{name}` must be positive; got {size}.")

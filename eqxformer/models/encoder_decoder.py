@@ -1,0 +1,137 @@
+"""An encoder-decoder: the encoder reads the source, the decoder writes the target."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
+
+from eqxformer.config import Config, takes_options
+from eqxformer.keys import split
+from eqxformer.layers.embedding import Embedding
+from eqxformer.layers.feed_forward import RouterLosses
+from eqxformer.layers.masks import Mask
+from eqxformer.models.decoder_lm import DecoderLM, ModelCache
+from eqxformer.models.encoder import Encoder
+
+
+class EncoderDecoder(eqx.Module):
+    """An encoder-decoder: `decoder(target, encoder(source))` (Vaswani et al. 2017).
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> config = ef.families.transformer(vocab=28, dim=8, layers=1, heads=2, hidden=16)
+        >>> model = config.build(key=jax.random.key(0))
+        >>> model(jnp.array([[1, 2, 3, 4]]), jnp.array([[5, 6]])).shape
+        (1, 2, 28)
+    """
+
+    class Config(Config):
+        """The two sides, and whether the decoder uses the encoder's token table."""
+
+        encoder: Encoder.Config
+        decoder: DecoderLM.Config
+        tokens: Literal["separate", "shared"] = "separate"
+
+        def check(self) -> None:
+            same = (self.encoder.vocab, self.encoder.dim) == (self.decoder.vocab, self.decoder.dim)
+            if self.tokens == "shared" and not same:
+                raise ValueError(
+                    "To share a token table, encoder and decoder need one vocabulary and width; got "
+                    f"{self.encoder.vocab} x {self.encoder.dim} and "
+                    f"{self.decoder.vocab} x {self.decoder.dim}."
+                )
+
+        def build(self, *, key: PRNGKeyArray) -> "EncoderDecoder":
+            """The model, freshly initialised."""
+            return EncoderDecoder(self, key=key)
+
+    encoder: Encoder
+    decoder: DecoderLM
+    config: Config = eqx.field(static=True)
+
+    @takes_options
+    def __init__(self, config: Config, *, key: PRNGKeyArray):
+        encoder, decoder = jax.random.split(key)
+        self.encoder = config.encoder.build(key=encoder)
+        built = config.decoder.build(source_dim=config.encoder.dim, key=decoder)
+        if config.tokens == "shared":
+            built = eqx.tree_at(lambda d: d.embedding.tokens, built, None)
+        self.decoder = built
+        self.config = config
+
+    def __call__(
+        self,
+        source: Int[Array, "*batch keys"],
+        target: Int[Array, "*batch seq"],
+        *,
+        source_mask: Mask | None = None,
+        mask: Mask | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*batch seq vocab"]:
+        """The logits of the next target token at every place of the target.
+
+        Arguments:
+            source_mask: `Padding(valid)` for sources of several lengths.
+            mask: who may look at whom in the target, beside `Causal()`.
+            key: switches dropout on.
+        """
+        x, _ = self.run(source, target, source_mask=source_mask, mask=mask, key=key)
+        return self.logits(x)
+
+    def run(
+        self,
+        source: Int[Array, "*batch keys"],
+        target: Int[Array, "*batch seq"],
+        *,
+        source_mask: Mask | None = None,
+        mask: Mask | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "*batch seq dim"], RouterLosses | None]:
+        """The decoder's hidden states before the head, and the routers' losses of both sides."""
+        encoder_key, decoder_key = split(key, 2)
+        encoded, encoder_losses = self.encoder.run(source, mask=source_mask, key=encoder_key)
+        x, _, decoder_losses = self.decoder.run(
+            target,
+            encoded,
+            mask=mask,
+            source_mask=source_mask,
+            table=self._shared_table(),
+            key=decoder_key,
+        )
+        found = [each for each in (encoder_losses, decoder_losses) if each is not None]
+        return x, jax.tree.map(lambda *each: sum(each), *found) if found else None
+
+    def logits(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
+        """The scores of every token, given the decoder's hidden states."""
+        return self.decoder.logits(x, table=self._shared_table())
+
+    def init_cache(
+        self,
+        source: Int[Array, "*batch keys"],
+        slots: int,
+        *,
+        source_mask: Mask | None = None,
+        dtype: DTypeLike = jnp.float32,
+    ) -> ModelCache:
+        """The source read and remembered, and room for `slots` target tokens per row."""
+        encoded = self.encoder(source, mask=source_mask)
+        return self.decoder.init_cache(source.shape[:-1], slots, source=encoded, dtype=dtype)
+
+    def extend(
+        self,
+        target: Int[Array, "*batch seq"],
+        cache: ModelCache,
+        *,
+        source_mask: Mask | None = None,
+        mask: Mask | None = None,
+    ) -> tuple[Float[Array, "*batch seq vocab"], ModelCache]:
+        """The logits of target tokens that follow those in the cache, and the cache with them."""
+        return self.decoder.extend(
+            target, cache, mask=mask, source_mask=source_mask, table=self._shared_table()
+        )
+
+    def _shared_table(self) -> Embedding | None:
+        shared = self.config.tokens == "shared"
+        return self.encoder.embedding.tokens if shared else None

@@ -1,0 +1,82 @@
+"""What one training step learns from: token ids, and how much each of them counts."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from eqxformer.layers.masks import Padding
+
+Ids = Int[Array, "*batch seq"] | Int[np.ndarray, "*batch seq"]
+Weights = (
+    Float[Array, "*batch seq"]
+    | Float[np.ndarray, "*batch seq"]
+    | Bool[Array, "*batch seq"]
+    | Bool[np.ndarray, "*batch seq"]
+)
+
+
+class TokenBatch(eqx.Module):
+    """Sequences for a decoder-only model.
+
+    A model with a context of `n` tokens is trained on `n + 1`: it reads all but the last and is
+    asked for all but the first.
+
+    Arguments:
+        tokens: the ids.
+        weights: how much each token counts as a target, 1 for all by default. 0 for padding, and
+            for a prompt that should be read but not learned.
+    """
+
+    tokens: Ids
+    weights: Weights | None = None
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that the model reads."""
+        *batch, seq = self.tokens.shape
+        return int(np.prod(batch)) * (seq - 1)
+
+
+class PairBatch(eqx.Module):
+    """Source and target sequences for an encoder-decoder.
+
+    Arguments:
+        source: the ids that the encoder reads.
+        target: the ids of the answer, behind a start token.
+        source_valid: False where the source is padding; all valid by default.
+        target_weights: how much each target token counts, 1 for all by default.
+    """
+
+    source: Int[Array, "*batch source"] | Int[np.ndarray, "*batch source"]
+    target: Ids
+    source_valid: Bool[Array, "*batch source"] | Bool[np.ndarray, "*batch source"] | None = None
+    target_weights: Weights | None = None
+
+    def source_mask(self) -> Padding | None:
+        """The mask over the source as a description, None when all of it is valid."""
+        return None if self.source_valid is None else Padding(jnp.asarray(self.source_valid))
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that the encoder and the decoder read."""
+        *batch, seq = self.target.shape
+        return int(np.prod(batch)) * (self.source.shape[-1] + seq - 1)
+
+
+def shifted(tokens: Ids) -> tuple[Int[Array, "*batch prefix"], Int[Array, "*batch prefix"]]:
+    """All tokens but the last, and for each of them the one that follows."""
+    if tokens.shape[-1] < 2:
+        raise ValueError(
+            f"A sequence must hold at least 2 tokens, one to read and one to predict; "
+            f"got {tokens.shape[-1]}."
+        )
+    ids = jnp.asarray(tokens)
+    return ids[..., :-1], ids[..., 1:]
+
+
+def weights_of(weights: Weights | None, tokens: Ids) -> Float[Array, "*batch seq"]:
+    """`weights` in float32, ones when there are none."""
+    if weights is None:
+        return jnp.ones(tokens.shape, jnp.float32)
+    return jnp.asarray(weights).astype(jnp.float32)

@@ -1,0 +1,122 @@
+"""An experiment: everything a run is made of besides its data, as one config tree."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PRNGKeyArray
+
+from eqxformer.config import Config
+from eqxformer.training.loss import TokenLoss
+from eqxformer.training.optimizer import Optimizer
+
+
+class Experiment(Config):
+    """What a run is made of. `edit` changes any of it, as `--set path=value` does.
+
+    Arguments:
+        model: the model's config.
+        optimizer: what changes its weights.
+        data: how batches are made.
+        loss: what is minimised.
+        steps: how many steps the run takes, which is also where schedules end.
+        validate_every: steps between two looks at the validation data.
+        sample_every: steps between two samples; None for one at the end only.
+        prompt: what a sample begins with.
+        seed: what all random numbers of the run follow from.
+    """
+
+    model: Config
+    optimizer: Optimizer
+    data: Config
+    loss: TokenLoss
+    steps: int
+    validate_every: int
+    sample_every: int | None = None
+    prompt: str = ""
+    seed: int = 0
+
+    def check(self) -> None:
+        least = {"steps": 1, "validate_every": 1, "sample_every": 1, "seed": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"`{name}` must be at least {bound}; got {value}.")
+
+    def key(self, use: str) -> PRNGKeyArray:
+        """The root of one kind of randomness: "model", "steps" or "samples"."""
+        return jax.random.fold_in(
+            jax.random.key(self.seed), ("model", "steps", "samples").index(use)
+        )
+
+
+class Task(abc.ABC):
+    """Data to learn from, and what to ask of a model that learns it.
+
+    Arguments:
+        experiment: what the recipe suggests for this data. The methods take the experiment that
+            is really made, which may have been edited.
+        tokenizer: how text becomes ids.
+        about: what the data is, as plain JSON values.
+    """
+
+    experiment: Experiment
+    tokenizer: Config
+    about: dict[str, Any]
+
+    @abc.abstractmethod
+    def check(self, experiment: Experiment) -> None:
+        """Raises `ValueError` for an experiment that this data does not allow."""
+
+    @abc.abstractmethod
+    def describe(self, experiment: Experiment) -> str:
+        """What the data is and how it is split."""
+
+    @abc.abstractmethod
+    def batches(self, experiment: Experiment) -> Callable[[int], Any]:
+        """A function from the number of a step to its batch."""
+
+    @abc.abstractmethod
+    def validation(self, experiment: Experiment) -> list[Any]:
+        """A few batches to validate with now and then."""
+
+    @abc.abstractmethod
+    def evaluate(self, model: Any, experiment: Experiment) -> dict[str, float]:
+        """What is measured at the end on all of the validation data, by name."""
+
+    @abc.abstractmethod
+    def sample(self, model: Any, experiment: Experiment, step: int) -> str:
+        """Text that shows what the model has learned."""
+
+
+class Request(NamedTuple):
+    """What is asked of a trained model.
+
+    `temperature` 0 takes the likeliest token every time.
+    """
+
+    prompt: str
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A task by name: what `eqxformer train NAME` trains, and how `eqxformer generate` asks it.
+
+    Arguments:
+        name: what it is called on the command line.
+        summary: what it does, in one line.
+        prepare: makes the task of a data file, or of its own data when there is no file.
+        respond: a trained model's answer, given its tokenizer, its experiment and the request.
+    """
+
+    name: str
+    summary: str
+    prepare: Callable[[Path | None], Task]
+    respond: Callable[[Any, Any, Experiment, Request], str]

@@ -1,0 +1,93 @@
+"""The directory of a run: what was asked for, what came out, and a model to load again.
+
+run.json            the recipe, the experiment's config, the data's name, versions
+tokenizer.json      how text becomes ids
+config.json         the model's config tree,
+model.safetensors   and its arrays: `ef.load` of the directory gives the model
+metrics.jsonl       a line of numbers per step
+loss.png            the loss curve
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from eqxformer.checkpoints.native import load, save
+from eqxformer.config import Config
+
+RUN, TOKENIZER = "run.json", "tokenizer.json"
+
+
+class RunDirectory:
+    """A directory that belongs to one run; `create` makes it, `open` reads it back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, *, about: dict[str, Any], tokenizer: Config) -> "RunDirectory":
+        """A new directory. Raises `ValueError`, having touched nothing, where something is there.
+
+        Arguments:
+            path: where; missing parents are made.
+            about: what `run.json` says, as plain JSON values.
+            tokenizer: what `tokenizer.json` says.
+        """
+        refuse_existing(path)
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise ValueError(f"`{path}` cannot be made: {error.strerror}.") from None
+        write_text(path / RUN, json.dumps(about, indent=2) + "\n")
+        write_text(path / TOKENIZER, tokenizer.to_json() + "\n")
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """The directory of a run. Raises `ValueError` where there is none."""
+        if not (path / RUN).is_file():
+            what = f"has no {RUN}" if path.is_dir() else "is not a directory"
+            raise ValueError(f"`{path}` {what}; name a directory that `eqxformer train` made.")
+        return cls(path)
+
+    def save(self, model: Any) -> None:
+        """Puts `model` in the place of the last one; no reader ever sees half of it."""
+        save(model, self.path)
+
+    def load(self) -> Any:
+        """The model that was saved last."""
+        return load(self.path)
+
+    def about(self) -> dict[str, Any]:
+        """What `run.json` says."""
+        return _read_json(self.path / RUN)
+
+    def tokenizer(self) -> Config:
+        """The tokenizer."""
+        return Config.from_dict(_read_json(self.path / TOKENIZER))
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises `ValueError` if anything is at `path`, so that no run overwrites another."""
+    if path.exists() or path.is_symlink():
+        raise ValueError(f"`{path}` exists already; name a directory that does not, with --out.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one piece: under another name first, then renamed."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"`{path}` is missing; the run is not complete.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"`{path}` is not JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"`{path}` must hold a JSON object; got {type(values).__name__}.")
+    return values

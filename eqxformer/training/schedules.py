@@ -1,0 +1,147 @@
+"""Learning rates as values: each schedule is a formula of the step, counted from 0."""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from eqxformer.config import Config
+
+Step = int | Int[Array, ""]
+
+
+class Schedule(Config):
+    """A learning rate that changes from step to step; `build(steps)` makes it a function."""
+
+    def build(self, steps: int) -> optax.Schedule:
+        """A function from the step (0 is the first) to the rate, for a run of `steps` steps."""
+        raise NotImplementedError(f"{type(self).__name__} must say how its rate is computed.")
+
+
+class WarmupCosine(Schedule):
+    """Linear to `peak` in `warmup` steps, then half a cosine down to `final` at the last step.
+
+    Loshchilov and Hutter 2017. The first step already has a rate above 0.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> rate = ef.WarmupCosine(peak=1.0, warmup=9, final=0.1).build(steps=109)
+        >>> [round(float(rate(step)), 3) for step in (0, 8, 9, 59, 109)]
+        [0.1, 0.9, 1.0, 0.55, 0.1]
+    """
+
+    peak: float
+    warmup: int = 0
+    final: float = 0.0
+
+    def check(self) -> None:
+        _check_rates(peak=self.peak, final=self.final)
+        _check_count("warmup", self.warmup, 0)
+
+    def build(self, steps: int) -> optax.Schedule:
+        """The rate for a run of `steps` steps."""
+
+        def rate(step: Step) -> Float[Array, ""]:
+            done = _share_after(step, self.warmup, steps)
+            cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+            falling = self.final + (self.peak - self.final) * cosine
+            return _warmed_up(step, self.warmup, 0.0, self.peak, falling)
+
+        return rate
+
+
+class WarmupLinear(Schedule):
+    """Linear to `peak` in `warmup` steps, then linear down to `final` at the last step."""
+
+    peak: float
+    warmup: int = 0
+    final: float = 0.0
+
+    def check(self) -> None:
+        _check_rates(peak=self.peak, final=self.final)
+        _check_count("warmup", self.warmup, 0)
+
+    def build(self, steps: int) -> optax.Schedule:
+        """The rate for a run of `steps` steps."""
+
+        def rate(step: Step) -> Float[Array, ""]:
+            done = _share_after(step, self.warmup, steps)
+            falling = self.peak + (self.final - self.peak) * done
+            return _warmed_up(step, self.warmup, 0.0, self.peak, falling)
+
+        return rate
+
+
+class WarmupExponential(Schedule):
+    """Linear from `start` to `peak` in `warmup` steps, then times `factor` every `every` steps."""
+
+    peak: float
+    warmup: int = 0
+    start: float = 0.0
+    factor: float = 0.5
+    every: int = 1000
+
+    def check(self) -> None:
+        _check_rates(peak=self.peak, start=self.start, factor=self.factor)
+        _check_count("warmup", self.warmup, 0)
+        _check_count("every", self.every, 1)
+
+    def build(self, steps: int) -> optax.Schedule:
+        """The rate for a run of any number of steps."""
+
+        def rate(step: Step) -> Float[Array, ""]:
+            periods = jnp.maximum(_float(step) - self.warmup, 0.0) / self.every
+            falling = self.peak * self.factor**periods
+            return _warmed_up(step, self.warmup, self.start, self.peak, falling)
+
+        return rate
+
+
+class InverseSquareRoot(Schedule):
+    """Linear to `peak` in `warmup` steps, then `peak * sqrt(warmup / step)`.
+
+    Vaswani et al. 2017, who also scale it by `1 / sqrt(dim * warmup)`.
+    """
+
+    peak: float
+    warmup: int = 4000
+
+    def check(self) -> None:
+        _check_rates(peak=self.peak)
+        _check_count("warmup", self.warmup, 1)
+
+    def build(self, steps: int) -> optax.Schedule:
+        """The rate for a run of any number of steps."""
+
+        def rate(step: Step) -> Float[Array, ""]:
+            falling = self.peak * jnp.sqrt(self.warmup / jnp.maximum(_float(step), self.warmup))
+            return _warmed_up(step, self.warmup, 0.0, self.peak, falling)
+
+        return rate
+
+
+def _float(step: Step) -> Float[Array, ""]:
+    return jnp.asarray(step).astype(jnp.float32)
+
+
+def _share_after(step: Step, warmup: int, steps: int) -> Float[Array, ""]:
+    """How much of the steps behind the warm-up is done, from 0 to 1."""
+    return jnp.clip((_float(step) - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+
+
+def _warmed_up(
+    step: Step, warmup: int, start: float, peak: float, falling: Float[Array, ""]
+) -> Float[Array, ""]:
+    # One more step than `warmup` in the divisor: a first step with rate 0 would be a step lost.
+    rising = start + (peak - start) * (_float(step) + 1.0) / (warmup + 1)
+    return jnp.where(_float(step) < warmup, rising, falling)
+
+
+def _check_rates(**rates: float) -> None:
+    for name, rate in rates.items():
+        if rate < 0:
+            raise ValueError(f"`{name}` must not be negative; got {rate}.")
+
+
+def _check_count(name: str, count: int, least: int) -> None:
+    if count < least:
+        raise ValueError(f"`{name}` must be at least {least}; got {count}.")

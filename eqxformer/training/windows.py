@@ -1,0 +1,131 @@
+"""Windows of a long text as batches, each a pure function of the seed and the number of the step.
+
+`Epochs` cuts the text without gaps: the last token of a window is the first of the next, so that
+each token but the first is predicted exactly once in an epoch. `RandomWindows` begin anywhere.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Int
+
+from eqxformer.config import Config
+from eqxformer.training.batches import TokenBatch
+
+Tokens = Int[np.ndarray, " tokens"]
+Batches = Callable[[int], TokenBatch]
+
+
+class Windows(Config):
+    """How batches are cut out of a text; `build(tokens, seed=seed)` is a function of the step.
+
+    Arguments:
+        length: tokens that the model reads at a time; a window holds one more, to predict.
+        batch: windows in a batch.
+    """
+
+    length: int
+    batch: int
+
+    def check(self) -> None:
+        for name, value in (("length", self.length), ("batch", self.batch)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {value}.")
+
+    def build(self, tokens: Tokens, *, seed: int = 0) -> Batches:
+        """A function from the number of a step to its batch."""
+        raise NotImplementedError(f"{type(self).__name__} must say which windows a batch has.")
+
+
+class RandomWindows(Windows):
+    """Windows that begin anywhere, drawn independently for every step.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> batches = ef.RandomWindows(length=4, batch=2).build(np.arange(100), seed=0)
+        >>> batches(7).tokens.shape, bool((batches(7).tokens == batches(7).tokens).all())
+        ((2, 5), True)
+    """
+
+    def build(self, tokens: Tokens, *, seed: int = 0) -> Batches:
+        """A function from the number of a step to its batch."""
+        check_enough(tokens, self.length)
+
+        def batch(step: int) -> TokenBatch:
+            random = np.random.default_rng((seed, step))
+            starts = random.integers(0, len(tokens) - self.length, self.batch)
+            return TokenBatch(cut(tokens, starts, self.length))
+
+        return batch
+
+
+class Epochs(Windows):
+    """Consecutive windows in a new random order each epoch; every one exactly once.
+
+    An epoch's end need not be a batch's end: batches go on into the next epoch, so that all have
+    the same size and none is dropped. The last tokens that fill no window are left out.
+    """
+
+    def count(self, tokens: Tokens) -> int:
+        """Windows in an epoch."""
+        return (len(tokens) - 1) // self.length
+
+    def steps(self, tokens: Tokens, epochs: int) -> int:
+        """Steps after which `epochs` epochs are through."""
+        return -(-epochs * self.count(tokens) // self.batch)
+
+    def build(self, tokens: Tokens, *, seed: int = 0) -> Batches:
+        """A function from the number of a step to its batch."""
+        check_enough(tokens, self.length)
+        windows = self.count(tokens)
+
+        @functools.lru_cache(maxsize=2)
+        def order(epoch: int) -> Int[np.ndarray, " windows"]:
+            return np.random.default_rng((seed, epoch)).permutation(windows)
+
+        def batch(step: int) -> TokenBatch:
+            places = np.arange(step * self.batch, (step + 1) * self.batch)
+            epochs, places = np.divmod(places, windows)
+            chosen = np.empty(self.batch, np.int64)
+            for epoch in np.unique(epochs):
+                here = epochs == epoch
+                chosen[here] = order(int(epoch))[places[here]]
+            return TokenBatch(cut(tokens, chosen * self.length, self.length))
+
+        return batch
+
+
+def consecutive(
+    tokens: Tokens, *, length: int, batch: int, most: int | None = None
+) -> list[TokenBatch]:
+    """Batches in which every token but the first is predicted exactly once, for validation.
+
+    All have the same shape; what is missing at the end is filled up with weight 0. With `most`,
+    only so many batches, made of windows evenly spread over the text.
+    """
+    check_enough(tokens, 1)
+    starts = np.arange(0, len(tokens) - 1, length)
+    if most is not None and len(starts) > most * batch:
+        starts = starts[np.linspace(0, len(starts) - 1, most * batch).astype(np.int64)]
+    starts = np.concatenate([starts, np.full(-len(starts) % batch, len(tokens))])
+    padded = np.concatenate([tokens, np.zeros(length + 1, tokens.dtype)])
+    real = np.arange(len(padded)) < len(tokens)
+    return [
+        TokenBatch(cut(padded, rows, length), cut(real, rows, length))
+        for rows in starts.reshape(-1, batch)
+    ]
+
+
+def cut(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """`length + 1` tokens from each start on, one row each."""
+    return tokens[starts[:, None] + np.arange(length + 1)[None]]
+
+
+def check_enough(tokens: Tokens, length: int) -> None:
+    """Raises `ValueError` where not even one window fits."""
+    if len(tokens) <= length:
+        raise ValueError(
+            f"A text of {len(tokens)} tokens has no window of {length} + 1; "
+            f"give a longer text or a smaller `length`."
+        )

@@ -1,0 +1,16 @@
+"""The strictest settings, made before JAX or eqxformer is imported."""
+
+import os
+
+os.environ.setdefault("EQXFORMER_CHECKS", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Eight virtual devices, for tests of sharding.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+
+import jax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)

@@ -1,0 +1,196 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eqxformer.layers.feed_forward import RouterLosses
+from eqxformer.training.batches import PairBatch, TokenBatch
+from eqxformer.training.loss import (
+    Loss,
+    NextToken,
+    SequenceToSequence,
+    cross_entropy,
+    next_token_loss,
+    sequence_to_sequence_loss,
+)
+from tests.training.tiny import Bigram
+
+FLOAT32_SUM = {"rtol": 1e-5, "atol": 1e-6}  # a few roundings of sums over tens of numbers
+
+
+def reference(logits, targets, weights, label_smoothing=0.0, z_loss=0.0):
+    """The loss in float64, one position at a time, from the smoothed target distribution."""
+    total, vocab = 0.0, logits.shape[-1]
+    for index in np.ndindex(targets.shape):
+        scores = logits[index].astype(np.float64)
+        log_sum = np.log(np.sum(np.exp(scores)))
+        wanted = np.full(vocab, label_smoothing / vocab)
+        wanted[targets[index]] += 1.0 - label_smoothing
+        nats = -np.sum(wanted * (scores - log_sum)) + z_loss * log_sum**2
+        total += float(weights[index]) * nats
+    return total, float(np.sum(weights))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 1, 4)])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.01}])
+def test_cross_entropy_equals_the_sum_over_positions(shape, options):
+    random = np.random.default_rng(0)
+    logits = (3 * random.normal(size=(*shape, 7))).astype(np.float32)
+    targets = random.integers(0, 7, shape)
+    weights = random.uniform(0.5, 2.0, shape).astype(np.float32)
+    loss = cross_entropy(
+        jnp.asarray(logits), jnp.asarray(targets), weights=jnp.asarray(weights), **options
+    )
+    total, weight = reference(logits, targets, weights, **options)
+    np.testing.assert_allclose(loss.total, total, **FLOAT32_SUM)
+    np.testing.assert_allclose(loss.weight, weight, **FLOAT32_SUM)
+
+
+def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
+    loss = cross_entropy(jnp.zeros((2, 3, 11)), jnp.zeros((2, 3), jnp.int32))
+    np.testing.assert_allclose(loss.mean, np.log(11), **FLOAT32_SUM)
+
+
+def test_gradient_is_softmax_minus_one_hot_times_the_weight():
+    logits = jax.random.normal(jax.random.key(0), (4, 5))
+    targets, weights = jnp.array([0, 4, 2, 2]), jnp.array([1.0, 0.5, 0.0, 2.0])
+    gradient = jax.grad(lambda x: cross_entropy(x, targets, weights=weights).total)(logits)
+    expected = weights[:, None] * (jax.nn.softmax(logits) - jax.nn.one_hot(targets, 5))
+    np.testing.assert_allclose(gradient, expected, **FLOAT32_SUM)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_what_stands_at_masked_positions_reaches_neither_loss_nor_gradient(poison):
+    clean = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    dirty = clean.at[0, 1].set(poison)
+    targets, weights = jnp.array([[1, -100, 2], [0, 3, 4]]), jnp.array([[1, 0, 1], [1, 1, 1]]) != 0
+
+    def total(logits):
+        loss = cross_entropy(logits, targets, weights=weights, label_smoothing=0.1, z_loss=0.01)
+        return loss.mean
+
+    value, gradient = jax.value_and_grad(total)(dirty)
+    expected, expected_gradient = jax.value_and_grad(total)(clean)
+    assert value == expected
+    np.testing.assert_array_equal(gradient, expected_gradient)
+    assert not gradient[0, 1].any()
+
+
+def test_a_fully_masked_batch_has_loss_zero_and_zero_gradients():
+    logits = jnp.full((2, 3, 5), jnp.nan)
+    targets, weights = jnp.full((2, 3), -1), jnp.zeros((2, 3))
+    value, gradient = jax.value_and_grad(lambda x: cross_entropy(x, targets, weights=weights).mean)(
+        logits
+    )
+    assert value == 0.0
+    assert not gradient.any()
+
+
+def test_losses_of_unequal_batches_add_up_to_the_mean_over_all_tokens():
+    logits = jax.random.normal(jax.random.key(0), (9, 5))
+    targets = jnp.arange(9) % 5
+    parts = [cross_entropy(logits[some], targets[some]) for some in (slice(0, 2), slice(2, 9))]
+    together = cross_entropy(logits, targets)
+    np.testing.assert_allclose(sum(parts, Loss.zero()).mean, together.mean, **FLOAT32_SUM)
+
+
+def test_half_precision_logits_are_summed_in_float32():
+    logits = jnp.zeros((1, 4096), jnp.bfloat16)
+    loss = cross_entropy(logits, jnp.zeros(1, jnp.int32))
+    assert loss.total.dtype == jnp.float32
+    np.testing.assert_allclose(loss.total, np.log(4096), rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [-1, 5])
+def test_a_target_outside_the_vocabulary_is_an_error_or_nan_never_another_token(wrong):
+    logits, targets = jnp.zeros((3, 5)), jnp.array([0, wrong, 1])
+    with pytest.raises(ValueError, match=rf"ids from 0 to 4.*got {wrong}"):
+        cross_entropy(logits, targets)
+    assert jnp.isnan(jax.jit(lambda *a: cross_entropy(*a).total)(logits, targets))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_label_smoothing_must_be_a_share(share):
+    with pytest.raises(ValueError, match="label_smoothing"):
+        cross_entropy(jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32), label_smoothing=share)
+    with pytest.raises(ValueError, match="label_smoothing"):
+        NextToken(label_smoothing=share)
+
+
+def test_next_token_loss_asks_each_token_for_the_one_that_follows():
+    tokens = jnp.array([[0, 1, 2, 3], [4, 3, 2, 1]])
+
+    def knows_the_successor(inputs, *, key=None):
+        known = {0: 1, 1: 2, 2: 3, 4: 3, 3: 2}  # but 2 -> 1 in the second row it gets wrong
+        answers = jnp.array([known[int(t)] for t in inputs.reshape(-1)]).reshape(inputs.shape)
+        return 100.0 * jax.nn.one_hot(answers, 5)
+
+    batch = TokenBatch(tokens, jnp.ones((2, 4)).at[1, 3].set(0.0))
+    assert next_token_loss(knows_the_successor, batch) == 0.0
+    wrong = next_token_loss(knows_the_successor, TokenBatch(tokens))
+    np.testing.assert_allclose(wrong, 100.0 / 6, **FLOAT32_SUM)
+
+
+def test_next_token_loss_is_a_scalar_to_differentiate():
+    model = Bigram(key=jax.random.key(0))
+    batch = TokenBatch(np.arange(10).reshape(2, 5) % 5)
+    loss, gradients = eqx.filter_value_and_grad(next_token_loss)(model, batch)
+    assert loss.shape == ()
+    assert jnp.abs(gradients.embedding).sum() > 0
+
+
+def test_a_sequence_of_one_token_has_nothing_to_predict():
+    with pytest.raises(ValueError, match="at least 2 tokens"):
+        next_token_loss(Bigram(key=jax.random.key(0)), TokenBatch(jnp.zeros((2, 1), jnp.int32)))
+
+
+class WithRouters(eqx.Module):
+    """A model whose parts have routers, as a mixture of experts does."""
+
+    inner: Bigram
+
+    def run(self, tokens, *, key=None):
+        return tokens, None, RouterLosses(load_balance=jnp.float32(2.0), z=jnp.float32(3.0))
+
+    def logits(self, hidden):
+        return self.inner(hidden)
+
+
+def test_losses_of_routers_are_scaled_added_to_the_mean_and_reported():
+    inner = Bigram(key=jax.random.key(0))
+    batch = TokenBatch(jnp.arange(12).reshape(3, 4) % 5)
+    loss = NextToken(load_balance=0.1, router_z=0.01)
+    plain, routed = loss(inner, batch), loss(WithRouters(inner), batch)
+    np.testing.assert_allclose(routed.mean, plain.mean + 0.2 + 0.03, **FLOAT32_SUM)
+    np.testing.assert_allclose((routed + routed).means()["load_balance"], 0.2, **FLOAT32_SUM)
+    np.testing.assert_allclose((routed + routed).means()["router_z"], 0.03, **FLOAT32_SUM)
+
+
+def test_sequence_to_sequence_loss_shifts_the_target_and_passes_the_source_on():
+    seen = {}
+
+    def model(source, target, *, source_mask, key):
+        seen.update(source=source, target=target, mask=source_mask)
+        return jnp.zeros((*target.shape, 6))
+
+    batch = PairBatch(jnp.array([[1, 2, 3]]), jnp.array([[5, 4, 0, 0]]))
+    loss = sequence_to_sequence_loss(model, batch)
+    np.testing.assert_allclose(loss, np.log(6), **FLOAT32_SUM)
+    assert seen["target"].tolist() == [[5, 4, 0]]
+    assert seen["source"].tolist() == [[1, 2, 3]]
+    assert seen["mask"] is None
+
+
+def test_target_weights_say_which_tokens_of_an_answer_count():
+    def model(source, target, *, source_mask, key):
+        scores = jnp.zeros((*target.shape, 4))
+        return scores.at[..., 2].set(50.0)  # always answers 2
+
+    target = jnp.array([[1, 2, 3, 3]])
+    weights = jnp.array([[True, True, False, False]])
+    batch = PairBatch(jnp.array([[1]]), target, target_weights=weights)
+    assert SequenceToSequence()(model, batch).mean == 0.0
+    assert SequenceToSequence()(model, batch).weight == 1.0
+    every = PairBatch(jnp.array([[1]]), target)
+    np.testing.assert_allclose(SequenceToSequence()(model, every).mean, 100 / 3, **FLOAT32_SUM)

@@ -1,0 +1,146 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jaxtyping import Array, Float
+
+from eqxformer.config import Config
+from eqxformer.training.optimizer import SGD, AdamW, ClipByNorm, ClipByValue, decays, trainable
+from eqxformer.training.schedules import (
+    InverseSquareRoot,
+    WarmupCosine,
+    WarmupExponential,
+    WarmupLinear,
+)
+from tests.training.tiny import Bigram
+
+
+def updated(settings, parameters, gradients, steps=1):
+    """Parameters after some steps with the same gradients."""
+    optimizer = settings.build(steps=100)
+    with jax.numpy_dtype_promotion("standard"):
+        memory = optimizer.init(parameters)
+        for _ in range(steps):
+            changes, memory = optimizer.update(gradients, memory, parameters)
+            parameters = eqx.apply_updates(parameters, changes)
+    return parameters
+
+
+def test_adamw_takes_the_steps_of_the_paper():
+    rate, (b1, b2), eps, decay = 0.01, (0.8, 0.95), 1e-6, 0.1
+    weights = np.array([[1.0, -2.0], [0.5, 3.0]])
+    gradient = np.array([[0.1, -0.2], [0.0, 0.4]])
+    mean, square, expected = 0 * weights, 0 * weights, weights
+    for step in range(1, 4):
+        mean = b1 * mean + (1 - b1) * gradient
+        square = b2 * square + (1 - b2) * gradient**2
+        direction = (mean / (1 - b1**step)) / (np.sqrt(square / (1 - b2**step)) + eps)
+        expected = expected - rate * (direction + decay * expected)
+    settings = AdamW(rate, betas=(b1, b2), epsilon=eps, weight_decay=decay)
+    got = updated(settings, jnp.asarray(weights), jnp.asarray(gradient), steps=3)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_only_matrices_decay():
+    model = trainable(Bigram(key=jax.random.key(0)))
+    model = eqx.tree_at(lambda m: m.bias, model, jnp.ones(5))
+    still = jax.tree.map(jnp.zeros_like, model)
+    after = updated(AdamW(0.1, weight_decay=0.5), model, still)
+    np.testing.assert_allclose(after.embedding, 0.95 * model.embedding, rtol=1e-6)
+    np.testing.assert_allclose(after.bias, model.bias, rtol=0)
+
+
+class Stacked(eqx.Module):
+    gain: Float[Array, "layers dim"]
+    weight: Float[Array, "layers dim hidden"]
+    bias: Float[Array, "experts hidden"]
+
+
+def test_stacked_vectors_stay_vectors_for_the_decay():
+    model = Stacked(jnp.ones((3, 4)), jnp.ones((3, 4, 8)), jnp.ones((2, 8)))
+    mask = decays(model)
+    assert (mask.gain, mask.weight, mask.bias) == (False, True, False)
+
+
+def test_arrays_without_axis_words_decay_by_their_number_of_axes():
+    assert decays({"w": jnp.ones((2, 2)), "b": jnp.ones(2)}) == {"w": True, "b": False}
+
+
+def test_clipping_by_norm_keeps_the_direction():
+    gradients = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    start = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    got = updated(SGD(1.0, clip=ClipByNorm(1.0)), start, gradients)
+    np.testing.assert_allclose([got["a"][0], got["b"][0]], [-0.6, -0.8], rtol=1e-6)
+    same = updated(SGD(1.0, clip=ClipByNorm(6.0)), start, gradients)
+    np.testing.assert_allclose([same["a"][0], same["b"][0]], [-3.0, -4.0], rtol=1e-6)
+
+
+def test_clipping_by_value_is_elementwise():
+    gradients = jnp.array([-3.0, 0.5, 2.0])
+    got = updated(SGD(1.0, clip=ClipByValue(1.0)), jnp.zeros(3), gradients)
+    np.testing.assert_allclose(got, [1.0, -0.5, -1.0], rtol=1e-6)
+
+
+def test_momentum_accumulates():
+    got = updated(SGD(1.0, momentum=0.5), jnp.zeros(1), jnp.ones(1), steps=2)
+    np.testing.assert_allclose(got, [-2.5], rtol=1e-6)
+
+
+def test_the_schedule_sets_the_rate_of_each_step():
+    got = updated(SGD(WarmupLinear(peak=1.0, warmup=3)), jnp.zeros(1), jnp.ones(1), steps=2)
+    np.testing.assert_allclose(got, [-0.75], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "points"),
+    [
+        (WarmupCosine(1.0, warmup=9, final=0.2), {0: 0.1, 8: 0.9, 9: 1.0, 59: 0.6, 109: 0.2}),
+        (WarmupCosine(1.0), {0: 1.0, 109: 0.0, 500: 0.0}),
+        (WarmupLinear(1.0, warmup=9), {4: 0.5, 9: 1.0, 59: 0.5, 109: 0.0, 200: 0.0}),
+        (
+            WarmupExponential(0.8, warmup=9, start=0.5, factor=0.5, every=10),
+            {0: 0.53, 9: 0.8, 19: 0.4, 29: 0.2},
+        ),
+        (InverseSquareRoot(1.0, warmup=4), {0: 0.2, 3: 0.8, 4: 1.0, 16: 0.5, 400: 0.1}),
+    ],
+)
+def test_schedules_pass_through_their_points(schedule, points):
+    rate = schedule.build(steps=109)
+    for step, expected in points.items():
+        np.testing.assert_allclose(rate(jnp.int32(step)), expected, atol=1e-6)
+
+
+def test_a_schedule_never_starts_with_a_step_lost():
+    for schedule in (WarmupCosine(1.0, warmup=10), InverseSquareRoot(1.0, warmup=10)):
+        assert schedule.build(steps=20)(0) > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: AdamW(-1e-3), "learning_rate"),
+        (lambda: AdamW(betas=(0.9, 1.0)), "betas"),
+        (lambda: AdamW(weight_decay=-0.1), "weight_decay"),
+        (lambda: SGD(momentum=1.0), "momentum"),
+        (lambda: ClipByNorm(0.0), "limit"),
+        (lambda: ClipByValue(-1.0), "limit"),
+        (lambda: WarmupCosine(-1.0), "peak"),
+        (lambda: WarmupLinear(1.0, warmup=-1), "warmup"),
+        (lambda: WarmupExponential(1.0, every=0), "every"),
+        (lambda: InverseSquareRoot(1.0, warmup=0), "warmup"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(make, name):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        make()
+
+
+def test_settings_survive_json():
+    settings = AdamW(WarmupCosine(1e-3, warmup=10), clip=ClipByValue(1.0))
+    assert Config.from_json(settings.to_json()) == settings
+
+
+def test_a_built_optimizer_is_plain_optax():
+    assert isinstance(AdamW().build(steps=1), optax.GradientTransformation)

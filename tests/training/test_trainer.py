@@ -1,0 +1,219 @@
+import json
+import os
+import signal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eqxformer.training.batches import TokenBatch
+from eqxformer.training.callbacks import (
+    Callback,
+    LossPlot,
+    MetricsFile,
+    Sample,
+    Save,
+    Validate,
+    evaluator,
+)
+from eqxformer.training.loss import NextToken, next_token_loss
+from eqxformer.training.optimizer import SGD
+from eqxformer.training.step import TrainState, make_step
+from eqxformer.training.trainer import NonFiniteLoss, Trainer
+from eqxformer.training.windows import RandomWindows, consecutive
+from tests.training.tiny import Bigram, Noisy
+
+TOKENS = np.random.default_rng(0).integers(0, 5, 200).astype(np.int32)
+WINDOWS = RandomWindows(length=6, batch=3)
+
+
+def trainer(*callbacks, steps=10, model=None, batches=None, **options):
+    return Trainer(
+        model=Noisy(key=jax.random.key(0)) if model is None else model,
+        batches=WINDOWS.build(TOKENS) if batches is None else batches,
+        optimizer=SGD(0.1).build(steps=steps),
+        steps=steps,
+        key=jax.random.key(1),
+        callbacks=callbacks,
+        **options,
+    )
+
+
+class Log(Callback):
+    """Remembers everything that a trainer tells."""
+
+    every = 4
+
+    def __init__(self):
+        self.events, self.records = [], []
+
+    def started(self, trainer):
+        self.events.append("started")
+
+    def recorded(self, record):
+        self.records.append(record)
+
+    def reached(self, trainer):
+        self.events.append((trainer.step, self.records[-1].step))
+
+    def finished(self, trainer):
+        self.events.append("finished")
+
+    def closed(self):
+        self.events.append("closed")
+
+
+def test_training_is_the_loop_that_one_would_write():
+    optimizer = SGD(0.1).build(steps=10)
+    state = TrainState.create(Noisy(key=jax.random.key(0)), optimizer, key=jax.random.key(1))
+    step, batches, losses = make_step(next_token_loss, optimizer), WINDOWS.build(TOKENS), []
+    for number in range(10):
+        state, metrics = step(state, batches(number))
+        losses.append(float(metrics["loss"]))
+    log = Log()
+    result = trainer(log).fit()
+    assert [record.values["loss"] for record in log.records] == losses
+    np.testing.assert_array_equal(result.model.output, state.model.output)
+
+
+def test_callbacks_hear_of_every_step_in_order_and_know_its_numbers_when_reached():
+    log = Log()
+    trainer(log).fit()
+    assert [record.step for record in log.records] == list(range(1, 11))
+    assert [record.tokens for record in log.records] == list(range(18, 181, 18))
+    assert log.events == ["started", (4, 4), (8, 8), "finished", "closed"]
+
+
+def test_the_model_that_was_given_stays_as_it_is():
+    model = Bigram(key=jax.random.key(0))
+    before = np.asarray(model.output)
+    trainer(model=model).fit()
+    np.testing.assert_array_equal(model.output, before)
+
+
+def poisoned(step):
+    """Batches of which the sixth makes everything NaN."""
+    batch = WINDOWS.build(TOKENS)(step)
+    return TokenBatch(batch.tokens, np.full((3, 7), np.nan if step == 5 else 1.0, np.float32))
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_names_the_step():
+    log, saved = Log(), []
+    save = Save(lambda model: saved.append(np.array(model.output)), every=2)
+    with pytest.raises(NonFiniteLoss, match=r"^Step 6 is not finite: .*loss=nan.*Try a") as error:
+        trainer(log, save, batches=poisoned, steps=100).fit()
+    assert error.value.step == 6
+    assert len(saved) == 2  # after steps 2 and 4, not 6
+    assert np.isfinite(saved).all()
+    assert log.events[-1] == "closed"
+    assert "finished" not in log.events
+
+
+class Press(Callback):
+    """Presses Ctrl-C in the middle of a step."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def __call__(self, step):
+        if step + 1 in self.steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return WINDOWS.build(TOKENS)(step)
+
+
+def test_ctrl_c_ends_training_after_the_current_step():
+    log, saved = Log(), []
+    before = signal.getsignal(signal.SIGINT)
+    run = trainer(log, Save(lambda model: saved.append(1)), batches=Press(7), steps=1000)
+    state = run.fit()
+    assert run.interrupted
+    assert state.step == run.step == log.records[-1].step == 7
+    assert saved == [1]
+    assert log.events[-2:] == ["finished", "closed"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_ends_it_at_once():
+    class Twice(Callback):
+        def recorded(self, record):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    log = Log()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(log, Twice(), steps=1000).fit()
+    assert log.events[-1] == "closed"
+
+
+def test_training_in_another_thread_leaves_signals_alone():
+    import threading
+
+    done = []
+    thread = threading.Thread(target=lambda: done.append(trainer(steps=2).fit()))
+    thread.start()
+    thread.join()
+    assert done[0].step == 2
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_steps_must_be_positive(steps):
+    with pytest.raises(ValueError, match=f"`steps` must be at least 1; got {steps}"):
+        trainer(steps=steps)
+
+
+def test_validation_is_the_mean_over_all_tokens_without_noise():
+    log, model = Log(), Noisy(key=jax.random.key(0))
+    batches = consecutive(TOKENS[:50], length=6, batch=4)
+    trainer(log, Validate(batches, every=5), model=model, steps=5).fit()
+    frozen = trainer(model=model, steps=5).fit().model
+    scores = jax.nn.log_softmax(frozen(jnp.asarray(TOKENS[:49])))
+    expected = -np.mean(np.asarray(scores)[np.arange(49), TOKENS[1:50]])
+    measured = log.records[-1]
+    assert (measured.step, list(measured.values)) == (5, ["validation_loss"])
+    np.testing.assert_allclose(measured.values["validation_loss"], expected, rtol=1e-5)
+
+
+def test_a_scalar_loss_cannot_validate():
+    model, batches = Bigram(key=jax.random.key(0)), consecutive(TOKENS, length=6, batch=4)
+    with pytest.raises(TypeError, match="must be a `Loss`"):
+        evaluator(next_token_loss)(model, batches)
+    assert evaluator(NextToken())(model, batches).weight == len(TOKENS) - 1
+
+
+def test_samples_are_shown_at_intervals():
+    shown = []
+    trainer(Sample(lambda model, step: f"after {step}", shown.append, every=5)).fit()
+    assert shown == ["after 5", "after 10"]
+
+
+def test_saving_at_the_last_step_happens_once():
+    saved = []
+    trainer(Save(lambda model: saved.append(float(model.output.sum())), every=5)).fit()
+    assert len(saved) == 2
+
+
+def test_metrics_are_one_line_of_json_for_each_record(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with pytest.raises(NonFiniteLoss):
+        trainer(MetricsFile(path), batches=poisoned).fit()
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    lines = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert set(lines[0]) == {"step", "tokens", "seconds", "loss", "gradient_norm"}
+    assert lines[-1]["loss"] is None
+
+
+def test_the_loss_curve_is_a_png(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "loss.png"
+    trainer(LossPlot(path), Validate(consecutive(TOKENS, length=6, batch=4), every=5)).fit()
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_trained_model_is_still_a_module_of_its_class():
+    assert isinstance(trainer(steps=1).fit().model, eqx.Module)
