@@ -9,7 +9,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from beartype import BeartypeConf
@@ -47,7 +47,7 @@ class Config:
         name = cls.__qualname__.rpartition("<locals>.")[2].removesuffix(".Config")
         cls.type_name = name
         known = Config.registry.get(name)
-        if known is None or known.__module__ == cls.__module__ or "<locals>" in cls.__qualname__:
+        if known is None or "<locals>" in known.__qualname__ or _same_place(known, cls):
             Config.registry[name] = cls
         else:
             raise TypeError(
@@ -59,12 +59,12 @@ class Config:
         hints = _hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not is_bearable(value, hints[field.name], conf=_TYPING):
+            if not _fits(value, hints[field.name]):
                 raise TypeError(
                     f"`{self.type_name}.{field.name}` must be {_spell(hints[field.name])}; "
-                    f"got {value!r}."
+                    f"got {_brief(value)}."
                 )
-            if isinstance(value, float) and math.isnan(value):
+            if any(isinstance(v, float) and math.isnan(v) for v in _flat(value)):
                 raise ValueError(f"`{self.type_name}.{field.name}` must be a number; got nan.")
         self.check()
 
@@ -90,10 +90,10 @@ class Config:
         """
         edited, count = _edit(self, [p for p in path.split(".") if p], changes)
         if not count:
+            known = sorted({_star(p) for p in paths(self) if p})
             raise ValueError(
-                f"`{path}` matches nothing in {self.type_name}; the paths are: "
-                + ", ".join(sorted(set(_star(p) for p in paths(self) if p)))
-                + "."
+                f"`{path}` matches nothing in {self.type_name}.{_nearest(_star(path), known)} "
+                f"The paths are: {', '.join(known)}."
             )
         return edited
 
@@ -125,8 +125,8 @@ class Config:
     def from_json(cls, text: str) -> Self:
         """The config tree in JSON text that `to_json` wrote; errors as in `from_dict`."""
         try:
-            values = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+            values = json.loads(text, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"This is not the JSON of a config: {error}.") from None
         if not isinstance(values, dict):
             raise ValueError(f"A config must be a JSON object; got {type(values).__name__}.")
@@ -139,7 +139,7 @@ class Config:
 
 
 def takes_options(init: Callable[..., None]) -> Callable[..., None]:
-    """Lets `Part(dim, hidden=512, key=key)` stand for `Part(dim, Part.Config(hidden=512), key=key)`.
+    """Lets `Part(dim, hidden=8, key=key)` stand for `Part(dim, Part.Config(hidden=8), key=key)`.
 
     Wraps the `__init__` of a part whose last positional argument is `config`. Keywords that are
     not arguments of `__init__` are options of the part's own `Config`.
@@ -172,13 +172,53 @@ def paths(config: Config) -> dict[str, Config]:
     return found
 
 
+def _same_place(a: type, b: type) -> bool:
+    """Whether a class is another run of the same lines, as in a notebook or after a reload."""
+    return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
+
+
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type `hint`: every item of a tuple counts, True is no number."""
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    return any(_fits_one(value, option) for option in options)
+
+
+def _fits_one(value: Any, hint: Any) -> bool:
+    if isinstance(value, tuple) and typing.get_origin(hint) is tuple:
+        items = typing.get_args(hint)
+        items = items[:1] * len(value) if items[1:] == (...,) else items
+        return len(items) == len(value) and all(map(_fits, value, items))
+    if isinstance(value, bool) and hint in (int, float):
+        return False
+    return is_bearable(value, hint, conf=_TYPING)
+
+
+def _brief(value: Any) -> str:
+    """`value` for an error: configs by their names, of a long tuple what differs."""
+    if isinstance(value, Config):
+        return f"{value.type_name}(...)"
+    if not isinstance(value, tuple):
+        return repr(value)
+    items = list(map(_brief, value))
+    return f"({', '.join(items if len(items) < 5 else [*dict.fromkeys(items), '...'])})"
+
+
+def _flat(value: Any) -> list[Any]:
+    """The items of nested tuples."""
+    return [v for item in value for v in _flat(item)] if isinstance(value, tuple) else [value]
+
+
+def _is_union(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+
+
 def _spell(hint: Any) -> str:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+    if _is_union(hint):
         return " or ".join(_spell(h) for h in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(repr(a) for a in typing.get_args(hint))
@@ -241,11 +281,26 @@ def _replace(config: Config, changes: Mapping[str, Any]) -> Config:
 def _refuse_unknown(type_name: str, given: Mapping[str, Any], names: list[str]) -> None:
     for key in given:
         if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
-            hint = f"did you mean `{near[0]}`? " if near else ""
             raise ValueError(
-                f"{type_name} has no field `{key}`; {hint}Its fields are: {', '.join(names)}."
+                f"{type_name} has no field `{key}`.{_nearest(key, names)} "
+                f"Its fields are: {', '.join(names)}."
             )
+
+
+def _nearest(name: Any, names: Iterable[str]) -> str:
+    spelled = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(str(name).lower(), spelled, n=1)
+    return f" Did you mean `{spelled[near[0]]}`?" if near else ""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; one that says a thing twice is refused, not read as its last word."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"`{twice}` is there twice")
+    return values
 
 
 def _plain(value: Any) -> Any:
@@ -271,8 +326,8 @@ def _from_plain(value: Any, depth: int) -> Any:
     cls = Config.registry.get(name) if isinstance(name, str) else None
     if cls is None:
         raise ValueError(
-            f"`{name}` is not a known type of config; the known ones are "
-            f"{', '.join(sorted(Config.registry))}. A config of your own must be imported first."
+            f"`{name}` is not a known type of config.{_nearest(name, Config.registry)} Known are "
+            f"{', '.join(sorted(Config.registry))}. One of your own must be imported first."
         )
     given = {k: v for k, v in value.items() if k != "type"}
     fields = dataclasses.fields(cls)

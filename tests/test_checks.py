@@ -12,6 +12,8 @@ import textwrap
 
 import pytest
 
+import eqxformer
+
 PACKAGE = '''
 """A small model with one mistake to order, and functions of every kind."""
 import asyncio
@@ -246,7 +248,7 @@ def run(tmp_path_factory):
     (root / "demo_package").mkdir()
     (root / "demo_package" / "__init__.py").write_text("")
     (root / "demo_package" / "parts.py").write_text(PACKAGE)
-    home = os.path.dirname(os.path.dirname(__file__))
+    home = os.path.dirname(os.path.dirname(eqxformer.__file__))
 
     def run(
         source, switch="ef.check_shapes('demo_package')", prelude=PRELUDE, checks="", fails=False
@@ -496,6 +498,14 @@ def test_the_source_keeps_its_lines_names_signatures_and_doctests(run):
     assert run(source) == "passed\n"
 
 
+def test_the_compiled_program_is_the_same_with_and_without(run):
+    source = """
+    step = eqx.filter_jit(eqx.filter_value_and_grad(lambda m, t: m(t).sum()))
+    print(step.lower(p.Model(key=key), tokens).as_text())
+    """
+    assert run(source) == run(source, switch="")
+
+
 def test_nothing_of_the_checks_is_there_while_they_are_off(run):
     source = """
     assert not hasattr(p.product, "__wrapped__")
@@ -515,7 +525,7 @@ def test_importing_the_switch_itself_loads_neither_jax_nor_beartype():
         "spec.loader.exec_module(importlib.util.module_from_spec(spec))\n"
         "print(sorted({'jax', 'numpy', 'beartype', 'jaxtyping', 'equinox'} & set(sys.modules)))"
     )
-    home = os.path.dirname(os.path.dirname(__file__))
+    home = os.path.dirname(os.path.dirname(eqxformer.__file__))
     file = os.path.join(home, "eqxformer", "checks", "__init__.py")
     done = subprocess.run([sys.executable, "-c", source, file], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr

@@ -1,7 +1,7 @@
 """A transformer block: attention, cross-attention if there is a source, feed-forward."""
 
 import abc
-from typing import Annotated
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -50,11 +50,17 @@ class AbstractBlock(eqx.Module):
     """One layer of a stack. A block of your own subclasses this and its `Config`.
 
     Caching, scanning, rematerialisation and generation come from the stack; a block supplies its
-    step (`run`) and an empty cache.
+    step (`run`) and an empty cache, which may be of any kind: `run` gets what `init_cache` or the
+    last `run` has returned.
     """
 
     class Config(Config):
         """The hyperparameters of a block."""
+
+        @property
+        def reads_source(self) -> bool:
+            """Whether the block looks at a source; a block of your own that does says True."""
+            return False
 
         def build(
             self, dim: int, *, source_dim: int | None = None, key: PRNGKeyArray
@@ -68,9 +74,9 @@ class AbstractBlock(eqx.Module):
         x: Float[Array, "*batch seq dim"],
         context: Context,
         *,
-        cache: BlockCache | None = None,
+        cache: Any = None,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "*batch seq dim"], BlockCache | None, RouterLosses | None]:
+    ) -> tuple[Float[Array, "*batch seq dim"], Any, RouterLosses | None]:
         """The block's output, its cache with `x` added, and its router's losses."""
 
     @abc.abstractmethod
@@ -81,7 +87,7 @@ class AbstractBlock(eqx.Module):
         *,
         source: Float[Array, "*batch keys source_dim"] | None = None,
         dtype: DTypeLike = jnp.float32,
-    ) -> BlockCache:
+    ) -> Any:
         """An empty cache; a source, if there is one, is remembered in it."""
 
     def __call__(
@@ -123,6 +129,10 @@ class Block(AbstractBlock):
         attention_residual: Residual.Config = pre_norm()
         cross_residual: Residual.Config = pre_norm()
         feed_forward_residual: Residual.Config = pre_norm()
+
+        @property
+        def reads_source(self) -> bool:
+            return self.cross_attention is not None
 
         def build(self, dim: int, *, source_dim: int | None = None, key: PRNGKeyArray) -> "Block":
             """The block of a model of width `dim`, with a source of width `source_dim`."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from eqxformer.blocks.block import AbstractBlock, BlockCache, Context
+from eqxformer.blocks.block import AbstractBlock, Context
 from eqxformer.config import Config
 from eqxformer.keys import fold
 from eqxformer.layers.feed_forward import RouterLosses
@@ -84,9 +84,9 @@ class Stack(eqx.Module):
         x: Float[Array, "*batch seq dim"],
         context: Context,
         *,
-        caches: tuple[BlockCache, ...] | None = None,
+        caches: tuple[Any, ...] | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "*batch seq dim"], tuple[BlockCache, ...] | None, RouterLosses | None]:
+    ) -> tuple[Float[Array, "*batch seq dim"], tuple[Any, ...] | None, RouterLosses | None]:
         """All blocks in turn: the output, the caches, and the routers' losses summed."""
         new_caches, losses, layer = [], [], 0
         for i, (group, size) in enumerate(zip(self.groups, self.sizes, strict=True)):
@@ -107,10 +107,10 @@ class Stack(eqx.Module):
         *,
         source: Float[Array, "*batch keys source_dim"] | None = None,
         dtype: DTypeLike = jnp.float32,
-    ) -> tuple[BlockCache, ...]:
+    ) -> tuple[Any, ...]:
         """An empty cache per group."""
 
-        def empty(block: AbstractBlock) -> BlockCache:
+        def empty(block: AbstractBlock) -> Any:
             return block.init_cache(batch, slots, source=source, dtype=dtype)
 
         return tuple(
@@ -156,10 +156,10 @@ def _step(
     block: AbstractBlock,
     x: Array,
     context: Context,
-    cache: BlockCache | None,
+    cache: Any,
     key: PRNGKeyArray | None,
     layer: int | Array,
-) -> tuple[Array, BlockCache | None, RouterLosses | None]:
+) -> tuple[Array, Any, RouterLosses | None]:
     return block.run(x, context, cache=cache, key=fold(key, layer))
 
 
@@ -178,10 +178,10 @@ def _scan(step: Callable[..., Any], size: int) -> Callable[..., Any]:
         group: AbstractBlock,
         x: Array,
         context: Context,
-        cache: BlockCache | None,
+        cache: Any,
         key: PRNGKeyArray | None,
         layer: int,
-    ) -> tuple[Array, BlockCache | None, RouterLosses | None]:
+    ) -> tuple[Array, Any, RouterLosses | None]:
         arrays, static = eqx.partition(group, eqx.is_array)
 
         def body(x: Array, each: tuple[Any, Any, Array]) -> tuple[Array, tuple[Any, Any]]:

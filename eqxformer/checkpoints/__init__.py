@@ -1,6 +1,7 @@
 """Models to disk and back."""
 
 from eqxformer.checkpoints.names import named_arrays
-from eqxformer.checkpoints.native import load, load_config, save, shapes
+from eqxformer.checkpoints.native import load, load_config, save
+from eqxformer.checkpoints.rebuild import rebuild, shapes
 
-__all__ = ["load", "load_config", "named_arrays", "save", "shapes"]
+__all__ = ["load", "load_config", "named_arrays", "rebuild", "save", "shapes"]

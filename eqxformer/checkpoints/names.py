@@ -4,13 +4,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array
 
 from eqxformer.blocks.stack import Stack
 
 
-def named_arrays(model: Any) -> dict[str, Array]:
-    """Every array of a model (or of its shapes) by its path, blocks numbered singly.
+def named_arrays(model: Any) -> dict[str, Any]:
+    """Every array of a model, or every shape of its shapes, by its path, blocks numbered singly.
 
     Example:
         >>> import eqxformer as ef, jax

@@ -17,7 +17,8 @@ from jaxtyping import Array
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from eqxformer.checkpoints.names import is_array, name, named_arrays, restacked, unrolled
+from eqxformer.checkpoints.names import named_arrays
+from eqxformer.checkpoints.rebuild import differences, expected, shapes, with_arrays
 from eqxformer.config import Config
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -58,14 +59,8 @@ def load(directory: str | os.PathLike[str]) -> Any:
         True
     """
     folder = pathlib.Path(directory)
-    config = load_config(folder)
-    skeleton = shapes(config)
-    arrays = _read(folder / WEIGHTS, named_arrays(skeleton))
-    singles = unrolled(skeleton)
-    filled = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: arrays[name(path)] if is_array(leaf) else leaf, singles
-    )
-    return restacked(filled, skeleton)
+    skeleton = shapes(load_config(folder))
+    return with_arrays(skeleton, _read(folder / WEIGHTS, expected(skeleton)))
 
 
 def load_config(directory: str | os.PathLike[str]) -> Config:
@@ -82,33 +77,18 @@ def load_config(directory: str | os.PathLike[str]) -> Config:
     return Config.from_dict(values.get("model", {}))
 
 
-def shapes(config: Any) -> Any:
-    """The model of a config with the shapes of its arrays in their place; no memory is used."""
-    return eqx.filter_eval_shape(lambda key: config.build(key=key), jax.random.key(0))
-
-
-def _read(path: pathlib.Path, expected: dict[str, Any]) -> dict[str, Array]:
+def _read(path: pathlib.Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Array]:
     if not path.is_file():
         raise FileNotFoundError(f"No {WEIGHTS} in {path.parent}; is this a saved model?")
     try:
         with safe_open(path, framework="numpy") as file:
             found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-            _compare(path, found, {key: tuple(leaf.shape) for key, leaf in expected.items()})
+            wrong = differences(found, wanted)
+            if wrong:
+                raise ValueError(f"{path} does not fit its {CONFIG}:\n  " + "\n  ".join(wrong))
             return {key: jax.numpy.asarray(file.get_tensor(key)) for key in found}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
-
-
-def _compare(path: pathlib.Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    wrong = [f"missing: {key} {expected[key]}" for key in expected if key not in found]
-    wrong += [f"unexpected: {key} {found[key]}" for key in found if key not in expected]
-    wrong += [
-        f"shape: {key} is {found[key]}, expected {expected[key]}"
-        for key in expected
-        if key in found and found[key] != expected[key]
-    ]
-    if wrong:
-        raise ValueError(f"{path} does not fit its {CONFIG}:\n  " + "\n  ".join(wrong))
 
 
 def _replace(path: pathlib.Path, write: Any) -> None:

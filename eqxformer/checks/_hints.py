@@ -149,9 +149,9 @@ def array_type(hint: Any) -> str:
 
 
 def _is_key(hint: Any, members: list[Any]) -> bool:
-    # jaxtyping spells PRNGKeyArray as a union of the typed key and the two old raw ones.
+    # jaxtyping spells PRNGKeyArray as a union of the typed key and the old raw ones.
     names = [member.dtype.__name__ for member in members if is_array_hint(member)]
-    return is_array_hint(hint) and names == ["Key", "UInt32", "UInt32"]
+    return is_array_hint(hint) and names[:2] == ["Key", "UInt32"] and set(names[2:]) <= {"UInt32"}
 
 
 def describe(value: Any) -> str:

@@ -1,5 +1,7 @@
 """Generation: the prompt in one pass, then a compiled loop of one token a step."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,10 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from eqxformer.generation.samplers import Greedy, Sampler
 from eqxformer.layers.masks import Padding
 from eqxformer.models.decoder_lm import DecoderLM, ModelCache
+from eqxformer.models.encoder import Encoder
 from eqxformer.models.encoder_decoder import EncoderDecoder
 
-Carry = tuple[Array, ModelCache, Array, Array, Array]  # step, cache, logits, tokens, done rows
+Carry = tuple[Array, ModelCache, Array, Array]  # step, cache, tokens, finished rows
 
 
 def generate(
@@ -34,11 +37,12 @@ def generate(
         max_new_tokens: how many tokens to make.
         sampler: how a token is chosen.
         valid: true for real tokens, for prompts of several lengths, padded on either side.
-        start: the first token of the decoder of an encoder-decoder.
+        start: the first token of the target, for an encoder-decoder.
         stop: ids after which a row is finished; it is filled up with the first of them.
         key: for samplers that draw. A row's stream depends on the key and its own number alone.
 
-    Raises `ValueError` for an empty prompt, an id outside the vocabulary, a missing key or start.
+    Raises `ValueError` for an empty prompt, an id outside the vocabulary, a missing key or start,
+    or more tokens than there are positions.
 
     Example:
         >>> import eqxformer as ef, jax, jax.numpy as jnp
@@ -48,10 +52,15 @@ def generate(
         (1, 5)
     """
     prompts = jnp.asarray(prompts)
-    _check(model, prompts, max_new_tokens, sampler, valid, start, key)
+    _check_prompts(model, prompts, valid)
+    _check_choices(model, max_new_tokens, sampler, start, stop, key)
+    _check_lengths(model, prompts, valid, max_new_tokens)
     if max_new_tokens == 0:
         return jnp.zeros((prompts.shape[0], 0), jnp.int32)
-    return _generate(model, prompts, valid, start or 0, sampler, max_new_tokens, stop, key)
+    if valid is not None:
+        prompts = jnp.where(valid, prompts, 0)  # padding may be any id, also none of the vocabulary
+    begin = None if start is None else jnp.full((prompts.shape[0], 1), start, jnp.int32)
+    return _generate(model, prompts, valid, begin, sampler, max_new_tokens, stop, key)
 
 
 @eqx.filter_jit
@@ -59,7 +68,7 @@ def _generate(
     model: DecoderLM | EncoderDecoder,
     prompts: Array,
     valid: Array | None,
-    start: int,
+    begin: Array | None,
     sampler: Sampler,
     max_new_tokens: int,
     stop: tuple[int, ...],
@@ -68,30 +77,36 @@ def _generate(
     rows, mask = prompts.shape[0], None if valid is None else Padding(valid)
     if isinstance(model, EncoderDecoder):
         cache = model.init_cache(prompts, max_new_tokens, source_mask=mask)
-        first = jnp.full((rows, 1), start, jnp.int32)
-        logits, cache = model.extend(first, cache, source_mask=mask)
-        last, source_mask = logits[:, -1], mask
+        extend = functools.partial(model.extend, source_mask=mask)
+        logits, cache = extend(begin, cache)  # pyright: ignore[reportArgumentType]
+        logits = logits[:, -1]
     else:
-        cache = model.init_cache((rows,), prompts.shape[1] + max_new_tokens)
+        cache, extend = model.init_cache((rows,), prompts.shape[1] + max_new_tokens), model.extend
         hidden, cache, _ = model.run(prompts, mask=mask, cache=cache)
-        last, source_mask = model.logits(_last_real(hidden, valid)), None
+        logits = model.logits(_last_real(hidden, valid))
 
-    def step(carry: Carry) -> Carry:
-        i, cache, logits, tokens, done = carry
-        token = sampler(logits, _row_keys(key, rows, i))
-        if stop:
-            token = jnp.where(done, stop[0], token)
-            done = done | jnp.isin(token, jnp.asarray(stop))
-        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, i))
-        logits, cache = model.extend(token[:, None], cache, source_mask=source_mask)
-        return i + 1, cache, logits[:, -1], tokens, done
+    def choose(logits: Array, done: Array, step: Array) -> tuple[Array, Array]:
+        token = sampler(logits, _row_keys(key, rows, step))
+        if not stop:
+            return token, done
+        token = jnp.where(done, stop[0], token)
+        return token, done | jnp.isin(token, jnp.asarray(stop))
 
     def going(carry: Carry) -> Array:
         return (carry[0] < max_new_tokens) & ~carry[-1].all()
 
+    def step(carry: Carry) -> Carry:
+        i, cache, tokens, done = carry
+        newest = jax.lax.dynamic_slice(tokens, (0, i - 1), (rows, 1))
+        logits, cache = extend(newest, cache)
+        token, done = choose(logits[:, -1], done, i)
+        return i + 1, cache, jax.lax.dynamic_update_slice(tokens, token[:, None], (0, i)), done
+
+    first, done = choose(logits, jnp.zeros(rows, bool), jnp.asarray(0))
     tokens = jnp.full((rows, max_new_tokens), stop[0] if stop else 0, jnp.int32)
-    begin = (jnp.asarray(0), cache, last, tokens, jnp.zeros(rows, bool))
-    return jax.lax.while_loop(going, step, begin)[3]
+    tokens = tokens.at[:, 0].set(first)
+    carry = (jnp.asarray(1), cache, tokens, done)
+    return jax.lax.while_loop(going, step, carry)[2]  # pyright: ignore[reportArgumentType]
 
 
 def _row_keys(key: PRNGKeyArray | None, rows: int, step: Array) -> PRNGKeyArray | None:
@@ -109,43 +124,62 @@ def _last_real(hidden: Array, valid: Array | None) -> Array:
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
-def _check(
-    model: DecoderLM | EncoderDecoder,
-    prompts: Array,
-    max_new_tokens: int,
-    sampler: Sampler,
-    valid: Array | None,
-    start: int | None,
-    key: PRNGKeyArray | None,
-) -> None:
-    seq2seq = isinstance(model, EncoderDecoder)
-    vocab = model.config.encoder.vocab if seq2seq else model.config.vocab
+def _check_prompts(model: DecoderLM | EncoderDecoder, prompts: Array, valid: Array | None) -> None:
+    vocab = (model.config.encoder if isinstance(model, EncoderDecoder) else model.config).vocab
     if prompts.ndim != 2 or 0 in prompts.shape:
         raise ValueError(f"`prompts` must be rows of at least one token; got {prompts.shape}.")
-    if max_new_tokens < 0:
-        raise ValueError(f"`max_new_tokens` must not be negative; got {max_new_tokens}.")
     if valid is not None and (valid.shape != prompts.shape or not np.asarray(valid).any(1).all()):
         raise ValueError(
             f"`valid` must have the shape of `prompts`, {prompts.shape}, and a real token in every "
             f"row; got shape {valid.shape}."
         )
-    ids = np.asarray(prompts if valid is None else jnp.where(valid, prompts, 0))
-    if ids.min() < 0 or ids.max() >= vocab:
-        raise ValueError(f"Token ids must be at least 0 and below {vocab}; got {ids.max()}.")
+    ids = np.asarray(prompts)[... if valid is None else np.asarray(valid)]
+    wrong = ids[(ids < 0) | (ids >= vocab)]
+    if wrong.size:
+        raise ValueError(f"Token ids must be at least 0 and below {vocab}; got {wrong[0]}.")
+
+
+def _check_choices(
+    model: DecoderLM | EncoderDecoder,
+    max_new_tokens: int,
+    sampler: Sampler,
+    start: int | None,
+    stop: tuple[int, ...],
+    key: PRNGKeyArray | None,
+) -> None:
+    seq2seq = isinstance(model, EncoderDecoder)
+    vocab = (model.config.decoder if seq2seq else model.config).vocab
+    if max_new_tokens < 0:
+        raise ValueError(f"`max_new_tokens` must not be negative; got {max_new_tokens}.")
     if sampler.needs_key and key is None:
         raise ValueError(f"{type(sampler).__name__} draws at random and needs a `key`; got none.")
     if seq2seq and start is None:
         raise ValueError("An encoder-decoder needs `start`, the first token of its target.")
-    _check_length(model, prompts.shape[1], max_new_tokens)
+    if not seq2seq and start is not None:
+        raise ValueError("`start` is for encoder-decoders; a decoder continues its prompts.")
+    for name, ids in (("start", () if start is None else (start,)), ("stop", stop)):
+        if not all(0 <= each < vocab for each in ids):
+            raise ValueError(f"`{name}` must be at least 0 and below {vocab}; got {ids}.")
 
 
-def _check_length(model: DecoderLM | EncoderDecoder, prompt: int, new: int) -> None:
-    """Refuses more tokens than a table of positions has."""
-    decoder = model.decoder if isinstance(model, EncoderDecoder) else model
-    total = new if isinstance(model, EncoderDecoder) else prompt + new
-    room = getattr(decoder.config.embedding.positions, "length", None)
-    if room is not None and total > room:
+def _check_lengths(
+    model: DecoderLM | EncoderDecoder, prompts: Array, valid: Array | None, new: int
+) -> None:
+    """Refuses more tokens than a table of positions has; the last new one is never read."""
+    longest = prompts.shape[1] if valid is None else int(valid.sum(1).max())
+    if isinstance(model, EncoderDecoder):
+        room, decoder, given = _room(model.config.encoder), model.config.decoder, 1
+        if room is not None and longest > room:
+            raise ValueError(f"The encoder has {room} positions; got a source of {longest} tokens.")
+    else:
+        decoder, given = model.config, longest
+    room = _room(decoder)
+    if room is not None and given + new - 1 > room:
         raise ValueError(
-            f"The model has {room} positions; a prompt of {prompt} tokens and {new} new ones need "
-            f"{total}. Ask for at most {max(room - total + new, 0)} new tokens, or shorten the prompt."
+            f"The model has {room} positions, so that after {given} tokens it can make at most "
+            f"{max(room - given + 1, 0)} new ones; got max_new_tokens={new}."
         )
+
+
+def _room(config: DecoderLM.Config | Encoder.Config) -> int | None:
+    return getattr(config.embedding.positions, "length", None)

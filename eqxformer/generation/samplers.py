@@ -37,7 +37,7 @@ class Greedy(Sampler):
 
 
 class Sample(Sampler):
-    """A token drawn from `softmax(logits / temperature)`, of the `top_k` likeliest if that is given.
+    """A token drawn from `softmax(logits / temperature)`, of the `top_k` likeliest if given.
 
     Another `temperature` compiles nothing anew; another `top_k` does.
     """

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from eqxformer.axes import leaf_axes
-from eqxformer.checkpoints.names import is_array, name
+from eqxformer.checkpoints.names import is_array, name, unrolled
 
 
 def table(model: eqx.Module, *, depth: int | None = None) -> str:
@@ -62,15 +62,16 @@ Row = tuple[str, str, int, int]
 
 
 def _rows(model: eqx.Module) -> list[Row]:
-    axes, rows = leaf_axes(model), []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+    single = unrolled(eqx.filter_eval_shape(lambda: model))
+    axes, rows = leaf_axes(single), []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(single):
         if is_array(leaf):
-            words = axes.get(name(path)) or ("?",) * leaf.ndim
+            words = axes.get(name(path), ())
+            if len(words) != leaf.ndim:  # not annotated, or for any number of axes
+                words = ("?",) * leaf.ndim
             spelled = " ".join(f"{w}={n}" for w, n in zip(words, leaf.shape, strict=True))
             number = int(np.prod(leaf.shape, dtype=np.int64))
-            rows.append(
-                (name(path).replace("groups.", ""), spelled, number, number * leaf.dtype.itemsize)
-            )
+            rows.append((name(path), spelled, number, number * leaf.dtype.itemsize))
     return rows
 
 

@@ -40,7 +40,7 @@ class HeadSum(eqx.Module):
     dim: int = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "*batch wide"]) -> Float[Array, "*batch dim"]:
-        return x.reshape(*x.shape[:-1], -1, self.dim).sum(-2)
+        return x.reshape(*x.shape[:-1], x.shape[-1] // self.dim, self.dim).sum(-2)
 
 
 class Attention(eqx.Module):
@@ -110,6 +110,10 @@ class Attention(eqx.Module):
                 )
             if isinstance(self.window, int) and self.window < 1:
                 raise ValueError(f"`window` must be positive; got {self.window}.")
+            if isinstance(self.window, tuple) and min(self.window) < 0:
+                raise ValueError(f"`window` must not be negative; got {self.window}.")
+            if self.softcap is not None and self.softcap <= 0:
+                raise ValueError(f"`softcap` must be positive, or None; got {self.softcap}.")
 
         def build(
             self, dim: int, *, source_dim: int | None = None, key: PRNGKeyArray
@@ -277,12 +281,8 @@ class Attention(eqx.Module):
     ) -> tuple[Array, Seen, tuple[Array, Array], Cache | None]:
         """Queries, what they look at, the places of both, and the cache with it."""
         seq, valid = x.shape[-2], valid_keys(mask)
-        keys, values = self._keys_values(x)
-        if cache is None:
-            at = jnp.arange(seq)
-            keys, values = _blank_padding(keys, values, mask)
-        else:
-            at = cache.places(seq, valid)
+        keys, values = _blank_padding(*self._keys_values(x), mask)
+        at = jnp.arange(seq) if cache is None else cache.places(seq, valid)
         query = self._queries(x)
         if self.config.rotary is not None:
             positions = at if positions is None else positions
@@ -290,7 +290,9 @@ class Attention(eqx.Module):
         if cache is None:
             return query, Seen(keys, values, at), (at, at), None
         cache, seen = cache.extend(keys, values, valid)
-        return query, seen, (at, seen.places), cache
+        # The cache may be stored in a smaller type than it is looked at in.
+        wide = Seen(seen.keys.astype(x.dtype), seen.values.astype(x.dtype), seen.places)
+        return query, wide, (at, seen.places), cache
 
     def _queries(self, x: Array) -> Array:
         return self._heads(self.query(x), self.head_dim, self.query_norm)
@@ -335,12 +337,12 @@ def _counted(x: Array, keys: Array) -> tuple[Array, Array]:
 
 
 def _split(x: Array, size: int) -> Array:
-    return jnp.swapaxes(x.reshape(*x.shape[:-1], -1, size), -3, -2)
+    return jnp.swapaxes(x.reshape(*x.shape[:-1], x.shape[-1] // size, size), -3, -2)
 
 
 def _merge(x: Array) -> Array:
     x = jnp.swapaxes(x, -3, -2)
-    return x.reshape(*x.shape[:-2], -1)
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
 def _blank_padding(keys: Array, values: Array, mask: Mask | None) -> tuple[Array, Array]:

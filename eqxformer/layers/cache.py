@@ -20,7 +20,7 @@ class Seen(eqx.Module):
 
     keys: Float[Array, "*batch kv_heads slots head_dim"]
     values: Float[Array, "*batch kv_heads slots value_dim"]
-    places: Int[Array, "*batch slots"]
+    places: Int[Array, "*#batch slots"]
 
 
 class SourceCache(eqx.Module):
@@ -194,6 +194,7 @@ def _put(
     flat = slots.reshape(rows, *slots.shape[-3:])
     new = jnp.swapaxes(new.astype(slots.dtype), -3, -2)  # the indexed axes come first in a scatter
     new = jnp.broadcast_to(new, (*batch, *new.shape[-3:])).reshape(rows, *new.shape[-3:])
-    where = jnp.broadcast_to(targets, (*batch, targets.shape[-1])).reshape(rows, -1)
+    seq = targets.shape[-1]
+    where = jnp.broadcast_to(targets, (*batch, seq)).reshape(rows, seq)
     row = jnp.broadcast_to(jnp.arange(rows)[:, None], where.shape)
     return flat.at[row, :, where].set(new, mode="drop").reshape(slots.shape)

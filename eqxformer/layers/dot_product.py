@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from eqxformer.layers.dropout import dropout
 from eqxformer.layers.masks import Causal, Mask, Window, join, parts
-from eqxformer.layers.norms import widen
+from eqxformer.layers.norms import wide_dtype, widen
 
 Backend = Literal["auto", "plain", "xla", "cudnn"]
 
@@ -101,8 +101,9 @@ def attention_weights(
 ) -> Float[Array, "*batch heads seq keys"]:
     """The weight of every key for every head and query, in float32; arguments as in `attend`."""
     *batch, heads, seq, head_dim = query.shape
-    groups = query.reshape(*batch, keys.shape[-3], -1, head_dim)
-    scores = jnp.matmul(groups, jnp.swapaxes(keys, -1, -2), preferred_element_type=_wide(query))
+    kv_heads = keys.shape[-3]
+    groups = query.reshape(*batch, kv_heads, heads // kv_heads * seq, head_dim)
+    scores = jnp.matmul(groups, jnp.swapaxes(keys, -1, -2), preferred_element_type=wide_dtype(query))
     scores = scores.reshape(*batch, heads, seq, keys.shape[-2]) * scoring.scale
     if scoring.softcap is not None:
         scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
@@ -227,17 +228,20 @@ def _fused(
 
     causal, window, rest = (False, None, mask) if places else _as_flags(mask, seq == length)
     allowed = allowed_array(rest, places, seq, length)
-    out = jax.nn.dot_product_attention(
-        rows(query),
-        rows(keys),
-        rows(values),
-        bias=None if bias is None else spread(bias, heads).astype(query.dtype),
-        mask=None if allowed is None else spread(allowed, heads),
-        scale=scoring.scale,
-        is_causal=causal,
-        local_window_size=window,
-        implementation="cudnn" if backend == "cudnn" else "xla",
-    )
+    # JAX's kernel does not keep to the strict modes that a user may have switched on (nor does its
+    # gradient in `xla`, which is traced later: that backend needs the standard promotion).
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        out = jax.nn.dot_product_attention(
+            rows(query),
+            rows(keys),
+            rows(values),
+            bias=None if bias is None else spread(bias, heads).astype(query.dtype),
+            mask=None if allowed is None else spread(allowed, heads),
+            scale=scoring.scale,
+            is_causal=causal,
+            local_window_size=window,
+            implementation="cudnn" if backend == "cudnn" else "xla",
+        )
     out = jnp.swapaxes(out, 1, 2).reshape(query.shape)
     if allowed is None:
         return out
@@ -282,9 +286,6 @@ def _mix(
     values: Float[Array, "*batch kv_heads keys size"],
 ) -> Float[Array, "*batch heads seq size"]:
     *batch, heads, seq, keys = weights.shape
-    grouped = weights.reshape(*batch, values.shape[-3], -1, keys)
+    kv_heads = values.shape[-3]
+    grouped = weights.reshape(*batch, kv_heads, heads // kv_heads * seq, keys)
     return (grouped @ values).reshape(*batch, heads, seq, values.shape[-1])
-
-
-def _wide(x: Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)

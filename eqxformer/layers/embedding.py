@@ -58,6 +58,7 @@ def lookup(
     rows = weight.shape[0]
     if not isinstance(ids, Tracer):
         _check_ids(np.asarray(ids), first, rows, what)
+    ids = ids.astype(np.promote_types(ids.dtype, np.int32))  # `rows` may not fit a smaller type
     known = jnp.where(ids < first, rows, ids)  # a negative index would count from the end
     return weight.at[known].get(mode="fill", fill_value=jnp.nan)
 

@@ -44,21 +44,21 @@ class LeCun(Initializer):
     """Variance 1 / fan_in, truncated normal (LeCun et al. 1998, Efficient BackProp)."""
 
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-        return jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)
+        return jax.nn.initializers.lecun_normal(batch_axis=_front(shape))(key, shape, jnp.float32)
 
 
 class Glorot(Initializer):
     """Uniform of variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010)."""
 
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-        return jax.nn.initializers.glorot_uniform()(key, shape, jnp.float32)
+        return jax.nn.initializers.glorot_uniform(batch_axis=_front(shape))(key, shape, jnp.float32)
 
 
 class He(Initializer):
     """Variance 2 / fan_in, truncated normal, for ReLU (He et al. 2015)."""
 
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-        return jax.nn.initializers.he_normal()(key, shape, jnp.float32)
+        return jax.nn.initializers.he_normal(batch_axis=_front(shape))(key, shape, jnp.float32)
 
 
 class FanInUniform(Initializer):
@@ -75,4 +75,11 @@ class Orthogonal(Initializer):
     gain: float = 1.0
 
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-        return jax.nn.initializers.orthogonal(self.gain)(key, shape, jnp.float32)
+        *front, rows, columns = shape
+        matrix = jax.random.orthogonal(key, rows, tuple(front), jnp.float32, columns)
+        return self.gain * matrix
+
+
+def _front(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of separate matrices: all but the last two."""
+    return tuple(range(len(shape) - 2))

@@ -34,6 +34,10 @@ class Linear(eqx.Module):
 
     @takes_options
     def __init__(self, in_dim: int, out_dim: int, config: Config, *, key: PRNGKeyArray):
+        if in_dim < 1 or out_dim < 1:
+            raise ValueError(
+                f"`in_dim` and `out_dim` must be positive; got in_dim={in_dim}, out_dim={out_dim}."
+            )
         self.weight = config.init(key, (in_dim, out_dim))
         self.bias = jnp.zeros(out_dim, jnp.float32) if config.bias else None
 

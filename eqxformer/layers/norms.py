@@ -5,7 +5,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from eqxformer.config import Config, takes_options
 from eqxformer.layers.linear import along_last
@@ -114,4 +114,9 @@ def build_norm(config: Norm.Config | None, dim: int) -> Norm:
 
 def widen(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """`x` in float32 at least; float64 stays float64."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x))
+
+
+def wide_dtype(x: Float[Array, "*any"]) -> DTypeLike:
+    """The type in which softmax, norms and tables are computed for `x`."""
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32

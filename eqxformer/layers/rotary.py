@@ -20,6 +20,11 @@ Frequencies = Float[Array | np.ndarray, " pairs"]
 class Scaling(Config):
     """A way to change the frequencies, for texts longer than those of the training."""
 
+    def check(self) -> None:
+        for name in ("factor", "original_length"):
+            if getattr(self, name, 1) <= 0:
+                raise ValueError(f"`{name}` must be positive; got {getattr(self, name)}.")
+
     def frequencies(self, base: float, width: int, length: Int[Array, ""]) -> Frequencies:
         """The `width / 2` frequencies, given the rotary base and the length of the text now."""
         raise NotImplementedError(f"{self.type_name} must define `frequencies`.")
@@ -51,7 +56,7 @@ class DynamicNTK(Scaling):
     def frequencies(self, base: float, width: int, length: Int[Array, ""]) -> Frequencies:
         n = jnp.maximum(length, self.original_length).astype(jnp.float32)
         stretch = self.factor * n / self.original_length - (self.factor - 1.0)
-        grown = base * stretch ** (width / (width - 2))
+        grown = base * stretch ** (width / max(width - 2, 1))  # one pair turns at 1 for any base
         return grown ** -(np.arange(0, width, 2, dtype=np.float32) / width)
 
 
@@ -183,8 +188,10 @@ class Rotary(Config):
         width = self.width(x.shape[-1])
         cos, sin = self.tables(width, positions)
         shape = (*x.shape[:-3], 1, x.shape[-2], width // 2)
-        cos, sin = (jnp.broadcast_to(t[..., None, :, :], shape) for t in (cos, sin))
         turned, rest = widen(x[..., :width]), x[..., width:]
+        cos, sin = (
+            jnp.broadcast_to(t[..., None, :, :], shape).astype(turned.dtype) for t in (cos, sin)
+        )
         if self.layout == "half":
             a, b = turned[..., : width // 2], turned[..., width // 2 :]
             turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

@@ -1,14 +1,17 @@
 """A decoder-only language model; with a source, the decoder of an encoder-decoder."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
-from eqxformer.blocks.block import AbstractBlock, Block, BlockCache, Context
+from eqxformer.blocks.block import AbstractBlock, Context
 from eqxformer.blocks.stack import Layout, Stack, Unrolled
 from eqxformer.config import Config, takes_options
 from eqxformer.keys import split
+from eqxformer.layers.attention import Attention
 from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.feed_forward import RouterLosses
@@ -21,7 +24,7 @@ from eqxformer.models.heads import TiedHead, TokenHead
 class ModelCache(eqx.Module):
     """What a decoder remembers between calls: a cache per group of blocks, and tokens per row."""
 
-    blocks: tuple[BlockCache, ...]
+    blocks: tuple[Any, ...]
     length: Int[Array, "*batch"]
 
 
@@ -146,6 +149,8 @@ class DecoderLM(eqx.Module):
 
         Arguments as in a call; `mask` is over the new tokens where there is a cache.
         """
+        if source is not None:
+            check_reads_source(self.config.blocks)
         embedding_key, blocks_key = split(key, 2)
         valid = valid_keys(mask)
         at = positions
@@ -210,9 +215,13 @@ class DecoderLM(eqx.Module):
         slots: int,
         *,
         source: Float[Array, "*batch keys source_dim"] | None = None,
-        dtype: DTypeLike = jnp.float32,
+        dtype: DTypeLike | None = None,
     ) -> ModelCache:
-        """An empty cache for rows of `slots` tokens; a source is remembered in it, once for all."""
+        """An empty cache for rows of `slots` tokens; a source is remembered in it, once for all.
+
+        Its numbers have the type of the model's unless `dtype` says another.
+        """
+        dtype = _number_type(self.blocks) if dtype is None else dtype
         blocks = self.blocks.init_caches(batch, slots, source=source, dtype=dtype)
         return ModelCache(blocks, jnp.zeros(batch, jnp.int32))
 
@@ -225,10 +234,19 @@ def build_bias(
     """The position bias that all blocks share, for as many heads as they have."""
     if config is None:
         return None
-    heads = {block.attention.heads for block in blocks if isinstance(block, Block.Config)}
+    attentions = (getattr(block, "attention", None) for block in blocks)
+    heads = sorted({a.heads for a in attentions if isinstance(a, Attention.Config)})
     if len(heads) != 1:
-        raise ValueError(f"A shared `bias` needs blocks of one number of heads; got {heads or 0}.")
-    return config.build(heads.pop(), key=key)
+        raise ValueError(f"A shared `bias` needs blocks of one number of heads; got {heads}.")
+    return config.build(heads[0], key=key)
+
+
+def check_reads_source(blocks: tuple[AbstractBlock.Config, ...]) -> None:
+    """Raises `ValueError` where a source is given to blocks none of which would look at it."""
+    if not any(block.reads_source for block in blocks):
+        raise ValueError(
+            "A source was given, and no block looks at it; set `cross_attention` in the blocks."
+        )
 
 
 def check_sizes(**sizes: int) -> None:
@@ -236,3 +254,9 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"`{name}` must be positive; got {size}.")
+
+
+def _number_type(blocks: Stack) -> DTypeLike:
+    """The type of the blocks' first array of numbers; float32 where they have none."""
+    leaves = jax.tree.leaves(eqx.filter(blocks, eqx.is_inexact_array))
+    return leaves[0].dtype if leaves else jnp.float32

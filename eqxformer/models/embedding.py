@@ -24,6 +24,10 @@ class TypeEmbedding(eqx.Module):
         count: int = 2
         init: Initializer = Normal(0.02)
 
+        def check(self) -> None:
+            if self.count < 1:
+                raise ValueError(f"`count` of token types must be positive; got {self.count}.")
+
         def build(self, dim: int, *, key: PRNGKeyArray) -> "TypeEmbedding":
             """A table of `count` rows."""
             return TypeEmbedding(dim, self, key=key)
@@ -104,19 +108,28 @@ class InputEmbedding(eqx.Module):
             positions: the place of every token; counted from 0 if None.
             types: the type of every token; all 0 if None.
             key: switches dropout on.
+
+        Raises `ValueError` for types where there is no table of them.
         """
         x = self.scale * self.table(table)(tokens)
         if self.positions is not None:
             positions = jnp.arange(tokens.shape[-1]) if positions is None else positions
             added = self.positions(positions).astype(x.dtype)
             x = x + jnp.broadcast_to(added, x.shape)
+        if self.types is None and types is not None:
+            raise ValueError(
+                "This model has no token types; set `types=TypeEmbedding.Config()` in its "
+                "embedding."
+            )
         if self.types is not None:
             x = x + self.types(jnp.zeros_like(tokens) if types is None else types)
         return dropout(self.norm(x), self.config.dropout, key)
 
     def table(self, shared: Embedding | None = None) -> Embedding:
         """The token table: its own, or the shared one where it has none."""
-        table = self.tokens if self.tokens is not None else shared
+        if self.tokens is not None and shared is not None:
+            raise ValueError("This embedding has its own token table; pass no `table`.")
+        table = shared if self.tokens is None else self.tokens
         if table is None:
             raise ValueError("This embedding shares another's token table; pass it as `table`.")
         return table

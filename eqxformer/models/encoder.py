@@ -24,7 +24,8 @@ class Encoder(eqx.Module):
     Example:
         >>> import eqxformer as ef, jax, jax.numpy as jnp
         >>> block = ef.Block.Config(ef.Attention.Config(heads=2), ef.MLP.Config(hidden=32))
-        >>> encoder = ef.Encoder.Config(vocab=65, dim=16, blocks=(block,)).build(key=jax.random.key(0))
+        >>> config = ef.Encoder.Config(vocab=65, dim=16, blocks=(block,))
+        >>> encoder = config.build(key=jax.random.key(0))
         >>> encoder(jnp.array([[1, 2, 3]])).shape, encoder.embed(jnp.array([[1, 2, 3]])).shape
         ((1, 3, 16), (1, 16))
     """

@@ -4,15 +4,14 @@ from typing import Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from eqxformer.config import Config, takes_options
 from eqxformer.keys import split
 from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.feed_forward import RouterLosses
-from eqxformer.layers.masks import Mask
-from eqxformer.models.decoder_lm import DecoderLM, ModelCache
+from eqxformer.layers.masks import Mask, Padding, Segments, join, parts
+from eqxformer.models.decoder_lm import DecoderLM, ModelCache, check_reads_source
 from eqxformer.models.encoder import Encoder
 
 
@@ -38,10 +37,16 @@ class EncoderDecoder(eqx.Module):
             same = (self.encoder.vocab, self.encoder.dim) == (self.decoder.vocab, self.decoder.dim)
             if self.tokens == "shared" and not same:
                 raise ValueError(
-                    "To share a token table, encoder and decoder need one vocabulary and width; got "
-                    f"{self.encoder.vocab} x {self.encoder.dim} and "
+                    "To share a token table, encoder and decoder need one vocabulary and width; "
+                    f"got {self.encoder.vocab} x {self.encoder.dim} and "
                     f"{self.decoder.vocab} x {self.decoder.dim}."
                 )
+            if self.decoder.source_dim not in (None, self.encoder.dim):
+                raise ValueError(
+                    "The decoder's `source_dim` must be None or the encoder's width; got "
+                    f"{self.decoder.source_dim} and {self.encoder.dim}."
+                )
+            check_reads_source(self.decoder.blocks)
 
         def build(self, *, key: PRNGKeyArray) -> "EncoderDecoder":
             """The model, freshly initialised."""
@@ -68,16 +73,23 @@ class EncoderDecoder(eqx.Module):
         *,
         source_mask: Mask | None = None,
         mask: Mask | None = None,
+        cross_mask: Mask | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch seq vocab"]:
         """The logits of the next target token at every place of the target.
 
         Arguments:
-            source_mask: `Padding(valid)` for sources of several lengths.
+            source_mask: who may look at whom in the source; `Padding(valid)` for sources of several
+                lengths, which the target does not look at either.
             mask: who may look at whom in the target, beside `Causal()`.
+            cross_mask: what the target may look at in the source, beside what is not padding.
             key: switches dropout on.
+
+        Raises `ValueError` for a source packed with `Segments` without a `cross_mask`.
         """
-        x, _ = self.run(source, target, source_mask=source_mask, mask=mask, key=key)
+        x, _ = self.run(
+            source, target, source_mask=source_mask, mask=mask, cross_mask=cross_mask, key=key
+        )
         return self.logits(x)
 
     def run(
@@ -87,6 +99,7 @@ class EncoderDecoder(eqx.Module):
         *,
         source_mask: Mask | None = None,
         mask: Mask | None = None,
+        cross_mask: Mask | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "*batch seq dim"], RouterLosses | None]:
         """The decoder's hidden states before the head, and the routers' losses of both sides."""
@@ -96,7 +109,7 @@ class EncoderDecoder(eqx.Module):
             target,
             encoded,
             mask=mask,
-            source_mask=source_mask,
+            source_mask=_across(source_mask, cross_mask),
             table=self._shared_table(),
             key=decoder_key,
         )
@@ -113,7 +126,7 @@ class EncoderDecoder(eqx.Module):
         slots: int,
         *,
         source_mask: Mask | None = None,
-        dtype: DTypeLike = jnp.float32,
+        dtype: DTypeLike | None = None,
     ) -> ModelCache:
         """The source read and remembered, and room for `slots` target tokens per row."""
         encoded = self.encoder(source, mask=source_mask)
@@ -126,12 +139,25 @@ class EncoderDecoder(eqx.Module):
         *,
         source_mask: Mask | None = None,
         mask: Mask | None = None,
+        cross_mask: Mask | None = None,
     ) -> tuple[Float[Array, "*batch seq vocab"], ModelCache]:
         """The logits of target tokens that follow those in the cache, and the cache with them."""
+        across = _across(source_mask, cross_mask)
         return self.decoder.extend(
-            target, cache, mask=mask, source_mask=source_mask, table=self._shared_table()
+            target, cache, mask=mask, source_mask=across, table=self._shared_table()
         )
 
     def _shared_table(self) -> Embedding | None:
         shared = self.config.tokens == "shared"
         return self.encoder.embedding.tokens if shared else None
+
+
+def _across(source_mask: Mask | None, cross_mask: Mask | None) -> Mask | None:
+    """What the target may look at: of the encoder's mask the padding alone, and `cross_mask`."""
+    found = parts(source_mask)
+    if cross_mask is None and any(isinstance(part, Segments) for part in found):
+        raise ValueError(
+            "A source packed with `Segments` needs `cross_mask=Segments(target_ids, source_ids)`, "
+            "or every target would look at all sources of its row."
+        )
+    return join((*(part for part in found if isinstance(part, Padding)), *parts(cross_mask)))

@@ -223,9 +223,9 @@ def t5(
     hidden: int,
     dropout: float = 0.0,
 ) -> EncoderDecoder.Config:
-    """T5 1.0: a shared relative bias, RMS pre-norm, ReLU, no biases, one table (Raffel et al. 2020).
+    """T5 1.0: a shared relative bias, RMS pre-norm, ReLU, one table (Raffel et al. 2020).
 
-    Scores are not scaled; the initialisation makes up for it.
+    No projection has a bias. Scores are not scaled; the initialisation makes up for it.
 
     Example:
         >>> import eqxformer as ef

@@ -17,6 +17,17 @@ from eqxformer.layers.linear import Linear, along_last
 from eqxformer.layers.norms import LayerNorm, Norm, build_norm, widen
 
 
+def softcap(logits: Float[Array, "*any"], cap: float | None) -> Float[Array, "*any"]:
+    """`cap * tanh(logits / cap)`; no cap leaves them."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def check_softcap(cap: float | None) -> None:
+    """Raises `ValueError` for a bound that is not above zero."""
+    if cap is not None and not cap > 0.0:
+        raise ValueError(f"`softcap` must be above 0, or None; got {cap}.")
+
+
 class TokenHead(eqx.Module):
     """From hidden states to a score per token of the vocabulary."""
 
@@ -43,6 +54,9 @@ class TiedHead(TokenHead):
         scale: float | Literal["1/sqrt(dim)"] = 1.0
         softcap: float | None = None
         bias: bool = False
+
+        def check(self) -> None:
+            check_softcap(self.softcap)
 
         def build(self, dim: int, vocab: int, *, key: PRNGKeyArray) -> "TiedHead":
             """The head; the key is not used, since nothing is drawn."""
@@ -76,6 +90,9 @@ class LinearHead(TokenHead):
         linear: Linear.Config = Linear.Config(bias=False)
         scale: float = 1.0
         softcap: float | None = None
+
+        def check(self) -> None:
+            check_softcap(self.softcap)
 
         def build(self, dim: int, vocab: int, *, key: PRNGKeyArray) -> "LinearHead":
             """The head of a model of this width and vocabulary."""
@@ -131,7 +148,7 @@ class MaskedLMHead(TokenHead):
 
 
 class Pooling(eqx.Module):
-    """One vector per sequence: a mean, a maximum, the first or the last token; then a layer, a norm.
+    """One vector per sequence: a mean, a maximum, the first or last token; then a layer, a norm.
 
     Padding takes no part: the mean, maximum, first and last are those of the real tokens. A
     sequence without any gives zeros.
@@ -168,8 +185,8 @@ class Pooling(eqx.Module):
             y = activation(self.config.activation)(self.dense(y))
         if self.config.unit_length:
             wide = widen(y)
-            length = jnp.sqrt(jnp.square(wide).sum(-1, keepdims=True))
-            y = (wide / jnp.maximum(length, 1e-12)).astype(y.dtype)
+            square = jnp.square(wide).sum(-1, keepdims=True)
+            y = (wide * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(y.dtype)
         return y
 
 
@@ -247,11 +264,6 @@ class LabelHead(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch seq labels"]:
         return self.linear(dropout(x, self.config.dropout, key))
-
-
-def softcap(logits: Float[Array, "*any"], cap: float | None) -> Float[Array, "*any"]:
-    """`cap * tanh(logits / cap)`; no cap leaves them."""
-    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def check_labels(labels: int) -> None:

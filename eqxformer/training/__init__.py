@@ -1,1 +1,80 @@
-__all__: list[str] = []
+"""Training: losses, optimizers, the step, data, and the thin loop round them.
+
+Start reading at `step.py`.
+"""
+
+from eqxformer.training.batches import PairBatch, TokenBatch
+from eqxformer.training.callbacks import (
+    Callback,
+    Evaluate,
+    LossPlot,
+    MetricsFile,
+    Record,
+    Save,
+    ShowSamples,
+    Validate,
+    evaluator,
+)
+from eqxformer.training.characters import Characters
+from eqxformer.training.loss import (
+    Loss,
+    LossFunction,
+    NextToken,
+    SequenceToSequence,
+    TokenLoss,
+    cross_entropy,
+    next_token_loss,
+    sequence_to_sequence_loss,
+)
+from eqxformer.training.optimizer import SGD, AdamW, ClipByNorm, ClipByValue, Optimizer
+from eqxformer.training.schedules import (
+    InverseSquareRoot,
+    Schedule,
+    WarmupCosine,
+    WarmupExponential,
+    WarmupLinear,
+)
+from eqxformer.training.step import TrainState, make_step
+from eqxformer.training.trainer import NonFiniteLoss, Trainer
+from eqxformer.training.windows import Epochs, RandomWindows, Windows, consecutive
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "Callback",
+    "Characters",
+    "ClipByNorm",
+    "ClipByValue",
+    "Epochs",
+    "Evaluate",
+    "InverseSquareRoot",
+    "Loss",
+    "LossFunction",
+    "LossPlot",
+    "MetricsFile",
+    "NextToken",
+    "NonFiniteLoss",
+    "Optimizer",
+    "PairBatch",
+    "RandomWindows",
+    "Record",
+    "Save",
+    "Schedule",
+    "SequenceToSequence",
+    "ShowSamples",
+    "TokenBatch",
+    "TokenLoss",
+    "TrainState",
+    "Trainer",
+    "Validate",
+    "WarmupCosine",
+    "WarmupExponential",
+    "WarmupLinear",
+    "Windows",
+    "consecutive",
+    "cross_entropy",
+    "evaluator",
+    "make_step",
+    "next_token_loss",
+    "sequence_to_sequence_loss",
+]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from eqxformer.config import Config
 from eqxformer.layers.masks import Padding
 
 Ids = Int[Array, "*batch seq"] | Int[np.ndarray, "*batch seq"]
@@ -14,6 +15,15 @@ Weights = (
     | Bool[Array, "*batch seq"]
     | Bool[np.ndarray, "*batch seq"]
 )
+
+
+class Data(Config):
+    """How batches are made, as a value."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows of a batch, and the tokens that are predicted in a row."""
+        raise NotImplementedError(f"{self.type_name} must say how large its batches are.")
 
 
 class TokenBatch(eqx.Module):

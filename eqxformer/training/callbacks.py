@@ -86,7 +86,7 @@ def evaluator(loss: LossFunction) -> Callable[[Any, Iterable[Any]], Loss]:
     return evaluate
 
 
-class Sample(Callback):
+class ShowSamples(Callback):
     """Shows what `draw(model, step)` makes of the model as text."""
 
     def __init__(
@@ -98,18 +98,33 @@ class Sample(Callback):
         self.show(self.draw(trainer.state.model, trainer.step))
 
 
+class Evaluate(Callback):
+    """Publishes what `measure(model)` finds at the end, unless Ctrl-C made it the end."""
+
+    def __init__(self, measure: Callable[[Any], dict[str, float]]) -> None:
+        self.measure = measure
+
+    def finished(self, trainer: "Trainer") -> None:
+        if not trainer.interrupted:
+            trainer.publish(self.measure(trainer.state.model))
+
+
 class Save(Callback):
-    """Gives the model to `save` at intervals and at the end, also at the one by Ctrl-C."""
+    """Gives the model to `save` at intervals and at the end, also at the one by Ctrl-C.
+
+    `step` is the step of the model that was saved last, 0 before there is one.
+    """
 
     def __init__(self, save: Callable[[Any], Any], *, every: int | None = None) -> None:
-        self.save, self.every, self._saved = save, every, -1
+        self.save, self.every, self.step = save, every, 0
 
     def reached(self, trainer: "Trainer") -> None:
-        if self._saved != trainer.step:
+        if self.step != trainer.step:
             self.save(trainer.state.model)
-            self._saved = trainer.step
+            self.step = trainer.step
 
-    finished = reached
+    def finished(self, trainer: "Trainer") -> None:
+        self.reached(trainer)
 
 
 class MetricsFile(Callback):

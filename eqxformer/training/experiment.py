@@ -10,6 +10,7 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from eqxformer.config import Config
+from eqxformer.training.batches import Data
 from eqxformer.training.loss import TokenLoss
 from eqxformer.training.optimizer import Optimizer
 
@@ -31,7 +32,7 @@ class Experiment(Config):
 
     model: Config
     optimizer: Optimizer
-    data: Config
+    data: Data
     loss: TokenLoss
     steps: int
     validate_every: int
@@ -93,16 +94,21 @@ class Task(abc.ABC):
 
 
 class Request(NamedTuple):
-    """What is asked of a trained model.
-
-    `temperature` 0 takes the likeliest token every time.
-    """
+    """What is asked of a trained model; `temperature` 0 takes the likeliest token every time."""
 
     prompt: str
-    max_new_tokens: int
-    temperature: float
-    top_k: int | None
-    seed: int
+    max_new_tokens: int = 400
+    temperature: float = 0.8
+    top_k: int | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises `ValueError` for numbers that make no sense."""
+        bounds = {"max_new_tokens": 1, "temperature": 0, "top_k": 1, "seed": 0}
+        for name, least in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"`{name}` must be at least {least}; got {value}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,13 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int
 
-from eqxformer.config import Config
-from eqxformer.training.batches import TokenBatch
+from eqxformer.training.batches import Data, TokenBatch
 
 Tokens = Int[np.ndarray, " tokens"]
 Batches = Callable[[int], TokenBatch]
 
 
-class Windows(Config):
+class Windows(Data):
     """How batches are cut out of a text; `build(tokens, seed=seed)` is a function of the step.
 
     Arguments:
@@ -32,6 +31,11 @@ class Windows(Config):
         for name, value in (("length", self.length), ("batch", self.batch)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {value}.")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Windows, and the tokens predicted in each."""
+        return self.batch, self.length
 
     def build(self, tokens: Tokens, *, seed: int = 0) -> Batches:
         """A function from the number of a step to its batch."""

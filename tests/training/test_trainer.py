@@ -13,8 +13,8 @@ from eqxformer.training.callbacks import (
     Callback,
     LossPlot,
     MetricsFile,
-    Sample,
     Save,
+    ShowSamples,
     Validate,
     evaluator,
 )
@@ -184,7 +184,7 @@ def test_a_scalar_loss_cannot_validate():
 
 def test_samples_are_shown_at_intervals():
     shown = []
-    trainer(Sample(lambda model, step: f"after {step}", shown.append, every=5)).fit()
+    trainer(ShowSamples(lambda model, step: f"after {step}", shown.append, every=5)).fit()
     assert shown == ["after 5", "after 10"]
 
 

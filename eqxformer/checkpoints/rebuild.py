@@ -1,0 +1,70 @@
+"""Models from configs: shapes without memory, and the arrays of one model in the tree of another."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array
+
+from eqxformer.checkpoints.names import is_array, name, named_arrays, restacked, unrolled
+
+
+def shapes(config: Any) -> Any:
+    """The model of a config with the shapes of its arrays in their place; no memory is used.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> config = ef.families.gpt(vocab=50257, dim=768, layers=12, heads=12, context=1024)
+        >>> ef.shapes(config).embedding.tokens.weight
+        ShapeDtypeStruct(shape=(50257, 768), dtype=float32)
+    """
+    return eqx.filter_eval_shape(lambda key: config.build(key=key), jax.random.key(0))
+
+
+def rebuild(model: Any, config: Any) -> Any:
+    """The arrays of `model` in the model of another config: for what a config can change later.
+
+    Layouts, rematerialisation, dropout, windows, backends: everything that leaves the names and
+    shapes of the arrays as they are. Raises `ValueError` with a list of what differs otherwise.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> config = ef.families.gpt(vocab=5, dim=4, layers=2, heads=2, context=8)
+        >>> model = config.build(key=jax.random.key(0))
+        >>> scanned = ef.rebuild(model, config.edit(layout=ef.Scanned()))
+        >>> scanned.blocks.sizes
+        (2,)
+    """
+    skeleton, arrays = shapes(config), named_arrays(model)
+    wrong = differences({k: v.shape for k, v in arrays.items()}, expected(skeleton))
+    if wrong:
+        raise ValueError("The arrays do not fit this config:\n  " + "\n  ".join(wrong))
+    return with_arrays(skeleton, arrays)
+
+
+def with_arrays(skeleton: Any, arrays: Mapping[str, Array]) -> Any:
+    """`skeleton` with the array of its name in place of every shape."""
+    filled = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: arrays[name(path)] if is_array(leaf) else leaf, unrolled(skeleton)
+    )
+    return restacked(filled, skeleton)
+
+
+def expected(skeleton: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of a model by its name."""
+    return {key: tuple(leaf.shape) for key, leaf in named_arrays(skeleton).items()}
+
+
+def differences(
+    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """A line for every array that is missing, unexpected or of another shape."""
+    lines = [f"missing: {key} {shape}" for key, shape in wanted.items() if key not in found]
+    lines += [f"unexpected: {key} {shape}" for key, shape in found.items() if key not in wanted]
+    lines += [
+        f"shape: {key} is {tuple(found[key])}, expected {shape}"
+        for key, shape in wanted.items()
+        if key in found and tuple(found[key]) != tuple(shape)
+    ]
+    return lines

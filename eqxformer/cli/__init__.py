@@ -1,0 +1,28 @@
+"""The command line: `eqxformer train`, `eqxformer generate` and what else `commands` lists.
+
+Nothing heavy is imported before a command runs, so that help and errors come at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+_NEEDED = ("click", "matplotlib", "rich")  # what the extra `train` brings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and ends the process with its exit code.
+
+    0 is success, 2 a mistake in what was asked for, 130 the end by Ctrl-C, 1 anything else.
+    """
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        print(
+            f"Error: the command line needs {' and '.join(missing)}; "
+            "run: pip install 'eqxformer[train]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    from eqxformer.cli.commands import run
+
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))

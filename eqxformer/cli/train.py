@@ -1,0 +1,184 @@
+"""`eqxformer train`: from a recipe to a run directory."""
+
+import datetime
+import importlib.metadata
+import itertools
+import platform
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from eqxformer.__about__ import __version__
+from eqxformer.checkpoints.native import shapes
+from eqxformer.cli.errors import Failure, explained
+from eqxformer.cli.memory import check_memory
+from eqxformer.cli.settings import edited
+from eqxformer.inspect.table import table
+from eqxformer.training.callbacks import (
+    Callback,
+    Evaluate,
+    LossPlot,
+    MetricsFile,
+    Save,
+    ShowSamples,
+    Validate,
+)
+from eqxformer.training.experiment import Experiment, Recipe, Task
+from eqxformer.training.progress import ProgressBar
+from eqxformer.training.recipes import RECIPES, recipe
+from eqxformer.training.run_directory import RunDirectory, refuse_existing
+from eqxformer.training.trainer import NonFiniteLoss, Trainer
+
+_HELP = (
+    "Train a model as RECIPE says; the first one if none is named.\n\n\b\nRecipes:\n"
+    + "\n".join(f"  {each.name:<8} {each.summary}" for each in RECIPES.values())
+)
+_EXAMPLES = """\b
+Examples:
+  eqxformer train
+  eqxformer train --data book.txt --out runs/book
+  eqxformer train rot13 --seed 1
+  eqxformer train --dry-run
+  eqxformer train --set model.blocks.*.attention.heads=8 --set optimizer.learning_rate.peak=1e-3
+"""
+
+
+@click.command(help=_HELP, epilog=_EXAMPLES)
+@click.argument("name", metavar="[RECIPE]", default=next(iter(RECIPES)))
+@click.option("--data", type=click.Path(path_type=Path), help="UTF-8 text to learn from.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory to make.")
+@click.option("--steps", type=int, help="Training steps.")
+@click.option("--batch", type=int, help="Sequences in a step.")
+@click.option("--seed", type=int, help="What all random numbers follow from.")
+@click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Any other setting.")
+@click.option("--dry-run", is_flag=True, help="Show everything that can be set, and stop.")
+def train(
+    name: str,
+    data: Path | None,
+    out: Path | None,
+    steps: int | None,
+    batch: int | None,
+    seed: int | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+) -> int:
+    """Train a model."""
+    shortcuts = {"steps": steps, "data.batch": batch, "seed": seed}
+    given = tuple(f"{path}={value}" for path, value in shortcuts.items() if value is not None)
+    with explained():
+        chosen = recipe(name)
+        out = _default_directory(name) if out is None else out
+        refuse_existing(out)
+        task = chosen.prepare(data)
+        experiment = edited(task.experiment, given + settings)
+        task.check(experiment)
+        check_memory(experiment)
+        skeleton = shapes(experiment.model)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{table(skeleton)}\n")
+    if dry_run:
+        console.print(str(experiment))
+        return 0
+    console.print(_plan(chosen, task, experiment, out))
+    with explained():
+        model = experiment.model.build(key=experiment.key("model"))
+        about = _about(chosen, task, experiment)
+        run = RunDirectory.create(out, about=about, tokenizer=task.tokenizer)
+        run.save(model)  # from here on there is always a model to load, however this ends
+    return _conduct(model, task, experiment, run, console)
+
+
+def _conduct(
+    model: Any, task: Task, experiment: Experiment, run: RunDirectory, console: Console
+) -> int:
+    """Trains, shows what came out and says where it is; returns the exit code."""
+    save = Save(run.save, every=experiment.validate_every)
+    trainer = Trainer(
+        model,
+        task.batches(experiment),
+        experiment.optimizer.build(experiment.steps),
+        experiment.steps,
+        key=experiment.key("steps"),
+        loss=experiment.loss,
+        callbacks=[save, *_callbacks(task, experiment, run, console)],
+    )
+    try:
+        state = trainer.fit()
+        if not trainer.interrupted:
+            console.print(f"\n{task.sample(state.model, experiment, trainer.step)}\n")
+    except NonFiniteLoss as error:
+        raise Failure(f"{error} The model of step {save.step} is in {run.path}.") from error
+    except OSError as error:
+        raise Failure(f"{run.path} cannot be written: {error.strerror}.") from error
+    except KeyboardInterrupt:
+        trainer.interrupted = True
+    if trainer.interrupted:
+        console.print(f"Interrupted; the model of step {save.step:,} is saved.")
+    prompt = shlex.quote(experiment.prompt)
+    console.print(
+        f"Run:  {run.path}\nNext: eqxformer generate {_quoted(run.path)} --prompt {prompt}"
+    )
+    return 130 if trainer.interrupted else 0
+
+
+def _callbacks(
+    task: Task, experiment: Experiment, run: RunDirectory, console: Console
+) -> list[Callback]:
+    """Numbers to the run directory, numbers and samples to the terminal."""
+    callbacks: list[Callback] = [
+        MetricsFile(run.path / "metrics.jsonl"),
+        LossPlot(run.path / "loss.png"),
+        Validate(
+            task.validation(experiment), every=experiment.validate_every, loss=experiment.loss
+        ),
+        Evaluate(lambda model: task.evaluate(model, experiment)),
+    ]
+    if experiment.sample_every is not None:
+
+        def draw(model: Any, step: int) -> str:
+            return f"{task.sample(model, experiment, step)}\n"
+
+        callbacks.append(ShowSamples(draw, console.print, every=experiment.sample_every))
+    return [*callbacks, ProgressBar(console)]
+
+
+def _plan(chosen: Recipe, task: Task, experiment: Experiment, out: Path) -> str:
+    """What is about to happen, before it does."""
+    rows, length = experiment.data.shape
+    tokens = rows * length * experiment.steps
+    return "\n".join(
+        [
+            f"{chosen.name}: {chosen.summary}",
+            f"  data       {task.describe(experiment)}",
+            f"  training   {experiment.steps:,} steps of {rows} x {length} tokens, "
+            f"{tokens:,} tokens in all",
+            f"  optimizer  {' '.join(str(experiment.optimizer).split())}",
+            f"  run        {out}",
+            "",
+        ]
+    )
+
+
+def _about(chosen: Recipe, task: Task, experiment: Experiment) -> dict[str, Any]:
+    packages = ("jax", "jaxlib", "equinox", "optax", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "recipe": chosen.name,
+        "experiment": experiment.to_dict(),
+        "data": task.about,
+        "versions": {"eqxformer": __version__, "python": platform.python_version(), **versions},
+    }
+
+
+def _default_directory(name: str) -> Path:
+    """`runs/<recipe>-<date>-<time>`, with a number behind it where two begin at once."""
+    first = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([first], others) if not path.exists())
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

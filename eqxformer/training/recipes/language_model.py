@@ -1,0 +1,168 @@
+"""Language models over characters: what the recipes `text`, `vpj` and `nanogpt` have in common."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from eqxformer.generation import Greedy, Sample, Sampler, generate
+from eqxformer.training.batches import TokenBatch
+from eqxformer.training.callbacks import evaluator
+from eqxformer.training.characters import Characters
+from eqxformer.training.corpus import Corpus, read_corpus
+from eqxformer.training.experiment import Experiment, Recipe, Request, Task
+from eqxformer.training.loss import NextToken
+from eqxformer.training.windows import consecutive
+
+SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 400, 0.8
+_VALIDATION_TOKENS = 4096  # in a batch
+_VALIDATION_BATCHES = 4  # now and then; all of them at the end
+
+Suggest = Callable[[Characters, np.ndarray], Experiment]
+
+
+class CharacterLM(Task):
+    """A text, its last tenth kept back, and a model that writes on in its manner."""
+
+    def __init__(self, corpus: Corpus, suggest: Suggest) -> None:
+        self.corpus = corpus
+        self.tokenizer = Characters.of(corpus.text)
+        self.training, self.kept_back = (self.tokenizer.encode(part) for part in corpus.split())
+        self.about = {
+            "name": corpus.name,
+            "characters": len(corpus.text),
+            "sha256": corpus.fingerprint(),
+        }
+        self.experiment = suggest(self.tokenizer, self.training)
+        if not set(self.experiment.prompt) <= set(self.tokenizer.alphabet):
+            start = corpus.text[:1]  # a text in another script has no "The "
+            self.experiment = self.experiment.edit(prompt=start)
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises `ValueError` where text, windows, model and sample do not go together."""
+        length, model = experiment.data.length, experiment.model
+        if len(self.kept_back) <= length or len(self.training) <= length:
+            raise ValueError(
+                f"The text has {len(self.corpus.text):,} characters, of which the last tenth, "
+                f"{len(self.kept_back):,}, is for validation; both parts need more than the "
+                f"{length} of a window. Give a longer text or a smaller --set data.length."
+            )
+        if model.vocab != self.tokenizer.vocab:
+            raise ValueError(
+                f"`model.vocab` must be the number of different characters in the text, "
+                f"{self.tokenizer.vocab}; got {model.vocab}."
+            )
+        room = getattr(model.embedding.positions, "length", length)
+        if room < length:
+            raise ValueError(
+                f"`data.length` may be at most the model's {room} positions; got {length}. "
+                f"Set model.embedding.positions.length={length} too."
+            )
+        if not experiment.prompt:
+            raise ValueError("`prompt` must have at least one character; got none.")
+        self.tokenizer.encode(experiment.prompt)
+
+    def describe(self, experiment: Experiment) -> str:
+        """The text and its split."""
+        return (
+            f"{self.corpus.name}: {len(self.corpus.text):,} characters, "
+            f"{self.tokenizer.vocab} different; {len(self.training):,} to learn from, "
+            f"the last {len(self.kept_back):,} to validate with"
+        )
+
+    def batches(self, experiment: Experiment) -> Callable[[int], TokenBatch]:
+        """Windows of the first nine tenths."""
+        return experiment.data.build(self.training, seed=experiment.seed)
+
+    def validation(
+        self, experiment: Experiment, most: int | None = _VALIDATION_BATCHES
+    ) -> list[TokenBatch]:
+        """Windows spread over the last tenth."""
+        length = experiment.data.length
+        batch = max(1, _VALIDATION_TOKENS // length)
+        return consecutive(self.kept_back, length=length, batch=batch, most=most)
+
+    def evaluate(self, model: Any, experiment: Experiment) -> dict[str, float]:
+        """The mean loss over the whole last tenth, in nats per character."""
+        loss = evaluator(NextToken())(model, self.validation(experiment, most=None))
+        return {"validation_loss": float(loss.mean)}
+
+    def sample(self, model: Any, experiment: Experiment, step: int) -> str:
+        """The prompt and how the model goes on."""
+        key = jax.random.fold_in(experiment.key("samples"), step)
+        return continued(
+            model,
+            self.tokenizer,
+            experiment.prompt,
+            count=SAMPLE_TOKENS,
+            context=experiment.data.length,
+            sampler=Sample(SAMPLE_TEMPERATURE),
+            key=key,
+        )
+
+
+def continued(
+    model: Any,
+    tokenizer: Characters,
+    prompt: str,
+    *,
+    count: int,
+    context: int,
+    sampler: Sampler,
+    key: PRNGKeyArray,
+) -> str:
+    """The prompt and `count` characters more, however long that gets.
+
+    The model sees the last `context` characters at most, which is what it was trained on. It
+    writes in pieces of a quarter of that; behind each, what it saw longest ago is forgotten.
+    """
+    piece = max(1, context // 4)
+    read = max(1, context - piece)
+    ids = tokenizer.encode(prompt)
+    for number in range(-(-count // piece)):
+        seen = ids[-read:]
+        # Padded on the left to one length, so that one compiled program serves every piece.
+        padded = np.concatenate([np.zeros(read - len(seen), np.int32), seen])
+        new = generate(
+            model,
+            jnp.asarray(padded[None]),
+            valid=jnp.asarray(np.arange(read)[None] >= read - len(seen)),
+            max_new_tokens=piece,
+            sampler=sampler,
+            key=jax.random.fold_in(key, number),
+        )
+        ids = np.concatenate([ids, np.asarray(new)[0]])
+    return tokenizer.decode(ids[: len(tokenizer.encode(prompt)) + count])
+
+
+def respond(model: Any, tokenizer: Characters, experiment: Experiment, request: Request) -> str:
+    """The prompt and what the model writes behind it."""
+    if not request.prompt:
+        raise ValueError('The prompt must have at least one character, as in --prompt "The ".')
+    sampler = Sample(request.temperature, request.top_k) if request.temperature else Greedy()
+    return continued(
+        model,
+        tokenizer,
+        request.prompt,
+        count=request.max_new_tokens,
+        context=experiment.data.length,
+        sampler=sampler,
+        key=jax.random.key(request.seed),
+    )
+
+
+def language_model(name: str, summary: str, suggest: Suggest) -> Recipe:
+    """The recipe of an experiment over characters.
+
+    Arguments:
+        suggest: makes the experiment, given the tokenizer and the tokens to learn from.
+    """
+
+    def prepare(data: Path | None) -> CharacterLM:
+        return CharacterLM(read_corpus(data), suggest)
+
+    return Recipe(name, summary, prepare, respond)

@@ -1,0 +1,32 @@
+"""Parameters away from their neutral values: a gain of one and a bias of zero hide their absence."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def hot(module, key):
+    """`module` with new parameters: vectors moved by 0.3 N, matrices drawn as 2 / sqrt(fan_in) N.
+
+    Drawn by NumPy, which compiles nothing.
+    """
+    numbers = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+    def move(leaf):
+        noise = numbers.standard_normal(leaf.shape)
+        if leaf.ndim < 2:
+            return jnp.asarray(np.asarray(leaf, np.float64) + 0.3 * noise, leaf.dtype)
+        return jnp.asarray(2.0 / np.sqrt(leaf.shape[-2]) * noise, leaf.dtype)
+
+    return jax.tree.map(lambda leaf: move(leaf) if eqx.is_inexact_array(leaf) else leaf, module)
+
+
+def cast(tree, dtype):
+    """`tree` with all its floating-point arrays in this type."""
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)
+
+
+def normal(seed, *shape):
+    """Standard normal numbers in float32."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)

@@ -1,0 +1,105 @@
+"""The kernels of `jax.nn.dot_product_attention` against the plain formula.
+
+`xla` runs everywhere; `cudnn` where there is a GPU (`JAX_PLATFORMS=cuda pytest tests/layers`).
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+
+BATCH, HEADS, KV_HEADS, SEQ, SIZE = 2, 4, 2, 64, 16
+LENGTHS = jnp.array([[64], [37]])
+PLACES = jnp.broadcast_to(jnp.arange(SEQ), (BATCH, SEQ))
+RIGHT = ef.Padding(jnp.broadcast_to(LENGTHS, (BATCH, SEQ)) > PLACES)
+LEFT = ef.Padding(RIGHT.valid[:, ::-1])
+MASKS = {
+    "full": None,
+    "causal": ef.Causal(),
+    "causal window": ef.Causal() & ef.Window(16, 0),
+    "two windows": ef.Window(16, 3) & ef.Window(4, 30),
+    "causal, right padding": ef.Causal() & RIGHT,
+    "causal, left padding": ef.Causal() & LEFT,
+    "prefix": ef.Prefix(jnp.array([10, 50])),
+    "segments": ef.Causal() & ef.Segments(PLACES // 16),
+}
+ON_GPU = jax.default_backend() == "gpu"
+BACKENDS = ["xla", pytest.param("cudnn", marks=pytest.mark.skipif(not ON_GPU, reason="no GPU"))]
+
+
+def operands(dtype, kv_heads=KV_HEADS):
+    keys = jax.random.split(jax.random.key(0), 3)
+    heads = (HEADS, kv_heads, kv_heads)
+    return tuple(
+        jax.random.normal(key, (BATCH, count, SEQ, SIZE), dtype)
+        for key, count in zip(keys, heads, strict=True)
+    )
+
+
+def value_and_gradients(backend, mask, arrays):
+    def loss(arrays):
+        out = ef.attend(*arrays, scoring=ef.Scoring(SIZE**-0.5), mask=mask, backend=backend)
+        weight = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
+        return (out.astype(jnp.float32) * weight).sum(), out
+
+    with jax.numpy_dtype_promotion("standard"):  # the gradient of JAX's own kernel needs it
+        (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
+    return [np.asarray(x, np.float64) for x in (out, *gradients)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("kv_heads", [HEADS, KV_HEADS])
+def test_a_fused_kernel_equals_the_plain_formula_in_value_and_gradient(backend, name, kv_heads):
+    """In bfloat16; the kernel may be as far from float32 as a few times the plain formula is."""
+    arrays = operands(jnp.bfloat16, kv_heads)
+    exact = value_and_gradients("plain", MASKS[name], tuple(a.astype(jnp.float32) for a in arrays))
+    plain = value_and_gradients("plain", MASKS[name], arrays)
+    fused = value_and_gradients(backend, MASKS[name], arrays)
+    for right, rounded, got in zip(exact, plain, fused, strict=True):
+        noise = np.abs(rounded - right).max() + 2**-8 * np.abs(right).max()
+        assert np.abs(got - right).max() < 4 * noise
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_fused_kernel_under_vmap_equals_the_batch(backend):
+    def run(*each):
+        scoring = ef.Scoring(SIZE**-0.5)
+        return ef.attend(*each, scoring=scoring, mask=ef.Causal(), backend=backend)
+
+    arrays = operands(jnp.bfloat16)
+    difference = jax.jit(jax.vmap(run))(*arrays) - jax.jit(run)(*arrays)
+    assert float(jnp.abs(difference).max()) < 1e-2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_queries_that_see_nothing_get_zeros_and_finite_gradients(backend):
+    arrays = operands(jnp.bfloat16)
+    out, *gradients = value_and_gradients(backend, ef.Causal() & LEFT, arrays)
+    assert not out[1, :, : SEQ - 37].any()
+    assert out[1, :, SEQ - 37 :].any()
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_auto_takes_cudnn_in_half_precision_on_a_gpu_and_says_why_not_elsewhere():
+    with ef.backend_report() as report:
+        for dtype in (jnp.bfloat16, jnp.float32):
+            eqx.filter_eval_shape(
+                lambda *each: ef.attend(*each, scoring=ef.Scoring(1.0)), *operands(dtype)
+            )
+    assert [choice.backend for choice in report] == ["cudnn" if ON_GPU else "plain", "plain"]
+    assert ("float16 or bfloat16" if ON_GPU else "no GPU") in report[1].reason
+
+
+@pytest.mark.skipif(not ON_GPU, reason="no GPU")
+def test_a_compiled_model_calls_cudnn():
+    config = ef.families.gpt(vocab=64, dim=128, layers=2, heads=2, context=SEQ)
+    model = config.build(key=jax.random.key(0))
+    model = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_array(x) else x, model)
+    arrays, static = eqx.partition(model, eqx.is_array)
+    tokens = jnp.zeros((BATCH, SEQ), jnp.int32)
+    run = jax.jit(lambda arrays: eqx.combine(arrays, static)(tokens))
+    assert "fmha" in run.lower(arrays).compile().as_text().lower()

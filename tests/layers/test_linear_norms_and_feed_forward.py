@@ -1,0 +1,147 @@
+"""Linear maps, norms, activations and feed-forwards against their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from eqxformer.layers.feed_forward import FeedForward
+from eqxformer.layers.norms import Identity
+from tests.helpers import reference
+from tests.helpers.compare import FLOAT64, assert_agrees, rounding_error
+from tests.helpers.hot import hot, normal
+
+NORMS = {
+    "layer norm": ef.LayerNorm.Config(eps=0.1),
+    "layer norm without bias": ef.LayerNorm.Config(eps=0.1, bias=False),
+    "rms norm": ef.RMSNorm.Config(eps=0.1),
+    "rms norm with its gain stored from one": ef.RMSNorm.Config(eps=0.1, offset=1.0),
+    "no norm": None,
+}
+FEED_FORWARDS = {
+    "mlp": ef.MLP.Config(hidden=7, activation="relu"),
+    "mlp without biases": ef.MLP.Config(
+        hidden=7, up=ef.Linear.Config(bias=False), down=ef.Linear.Config(bias=False)
+    ),
+    "gated mlp": ef.GatedMLP.Config(hidden=7),
+    "gated mlp with biases": ef.GatedMLP.Config(
+        hidden=7,
+        activation="gelu_tanh",
+        gate=ef.Linear.Config(),
+        up=ef.Linear.Config(bias=True),
+        down=ef.Linear.Config(bias=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_equals_its_formula_in_value_and_gradient(bias):
+    part = hot(ef.Linear(5, 3, bias=bias, key=jax.random.key(0)), jax.random.key(1))
+    assert (part.bias is not None) == bias
+    assert_agrees(lambda p, x: p(x), reference.linear, part, normal(2, 4, 5))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_grouped_linear_uses_the_weight_of_each_rows_group(bias):
+    sizes = jnp.array([2, 0, 3, 1], jnp.int32)
+    biases = normal(1, 4, 5) if bias else None
+    groups = np.repeat(np.arange(4), sizes)
+
+    def twin(part, x):
+        rows = zip(x, groups, strict=True)
+        return np.array([r @ part.weight[g] + (part.bias[g] if bias else 0) for r, g in rows])
+
+    part = ef.GroupedLinear(normal(0, 4, 3, 5), biases, sizes)
+    assert_agrees(lambda p, x: p(x), twin, part, normal(2, 6, 3))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_equal_their_formulas_in_value_and_gradient(name):
+    config = NORMS[name]
+    part = Identity() if config is None else hot(config.build(6), jax.random.key(0))
+    assert_agrees(lambda p, x: p(x), reference.norm, part, 0.3 * normal(1, 2, 3, 6))
+
+
+@pytest.mark.parametrize("config", [ef.LayerNorm.Config(), ef.RMSNorm.Config(offset=1.0)])
+def test_a_fresh_norm_has_a_gain_of_one(config):
+    gained = config.build(64)(normal(0, 64))
+    assert float(jnp.square(gained).mean()) == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_layer_norm_of_equal_numbers_is_its_bias():
+    part = hot(ef.LayerNorm(4), jax.random.key(0))
+    assert (part(jnp.full((3, 4), 7.0)) == jnp.broadcast_to(part.bias, (3, 4))).all()
+
+
+@pytest.mark.parametrize("config", [ef.LayerNorm.Config(), ef.RMSNorm.Config()])
+def test_norms_of_bfloat16_are_computed_in_float32(config):
+    """256 numbers of size 1000: their sum of squares would be off by percents in bfloat16."""
+    part = config.build(256)
+    assert rounding_error(lambda x: part(x), 1000 * normal(0, 256)) < 2**-8
+
+
+@pytest.mark.parametrize("name", sorted(reference.ACTIVATIONS))
+def test_activations_equal_their_formulas_in_value_and_gradient(name):
+    x = jnp.linspace(-6.0, 6.0, 41) + 0.01  # beside the kink of the relus
+    assert_agrees(ef.activation(name), lambda x: reference.activate(name, x), x)
+
+
+def test_there_is_a_formula_for_every_activation():
+    with pytest.raises(ValueError, match="`activation` must be one of relu, .*; got 'swish'"):
+        ef.activation("swish")
+    with pytest.raises(TypeError, match="`MLP.activation` must be 'relu' or .*; got 'swish'"):
+        ef.MLP.Config(hidden=3, activation="swish")
+    assert set(reference.ACTIVATIONS) == set(ef.Activation.__args__)
+
+
+@pytest.mark.parametrize("name", FEED_FORWARDS)
+def test_feed_forwards_equal_their_formulas_in_value_and_gradient(name):
+    part = hot(FEED_FORWARDS[name].build(5, key=jax.random.key(0)), jax.random.key(1))
+    assert_agrees(lambda p, x: p(x), reference.feed_forward, part, normal(2, 3, 5))
+
+
+@pytest.mark.parametrize("name", FEED_FORWARDS)
+def test_a_feed_forward_has_the_biases_it_was_asked_for(name):
+    config = FEED_FORWARDS[name]
+    part = config.build(5, key=jax.random.key(0))
+    for field in ("gate", "up", "down"):
+        if hasattr(config, field):
+            assert (getattr(part, field).bias is not None) == getattr(config, field).bias
+
+
+@pytest.mark.parametrize("kind", [ef.MLP, ef.GatedMLP])
+def test_dropout_in_a_feed_forward_keeps_the_mean_and_needs_a_key(kind):
+    part = kind(4, hidden=16, dropout=0.4, key=jax.random.key(0))
+    x = normal(1, 4)
+    many = jax.vmap(lambda key: part(x, key=key))(jax.random.split(jax.random.key(2), 4000))
+    spread = np.asarray(many.std(0)) / np.sqrt(4000)
+    assert (spread > 0).all()
+    assert (np.abs(many.mean(0) - part(x)) < 5 * spread).all()
+
+
+def test_a_feed_forward_of_ones_own_needs_only_run():
+    class Doubled(FeedForward):
+        def run(self, x, *, key=None):
+            return 2 * x, None
+
+    assert (Doubled()(jnp.ones((2, 3))) == 2).all()
+
+
+@pytest.mark.parametrize("kind", [ef.MLP, ef.GatedMLP])
+def test_impossible_feed_forwards_are_refused(kind):
+    with pytest.raises(ValueError, match="`hidden` must be positive; got 0."):
+        kind.Config(hidden=0)
+    with pytest.raises(ValueError, match="`dropout` must be at least 0 and below 1; got 1.0."):
+        kind.Config(hidden=3, dropout=1.0)
+
+
+def test_a_linear_map_of_no_width_is_refused():
+    with pytest.raises(ValueError, match="must be positive; got in_dim=0, out_dim=3."):
+        ef.Linear(0, 3, key=jax.random.key(0))
+
+
+def test_the_exact_gelu_is_accurate_in_float32():
+    x = jnp.linspace(-4.0, 4.0, 101)
+    expected = reference.activate("gelu", np.asarray(x, np.float64))
+    assert np.abs(ef.activation("gelu")(x) - expected).max() < 1e-6 > FLOAT64
