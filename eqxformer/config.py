@@ -16,6 +16,7 @@ from beartype import BeartypeConf
 from beartype.door import is_bearable
 
 _TYPING = BeartypeConf(is_pep484_tower=True)  # an int serves where a float is asked for
+_WIDTH = 100  # of a printed line
 _MAX_DEPTH = 32  # nesting of a config tree; deeper JSON is hostile or a mistake
 
 
@@ -342,31 +343,32 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _lines(config: Config) -> list[str]:
-    """The tree as indented text; fields at their default are left out, equal neighbours folded."""
+def _lines(config: Config, indent: int = 0, label: str = "") -> list[str]:
+    """The tree as indented text; fields at their default are left out, equal neighbours folded.
+
+    The first line begins with `label`; `indent` is where it will stand, for the width of lines.
+    """
     shown = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if not _required(field) and value == field.default:
             continue
-        shown.append(_field_lines(field.name, value))
-    flat = [lines[0] for lines in shown if len(lines) == 1]
-    if len(flat) == len(shown) and sum(map(len, flat)) + len(config.type_name) < 84:
-        return [f"{config.type_name}({', '.join(flat)})"]
+        shown.append(_field_lines(field.name, value, indent + 2))
+    line = f"{label}{config.type_name}({', '.join(lines[0] for lines in shown)})"
+    if all(len(lines) == 1 for lines in shown) and indent + len(line) < _WIDTH:
+        return [line]
     body = [f"  {line}" for lines in shown for line in (*lines[:-1], lines[-1] + ",")]
-    return [f"{config.type_name}(", *body, ")"]
+    return [f"{label}{config.type_name}(", *body, ")"]
 
 
-def _field_lines(name: str, value: Any) -> list[str]:
+def _field_lines(name: str, value: Any, indent: int) -> list[str]:
     if isinstance(value, Config):
-        first, *rest = _lines(value)
-        return [f"{name}={first}", *rest]
+        return _lines(value, indent, f"{name}=")
     if isinstance(value, tuple) and any(map(_is_config, value)):
         lines = [f"{name}=("]
         for start, stop, item in _runs(value):
-            first, *rest = _lines(item) if _is_config(item) else [repr(item)]
-            label = f"{start}" if stop == start else f"{start}..{stop}"
-            body = [f"{label}: {first}", *rest]
+            label = f"{start}: " if stop == start else f"{start}..{stop}: "
+            body = _lines(item, indent + 2, label) if _is_config(item) else [f"{label}{item!r}"]
             lines += [f"  {line}" for line in (*body[:-1], body[-1] + ",")]
         return [*lines, ")"]
     return [f"{name}={value!r}"]

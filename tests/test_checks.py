@@ -167,6 +167,9 @@ def halved(x: Float[Array, " n"], by: int) -> Float[Array, " n//{by}"]:
     return x[::2]
 
 
+def moved(x: Float[Array, "*batch seq"], by: Float[Array, "*#batch seq"]) -> None: ...
+
+
 def counted(stop: int):
     for i in range(stop):
         yield i
@@ -190,7 +193,7 @@ def later(x: "Late", y: "NotThere" = None) -> typing.List["Late"]:
 
 
 class Late:
-    def self_(self) -> typing.Self:
+    def self_(self, among: tuple[int, ...] = ()) -> typing.Self:
         return self
 
     def named(self, count: int) -> "Late":
@@ -298,6 +301,7 @@ MISTAKES = {
     "property": "p.Attention.make(8, key=key).lying",
     "static method": "p.Attention.half(jnp.ones((4, 3)))",
     "forward reference": "p.later(3)",
+    "broadcast": "p.moved(jnp.ones((2, 5)), jnp.ones((3, 5)))",
     "expression of an argument": "p.halved(jnp.ones(6), 4)",
 }
 
@@ -388,6 +392,11 @@ int32[2,5].
           x: float32[4,3], annotated Float[Array, "n m"]; sets m=3
         """,
     "forward reference": "`x` of later: must be Late; got the int 3.",
+    "broadcast": """
+        `by` of moved: axes `*#batch` must broadcast to (2,); got (3,).
+          by: float32[3,5], annotated Float[Array, "*#batch seq"]
+          x: float32[2,5], annotated Float[Array, "*batch seq"]; sets batch=(2,)
+        """,
     "expression of an argument": """
         The result of halved: axis `n//{by}` must be 1; got 3.
           result: float32[3], annotated Float[Array, "n//{by}"]
@@ -444,7 +453,7 @@ def test_what_is_right_passes_through_every_transformation(run):
     import asyncio
     assert asyncio.run(p.waited(3)) == 3
     late = p.Late()
-    assert p.later(late) == [late] and late.self_() is late and p.free(3) == 3
+    assert p.later(late) == [late] and late.self_((1, 2)) is late and p.free(3) == 3
     p.tree({"x": jnp.ones(3)})
     p.Config(8, options={"x": 1})
     p.Sparse(None, [1, 2])

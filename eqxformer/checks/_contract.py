@@ -157,8 +157,8 @@ def _decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return beartype(conf=_hints.CONF)(fn)
         except roar.BeartypeException:
-            kept = {name: hint for name, hint in fn.__annotations__.items() if _checkable(hint)}
-            fn.__annotations__ = kept
+            hints = fn.__annotations__.items()
+            fn.__annotations__ = {n: hint if _checkable(hint) else Any for n, hint in hints}
             return beartype(conf=_hints.CONF)(fn)
 
 
@@ -192,7 +192,8 @@ def _find(signature: inspect.Signature, args: Any, kwargs: Any, owner: Any) -> F
         *_, output = (n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY)
         given = [named for named in given if named.label != output]
         given.append(Named("result", signature.return_annotation, bound.arguments[output]))
-    return first_fault(given, own)
+    known = [named for named in given if named.hint is not inspect.Parameter.empty]
+    return first_fault(known, own)
 
 
 def _unfound(violation: BaseException) -> Fault:

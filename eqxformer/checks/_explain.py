@@ -97,7 +97,8 @@ def _axis(named: Named, before: list[Named]) -> tuple[str, list[str]]:
         expected, sources = _expected(word, [*before, named])
         many = hints.takes_many(word)
         got = sizes if many else sizes[0]
-        wanted = f"must be {expected}" if expected is not None else "does not fit"
+        verb = "broadcast to" if hints.broadcasts(word) else "be"
+        wanted = "does not fit" if expected is None else f"must {verb} {expected}"
         return f"{'axes' if many else 'axis'} `{word}` {wanted}; got {got}", [
             f"{s.label}: {hints.describe(s.value)}, annotated {hints.show(s.hint)}; sets {text}"
             for s, text in sources

@@ -15,7 +15,6 @@ from jaxtyping import AbstractArray
 
 CONF = BeartypeConf(is_pep484_tower=True)  # an int serves where a float is asked for
 
-_MODIFIERS = re.compile(r"[#*?_]*")
 _LONGEST = 40  # characters of a value's repr in a message
 _MOST_ITEMS = 256  # of a container are looked at
 _CONTAINERS = (Sequence, Mapping, Set)
@@ -85,12 +84,21 @@ def has_items(hint: Any) -> bool:
 
 def bare(word: str) -> str:
     """An axis word without its modifiers and without the name in `name=4`."""
-    return _MODIFIERS.sub("", word.rpartition("=")[2], count=1)
+    return word.rpartition("=")[2].lstrip("#*?_")
 
 
 def takes_many(word: str) -> bool:
     """Whether an axis word stands for any number of axes."""
-    return word == "..." or "*" in _MODIFIERS.match(word)[0]  # pyright: ignore[reportOptionalSubscript]
+    return word == "..." or "*" in _modifiers(word)
+
+
+def broadcasts(word: str) -> bool:
+    """Whether an axis word also allows a size of 1."""
+    return "#" in _modifiers(word)
+
+
+def _modifiers(word: str) -> str:
+    return word[: len(word) - len(word.lstrip("#*?_"))]
 
 
 def line_up(hint: Any, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]] | None:

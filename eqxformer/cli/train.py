@@ -16,6 +16,7 @@ from eqxformer.checkpoints.native import shapes
 from eqxformer.cli.errors import Failure, explained
 from eqxformer.cli.memory import check_memory
 from eqxformer.cli.settings import edited
+from eqxformer.config import Config
 from eqxformer.inspect.table import table
 from eqxformer.training.callbacks import (
     Callback,
@@ -96,6 +97,7 @@ def _conduct(
 ) -> int:
     """Trains, shows what came out and says where it is; returns the exit code."""
     save = Save(run.save, every=experiment.validate_every)
+    evaluate = Evaluate(lambda model: task.evaluate(model, experiment))
     trainer = Trainer(
         model,
         task.batches(experiment),
@@ -103,12 +105,13 @@ def _conduct(
         experiment.steps,
         key=experiment.key("steps"),
         loss=experiment.loss,
-        callbacks=[save, *_callbacks(task, experiment, run, console)],
+        callbacks=[save, evaluate, *_callbacks(task, experiment, run, console)],
     )
     try:
         state = trainer.fit()
         if not trainer.interrupted:
-            console.print(f"\n{task.sample(state.model, experiment, trainer.step)}\n")
+            console.print(f"\n{task.conclude(evaluate.values, experiment)}\n")
+            console.print(f"{task.sample(state.model, experiment, trainer.step)}\n")
     except NonFiniteLoss as error:
         raise Failure(f"{error} The model of step {save.step} is in {run.path}.") from error
     except OSError as error:
@@ -134,7 +137,6 @@ def _callbacks(
         Validate(
             task.validation(experiment), every=experiment.validate_every, loss=experiment.loss
         ),
-        Evaluate(lambda model: task.evaluate(model, experiment)),
     ]
     if experiment.sample_every is not None:
 
@@ -155,7 +157,7 @@ def _plan(chosen: Recipe, task: Task, experiment: Experiment, out: Path) -> str:
             f"  data       {task.describe(experiment)}",
             f"  training   {experiment.steps:,} steps of {rows} x {length} tokens, "
             f"{tokens:,} tokens in all",
-            f"  optimizer  {' '.join(str(experiment.optimizer).split())}",
+            f"  optimizer  {_one_line(experiment.optimizer)}",
             f"  run        {out}",
             "",
         ]
@@ -178,6 +180,11 @@ def _default_directory(name: str) -> Path:
     first = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([first], others) if not path.exists())
+
+
+def _one_line(config: Config) -> str:
+    text = " ".join(str(config).split())
+    return text.replace("( ", "(").replace(", )", ")")
 
 
 def _quoted(path: Path) -> str:

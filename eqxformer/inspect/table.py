@@ -19,11 +19,11 @@ def table(model: eqx.Module, *, depth: int | None = None) -> str:
     Example:
         >>> import eqxformer as ef, jax
         >>> print(ef.table(ef.MLP(8, hidden=16, key=jax.random.key(0))))
-        up.weight    dim=8 hidden=16   128  512 B
-        up.bias      hidden=16          16   64 B
-        down.weight  hidden=16 dim=8   128  512 B
-        down.bias    dim=8               8   32 B
-        total                          280  1.1 kB
+        up.weight    dim=8 hidden=16  128  512 B
+        up.bias      hidden=16         16  64 B
+        down.weight  hidden=16 dim=8  128  512 B
+        down.bias    dim=8              8  32 B
+        total                         280  1.1 kB
     """
     rows = _rows(model)
     total = (sum(row[2] for row in rows), sum(row[3] for row in rows))

@@ -76,14 +76,16 @@ class RelativeBias(PositionBias):
         def check(self) -> None:
             sides = 2 if self.direction == "bidirectional" else 1
             if self.buckets < 2 * sides or self.buckets % sides:
+                even = "even and " if sides == 2 else ""
                 raise ValueError(
-                    f"`buckets` must be even and at least {2 * sides} for a {self.direction} bias; "
+                    f"`buckets` must be {even}at least {2 * sides} for a {self.direction} bias; "
                     f"got {self.buckets}."
                 )
-            if self.max_distance <= self.buckets // sides // 2:
+            single = self.buckets // sides // 2
+            if self.max_distance <= single:
                 raise ValueError(
-                    f"`max_distance` must be above {self.buckets // sides // 2}, the distances with "
-                    f"a bucket of their own; got {self.max_distance}."
+                    f"`max_distance` must be above {single}, the distances with a bucket of their "
+                    f"own; got {self.max_distance}."
                 )
 
         def build(self, heads: int, *, key: PRNGKeyArray) -> "RelativeBias":
@@ -134,7 +136,7 @@ def distance_buckets(count: int, max_distance: int) -> Int[np.ndarray, " distanc
 class ExplicitBias(PositionBias):
     """Any array of numbers to add to the scores, for one call: `values[head, query, key]`."""
 
-    values: Float[Array, "*batch heads seq keys"]
+    values: Float[Array, "*#batch heads seq keys"]
 
     def __call__(
         self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]

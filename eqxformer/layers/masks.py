@@ -135,7 +135,7 @@ class Padding(Mask):
         · ■ ■
     """
 
-    valid: Bool[Array, "*batch keys"]
+    valid: Bool[Array, "*#batch keys"]
 
     def allows(
         self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
@@ -155,11 +155,13 @@ class Segments(Mask):
         · · ■
     """
 
-    query_ids: Int[Array, "*batch seq"]
-    key_ids: Int[Array, "*batch keys"]
+    query_ids: Int[Array, "*#batch seq"]
+    key_ids: Int[Array, "*#batch keys"]
 
     def __init__(
-        self, query_ids: Int[Array, "*batch seq"], key_ids: Int[Array, "*batch keys"] | None = None
+        self,
+        query_ids: Int[Array, "*#batch seq"],
+        key_ids: Int[Array, "*#batch keys"] | None = None,
     ):
         self.query_ids = query_ids
         self.key_ids = query_ids if key_ids is None else key_ids
@@ -185,9 +187,9 @@ class Prefix(Mask):
     """
 
     ordered: ClassVar[bool] = True
-    length: Int[Array, "*batch"]
+    length: Int[Array, "*#batch"]
 
-    def __init__(self, length: Int[Array, "*batch"] | int):
+    def __init__(self, length: Int[Array, "*#batch"] | int):
         self.length = jnp.asarray(length)
 
     def allows(
@@ -203,7 +205,7 @@ class Prefix(Mask):
 class Explicit(Mask):
     """Any boolean array: `allowed[query, key]`, the same for all heads."""
 
-    allowed: Bool[Array, "*batch seq keys"]
+    allowed: Bool[Array, "*#batch seq keys"]
 
     def allows(
         self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
@@ -216,7 +218,7 @@ class Explicit(Mask):
 class PerHead(Mask):
     """Any boolean array with an axis of heads: `allowed[head, query, key]`."""
 
-    allowed: Bool[Array, "*batch heads seq keys"]
+    allowed: Bool[Array, "*#batch heads seq keys"]
 
     def allows(
         self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]

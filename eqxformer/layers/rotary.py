@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from eqxformer.config import Config
 from eqxformer.layers.norms import widen
 
-Frequencies = Float[Array | np.ndarray, " pairs"]
+Frequencies = Float[Array | np.ndarray, "*#batch pairs"]
 
 
 class Scaling(Config):
@@ -25,8 +25,8 @@ class Scaling(Config):
             if getattr(self, name, 1) <= 0:
                 raise ValueError(f"`{name}` must be positive; got {getattr(self, name)}.")
 
-    def frequencies(self, base: float, width: int, length: Int[Array, ""]) -> Frequencies:
-        """The `width / 2` frequencies, given the rotary base and the length of the text now."""
+    def frequencies(self, base: float, width: int, length: Int[Array, "*batch"]) -> Frequencies:
+        """The `width / 2` frequencies, given the rotary base and the length of each row's text."""
         raise NotImplementedError(f"{self.type_name} must define `frequencies`.")
 
     def magnitude(self) -> float:
@@ -39,7 +39,7 @@ class LinearScaling(Scaling):
 
     factor: float
 
-    def frequencies(self, base: float, width: int, length: Int[Array, ""]) -> Frequencies:
+    def frequencies(self, base: float, width: int, length: Int[Array, "*batch"]) -> Frequencies:
         return plain_frequencies(base, width) / self.factor
 
 
@@ -53,11 +53,12 @@ class DynamicNTK(Scaling):
     factor: float
     original_length: int
 
-    def frequencies(self, base: float, width: int, length: Int[Array, ""]) -> Frequencies:
-        n = jnp.maximum(length, self.original_length).astype(jnp.float32)
+    def frequencies(self, base: float, width: int, length: Int[Array, "*batch"]) -> Frequencies:
+        n = jnp.maximum(length, self.original_length).astype(jnp.float32)[..., None]
         stretch = self.factor * n / self.original_length - (self.factor - 1.0)
         grown = base * stretch ** (width / max(width - 2, 1))  # one pair turns at 1 for any base
-        return grown ** -(np.arange(0, width, 2, dtype=np.float32) / width)
+        exponents = np.arange(0, width, 2, dtype=np.float32) / width
+        return grown ** -jnp.broadcast_to(exponents, (*length.shape, width // 2))
 
 
 class Llama3Scaling(Scaling):
@@ -73,7 +74,7 @@ class Llama3Scaling(Scaling):
     high_frequency_factor: float = 4.0
     original_length: int = 8192
 
-    def frequencies(self, base: float, width: int, length: Int[Array, ""]) -> Frequencies:
+    def frequencies(self, base: float, width: int, length: Int[Array, "*batch"]) -> Frequencies:
         plain = plain_frequencies(base, width)
         turns = self.original_length * plain / (2 * math.pi)
         low, high = self.low_frequency_factor, self.high_frequency_factor
@@ -96,7 +97,7 @@ class YaRN(Scaling):
     rounded: bool = True
     attention_factor: float | None = None
 
-    def frequencies(self, base: float, width: int, length: Int[Array, ""]) -> Frequencies:
+    def frequencies(self, base: float, width: int, length: Int[Array, "*batch"]) -> Frequencies:
         plain = plain_frequencies(base, width)
         low, high = self._pair(self.fast, base, width), self._pair(self.slow, base, width)
         if self.rounded:
@@ -127,7 +128,7 @@ class LongRoPE(Scaling):
     factor: float
     attention_factor: float | None = None
 
-    def frequencies(self, base: float, width: int, length: Int[Array, ""]) -> Frequencies:
+    def frequencies(self, base: float, width: int, length: Int[Array, "*batch"]) -> Frequencies:
         for name, divisors in (("short", self.short), ("long", self.long)):
             if len(divisors) != width // 2:
                 raise ValueError(
@@ -135,9 +136,11 @@ class LongRoPE(Scaling):
                     f"got {len(divisors)}."
                 )
         plain = plain_frequencies(base, width)
-        short = plain / np.asarray(self.short, np.float32)
-        long = plain / np.asarray(self.long, np.float32)
-        return jnp.where(length > self.original_length, long, short)
+        short, long = (
+            jnp.broadcast_to(plain / np.asarray(d, np.float32), (*length.shape, width // 2))
+            for d in (self.short, self.long)
+        )
+        return jnp.where(length[..., None] > self.original_length, long, short)
 
     def magnitude(self) -> float:
         if self.attention_factor is not None:
@@ -208,12 +211,12 @@ class Rotary(Config):
         if self.scaling is None:
             frequencies, magnitude = plain_frequencies(self.base, width), 1.0
         else:
-            length = positions.max(initial=-1) + 1
+            length = positions.max(-1, initial=-1) + 1
             frequencies = self.scaling.frequencies(self.base, width, length)
             magnitude = self.scaling.magnitude()
         shape = (*positions.shape, width // 2)
-        frequencies = jnp.broadcast_to(jnp.asarray(frequencies, jnp.float32), shape)
-        angles = positions.astype(jnp.float32)[..., None] * frequencies
+        frequencies = jnp.asarray(frequencies, jnp.float32)[..., None, :]
+        angles = positions.astype(jnp.float32)[..., None] * jnp.broadcast_to(frequencies, shape)
         return jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
 
 

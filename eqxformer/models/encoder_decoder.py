@@ -74,6 +74,8 @@ class EncoderDecoder(eqx.Module):
         source_mask: Mask | None = None,
         mask: Mask | None = None,
         cross_mask: Mask | None = None,
+        source_positions: Int[Array, "*#batch keys"] | None = None,
+        positions: Int[Array, "*#batch seq"] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch seq vocab"]:
         """The logits of the next target token at every place of the target.
@@ -83,12 +85,21 @@ class EncoderDecoder(eqx.Module):
                 lengths, which the target does not look at either.
             mask: who may look at whom in the target, beside `Causal()`.
             cross_mask: what the target may look at in the source, beside what is not padding.
+            source_positions, positions: the place of every token of the source and of the target;
+                counted from 0 over real tokens if None.
             key: switches dropout on.
 
         Raises `ValueError` for a source packed with `Segments` without a `cross_mask`.
         """
         x, _ = self.run(
-            source, target, source_mask=source_mask, mask=mask, cross_mask=cross_mask, key=key
+            source,
+            target,
+            source_mask=source_mask,
+            mask=mask,
+            cross_mask=cross_mask,
+            source_positions=source_positions,
+            positions=positions,
+            key=key,
         )
         return self.logits(x)
 
@@ -100,15 +111,20 @@ class EncoderDecoder(eqx.Module):
         source_mask: Mask | None = None,
         mask: Mask | None = None,
         cross_mask: Mask | None = None,
+        source_positions: Int[Array, "*#batch keys"] | None = None,
+        positions: Int[Array, "*#batch seq"] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "*batch seq dim"], RouterLosses | None]:
         """The decoder's hidden states before the head, and the routers' losses of both sides."""
         encoder_key, decoder_key = split(key, 2)
-        encoded, encoder_losses = self.encoder.run(source, mask=source_mask, key=encoder_key)
+        encoded, encoder_losses = self.encoder.run(
+            source, mask=source_mask, positions=source_positions, key=encoder_key
+        )
         x, _, decoder_losses = self.decoder.run(
             target,
             encoded,
             mask=mask,
+            positions=positions,
             source_mask=_across(source_mask, cross_mask),
             table=self._shared_table(),
             key=decoder_key,
@@ -126,10 +142,11 @@ class EncoderDecoder(eqx.Module):
         slots: int,
         *,
         source_mask: Mask | None = None,
+        source_positions: Int[Array, "*#batch keys"] | None = None,
         dtype: DTypeLike | None = None,
     ) -> ModelCache:
         """The source read and remembered, and room for `slots` target tokens per row."""
-        encoded = self.encoder(source, mask=source_mask)
+        encoded = self.encoder(source, mask=source_mask, positions=source_positions)
         return self.decoder.init_cache(source.shape[:-1], slots, source=encoded, dtype=dtype)
 
     def extend(
@@ -140,11 +157,17 @@ class EncoderDecoder(eqx.Module):
         source_mask: Mask | None = None,
         mask: Mask | None = None,
         cross_mask: Mask | None = None,
+        positions: Int[Array, "*#batch seq"] | None = None,
     ) -> tuple[Float[Array, "*batch seq vocab"], ModelCache]:
         """The logits of target tokens that follow those in the cache, and the cache with them."""
         across = _across(source_mask, cross_mask)
         return self.decoder.extend(
-            target, cache, mask=mask, source_mask=across, table=self._shared_table()
+            target,
+            cache,
+            mask=mask,
+            positions=positions,
+            source_mask=across,
+            table=self._shared_table(),
         )
 
     def _shared_table(self) -> Embedding | None:

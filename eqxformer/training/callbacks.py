@@ -99,14 +99,19 @@ class ShowSamples(Callback):
 
 
 class Evaluate(Callback):
-    """Publishes what `measure(model)` finds at the end, unless Ctrl-C made it the end."""
+    """Publishes what `measure(model)` finds at the end, unless Ctrl-C made it the end.
+
+    `values` keeps it.
+    """
 
     def __init__(self, measure: Callable[[Any], dict[str, float]]) -> None:
         self.measure = measure
+        self.values: dict[str, float] = {}
 
     def finished(self, trainer: "Trainer") -> None:
         if not trainer.interrupted:
-            trainer.publish(self.measure(trainer.state.model))
+            self.values = self.measure(trainer.state.model)
+            trainer.publish(self.values)
 
 
 class Save(Callback):

@@ -89,6 +89,10 @@ class Task(abc.ABC):
         """What is measured at the end on all of the validation data, by name."""
 
     @abc.abstractmethod
+    def conclude(self, values: dict[str, float], experiment: Experiment) -> str:
+        """What `evaluate` found as a sentence."""
+
+    @abc.abstractmethod
     def sample(self, model: Any, experiment: Experiment, step: int) -> str:
         """Text that shows what the model has learned."""
 

@@ -43,9 +43,9 @@ class ProgressBar(Callback):
     def recorded(self, record: Record) -> None:
         if "loss" in record.values:
             self._advance(record)
-        else:
-            shown = ", ".join(f"{_words(k)} {v:.4g}" for k, v in record.values.items())
-            self._print(f"step {record.step:>6,}  {self._loss():8}  {shown}")
+        if "validation_loss" in record.values:
+            found = record.values["validation_loss"]
+            self._print(f"step {record.step:>6,}  {self._loss()}  validation loss {found:.4f}")
 
     def closed(self) -> None:
         self._bar.stop()
@@ -77,7 +77,3 @@ class ProgressBar(Callback):
         left = (self._steps - last.step) * seconds / (last.step - first.step)
         clock = timedelta(seconds=round(left))
         return f"{self._loss()}  {speed:,.0f} tokens/s  {clock} left"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

@@ -87,9 +87,7 @@ def test_activations_equal_their_formulas_in_value_and_gradient(name):
     assert_agrees(ef.activation(name), lambda x: reference.activate(name, x), x)
 
 
-def test_there_is_a_formula_for_every_activation():
-    with pytest.raises(ValueError, match="`activation` must be one of relu, .*; got 'swish'"):
-        ef.activation("swish")
+def test_every_activation_has_a_formula_here_and_others_are_refused():
     with pytest.raises(TypeError, match="`MLP.activation` must be 'relu' or .*; got 'swish'"):
         ef.MLP.Config(hidden=3, activation="swish")
     assert set(reference.ACTIVATIONS) == set(ef.Activation.__args__)

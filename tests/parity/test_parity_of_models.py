@@ -2,9 +2,12 @@
 
 import pytest
 from decoder_families import DECODERS
+from encoder_families import ENCODERS
+from expert_families import EXPERT_DECODERS
 from reference import Error, Regime, errors
+from seq2seq_families import SEQ2SEQ
 
-FAMILIES = {**DECODERS}
+FAMILIES = {**DECODERS, **EXPERT_DECODERS, **ENCODERS, **SEQ2SEQ}
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 both_regimes = pytest.mark.parametrize("regime", ["cold", "hot"])

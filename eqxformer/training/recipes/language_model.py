@@ -1,5 +1,6 @@
 """Language models over characters: what the recipes `text`, `vpj` and `nanogpt` have in common."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,15 @@ class CharacterLM(Task):
     def evaluate(self, model: Any, experiment: Experiment) -> dict[str, float]:
         """The mean loss over the whole last tenth, in nats per character."""
         loss = evaluator(NextToken())(model, self.validation(experiment, most=None))
-        return {"validation_loss": float(loss.mean)}
+        return {"final_validation_loss": float(loss.mean)}
+
+    def conclude(self, values: dict[str, float], experiment: Experiment) -> str:
+        """The loss, and how many characters it leaves open to guess between."""
+        loss = values["final_validation_loss"]
+        return (
+            f"Validation loss {loss:.4f} nats per character, over the whole last tenth: as "
+            f"uncertain as between {math.exp(loss):.1f} equally likely characters."
+        )
 
     def sample(self, model: Any, experiment: Experiment, step: int) -> str:
         """The prompt and how the model goes on."""

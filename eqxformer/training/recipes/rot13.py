@@ -123,10 +123,16 @@ class Rot13(Task):
         return [pairs(experiment.data.unseen())]
 
     def evaluate(self, model: Any, experiment: Experiment) -> dict[str, float]:
-        """The share of unseen words that are translated without a single mistake."""
+        """How many unseen words are translated without a single mistake."""
         words = experiment.data.unseen()
         right = (translate(model, words) == pairs(words).target[:, 1:]).all(axis=1)
-        return {"exact": float(right.mean())}
+        return {"exact_words": float(right.sum())}
+
+    def conclude(self, values: dict[str, float], experiment: Experiment) -> str:
+        """How many words of how many."""
+        return (
+            f"{values['exact_words']:,.0f} of {UNSEEN:,} unseen words are exact to the last letter."
+        )
 
     def sample(self, model: Any, experiment: Experiment, step: int) -> str:
         """Some words, what the model makes of them, and what is right where it errs."""

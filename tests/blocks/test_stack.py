@@ -1,0 +1,205 @@
+"""A stack computes the same however its blocks are stored, scanned or rematerialised."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from eqxformer.layers.cache import FullCache, RingCache
+from tests.helpers.hot import normal
+from tests.helpers.models import DECODERS, block, close, decoder, extend, filled, model, tokens
+from tests.helpers.programs import primitives
+
+DROPPING = {"attention_residual": ef.pre_norm(dropout=0.3), "feed_forward_residual": ef.pre_norm()}
+# One block by itself, then three equal ones: with dropout, experts, a window, and no rotary.
+MIXED = decoder(
+    block({"window": 2, "rotary": ef.Rotary(), "head_dim": 4}, **DROPPING),
+    *[
+        block(
+            {"dropout": 0.2},
+            feed_forward=ef.Experts.Config(count=3, top=2, expert=ef.MLP.Config(hidden=5)),
+            **DROPPING,
+        )
+    ]
+    * 3,
+)
+LAYOUTS = {
+    f"{kind.__name__}, {remat}": kind(remat=remat)
+    for kind in (ef.Unrolled, ef.Scanned)
+    for remat in (None, "nothing_saved", "dots_saved")
+}
+
+
+@eqx.filter_jit
+@eqx.filter_value_and_grad(has_aux=True)
+def _step(model, ids, key):
+    hidden, _, losses = model.run(ids, key=key)
+    y = jnp.square(hidden - 1.0).mean()
+    extra = 0.0 if losses is None else losses.load_balance + losses.z
+    return y + extra, (hidden, losses)
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    return filled(MIXED)
+
+
+def test_scanned_and_unrolled_agree_in_values_losses_gradients_and_dropout(mixed):
+    ids, key = tokens(2, 5), jax.random.key(7)
+    scanned = ef.rebuild(mixed, MIXED.edit(layout=ef.Scanned()))
+    (loss, (hidden, losses)), gradients = _step(mixed, ids, jax.random.clone(key))
+    (loss2, (hidden2, losses2)), gradients2 = _step(scanned, ids, key)
+    close(hidden2, hidden)
+    close(loss2, loss)
+    close(jax.tree.leaves(losses2), jax.tree.leaves(losses))
+    named, named2 = ef.named_arrays(gradients), ef.named_arrays(gradients2)
+    assert named.keys() == named2.keys()
+    for path in named:
+        close(named2[path], named[path])
+    (still, _), _ = _step(mixed, ids, None)
+    assert abs(float(still) - float(loss)) > 1e-3  # so that dropout took part in the comparison
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "experts and sinks"])
+def test_scanned_and_unrolled_agree_with_caches(name):
+    ids = tokens(2, 6)
+    outputs = []
+    for layout in (None, ef.Scanned()):
+        built = model(name, layout)
+        first, cache = extend(built, ids[:, :5], built.init_cache((2,), 8))
+        last, cache = extend(built, ids[:, 5:], cache)
+        np.testing.assert_array_equal(cache.length, [6, 6])
+        outputs.append(jnp.concatenate([first, last], axis=1))
+    close(*outputs)
+
+
+def test_a_window_keeps_a_ring_of_its_own_length_and_other_blocks_keep_everything():
+    caches = model("gemma").init_cache((2,), 9).blocks
+    assert [type(c.attention) for c in caches] == [RingCache, FullCache, RingCache]
+    assert [c.attention.keys.shape[-2] for c in caches] == [3, 9, 3]
+
+
+def test_blocks_are_drawn_alike_in_every_layout_and_differ_among_themselves():
+    linear = ef.Linear.Config(init=ef.Normal(1.0))
+    same = ef.Block.Config(
+        ef.Attention.Config(1, query=linear, key=linear, value=linear, out=linear),
+        ef.MLP.Config(hidden=2, up=linear, down=linear),
+    )
+
+    @eqx.filter_jit
+    def names(layout):
+        config = decoder(same, same, same, dim=2, layout=layout)
+        return ef.named_arrays(config.build(key=jax.random.key(5)))
+
+    single, stacked = names(ef.Unrolled()), names(ef.Scanned())
+    assert single.keys() == stacked.keys()
+    for path in single:
+        np.testing.assert_allclose(single[path], stacked[path], rtol=1e-6)
+    first = single["blocks.0.attention.query.weight"]
+    assert not np.allclose(first, single["blocks.1.attention.query.weight"])
+    assert not np.allclose(first, single["blocks.0.attention.key.weight"])
+
+
+@pytest.mark.parametrize("layout", [ef.Unrolled(), ef.Scanned()], ids=["unrolled", "scanned"])
+def test_single_blocks_are_there_by_number_whatever_the_layout(mixed, layout):
+    built = ef.rebuild(mixed, MIXED.edit(layout=layout))
+    stack = built.blocks
+    assert len(stack) == len(list(stack)) == 4
+    assert stack.sizes == ((None,) * 4 if isinstance(layout, ef.Unrolled) else (None, 3))
+    for i in (0, 2, -1):
+        assert eqx.tree_equal(stack[i], mixed.blocks[i])
+    with pytest.raises(IndexError):
+        stack[4]
+
+
+def test_only_equal_neighbours_are_stacked():
+    a, b = block({}), block({"window": 2})
+    config = decoder(a, a, b, a, b, b, layout=ef.Scanned())
+    assert ef.shapes(config).blocks.sizes == (2, None, None, 2)
+
+
+def test_a_model_without_blocks_is_its_embedding_norm_and_head():
+    built = filled(decoder())
+    ids = tokens(2, 3)
+    expected = built.head(built.norm(built.embedding(ids)), built.embedding.tokens)
+    close(built(ids), expected)
+
+
+# Rematerialisation
+
+
+@pytest.mark.parametrize("name", [n for n in LAYOUTS if "None" not in n])
+def test_rematerialisation_changes_no_value_and_no_gradient(name):
+    ids, key = tokens(2, 5), jax.random.key(1)
+    config = DECODERS["llama"].edit("blocks.*.*_residual", dropout=0.3)
+    plain = ef.rebuild(model("llama"), config)
+    remat = ef.rebuild(model("llama"), config.edit(layout=LAYOUTS[name]))
+    (loss, _), gradients = _step(plain, ids, jax.random.clone(key))
+    (loss2, _), gradients2 = _step(remat, ids, key)
+    close(loss2, loss)
+    expected = ef.named_arrays(gradients)
+    for path, got in ef.named_arrays(gradients2).items():
+        close(got, expected[path])
+
+
+@pytest.mark.parametrize("kind", [ef.Unrolled, ef.Scanned])
+def test_what_is_not_saved_is_computed_again_in_the_backward_pass(kind):
+    def products(remat):
+        built = ef.shapes(DECODERS["llama"].edit(layout=kind(remat=remat)))
+        found = primitives(lambda m, ids: _step.__wrapped__(m, ids, None), built, tokens(2, 5))
+        assert (found["checkpoint"] + found["remat2"] > 0) == (remat is not None)
+        return found["dot_general"]
+
+    everything_saved, dots_saved, nothing_saved = map(products, (None, "dots_saved", "nothing_saved"))
+    assert everything_saved <= dots_saved < nothing_saved
+
+
+# Depth
+
+
+@pytest.mark.parametrize("remat", [None, "nothing_saved"])
+def test_the_program_of_a_scanned_stack_does_not_grow_with_depth(remat):
+    same = block({})
+
+    def sizes(layers, layout):
+        config = decoder(*[same] * layers, layout=layout)
+        made = primitives(lambda key: config.build(key=key), jax.random.key(0))
+        built = ef.shapes(config)
+        forward = primitives(lambda m, ids: m(ids), built, tokens(2, 5))
+        step = primitives(lambda m, ids: _step.__wrapped__(m, ids, None), built, tokens(2, 5))
+        cached = primitives(
+            lambda m, ids: m.extend(ids, m.init_cache((2,), 8)), built, tokens(2, 5)
+        )
+        return [sum(each.values()) for each in (made, forward, step, cached)]
+
+    scanned = ef.Scanned(remat=remat)
+    assert sizes(48, scanned) == sizes(3, scanned)
+    for deep, shallow in zip(sizes(6, ef.Unrolled()), sizes(3, ef.Unrolled()), strict=True):
+        assert deep > 1.5 * shallow  # so that the count above could have grown
+
+
+def test_scanned_layers_each_fold_their_own_number_into_the_key():
+    half = ef.Residual.Config(dropout=0.5)
+    silent = ef.Block.Config(
+        ef.Attention.Config(1),
+        ef.MLP.Config(hidden=2),
+        attention_residual=half,
+        feed_forward_residual=half.edit(scale=0.0),
+    )
+    built = filled(decoder(*[silent] * 4, dim=6, layout=ef.Scanned()))
+    equal = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], a.shape), built.blocks.groups[0])
+    stack = ef.Stack((equal,), built.blocks.sizes, built.blocks.layout)
+
+    def added(sizes):
+        """What the last of so many equal blocks adds; dropout zeroes some of it."""
+        part = ef.Stack.of(list(stack)[:sizes], ef.Unrolled(), (None,) * sizes)
+        x = normal(0, 3, 6)
+        return part.run(x, ef.Context(), key=jax.random.key(3))[0]
+
+    outputs = [np.asarray(added(n)) for n in (1, 2, 3)]
+    zeros = [a == b for a, b in zip(outputs[1:], outputs[:-1], strict=True)]
+    assert zeros[0].any()
+    assert zeros[1].any()
+    assert (zeros[0] != zeros[1]).any()

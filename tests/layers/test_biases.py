@@ -1,0 +1,122 @@
+"""Biases by distance: ALiBi's slopes and T5's buckets against slow loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from eqxformer.layers.biases import alibi_slopes, distance_buckets
+from tests.helpers import reference
+from tests.helpers.compare import assert_agrees
+from tests.helpers.hot import hot, normal
+
+PUBLISHED = {  # Press et al. 2021, and the slopes in BLOOM's 112 heads begin the same way
+    1: [2**-8],
+    2: [2**-4, 2**-8],
+    3: [2**-4, 2**-8, 2**-2],
+    6: [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3],
+    8: [2**-i for i in range(1, 9)],
+    12: [2**-i for i in range(1, 9)] + [2 ** -(i + 0.5) for i in range(4)],
+}
+
+
+def grid(part, queries, keys):
+    """[heads, seq, keys], number by number."""
+    heads = part.heads if isinstance(part, ef.ALiBi) else part.weight.shape[1]
+    cells = [
+        [[reference.position_bias(part, h, q, k) for k in keys] for q in queries]
+        for h in range(heads)
+    ]
+    return np.array(cells)
+
+
+@pytest.mark.parametrize("heads", PUBLISHED)
+def test_alibi_slopes_are_the_published_ones(heads):
+    assert alibi_slopes(heads).tolist() == pytest.approx(PUBLISHED[heads])
+
+
+@pytest.mark.parametrize("heads", range(1, 21))
+def test_alibi_slopes_are_positive_and_no_two_heads_have_the_same(heads):
+    slopes = alibi_slopes(heads)
+    assert slopes.tolist() == pytest.approx(reference.alibi_slopes(heads))
+    assert slopes.shape == (heads,)
+    assert len(set(slopes)) == heads
+    assert ((slopes > 0) & (slopes < 1)).all()
+
+
+def test_alibi_falls_with_the_distance_on_both_sides():
+    queries, keys = np.array([0, 5, 2]), np.array([4, 0, 5, 9])
+    got = ef.ALiBi(3)(jnp.asarray(queries), jnp.asarray(keys))
+    np.testing.assert_allclose(got, grid(ef.ALiBi(3), queries, keys), rtol=1e-6)
+    assert got[0, 1].tolist() == [-1 / 16, -5 / 16, 0.0, -4 / 16]
+
+
+@pytest.mark.parametrize("direction", ["bidirectional", "causal"])
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 20), (6, 7), (64, 1000)])
+def test_t5_buckets_equal_a_slow_loop_at_every_distance(direction, buckets, max_distance):
+    config = ef.RelativeBias.Config(buckets, max_distance, direction)
+    part = config.build(2, key=jax.random.key(0))
+    distances = np.arange(-max_distance - 50, max_distance + 50)
+    expected = [reference.t5_bucket(int(d), buckets, max_distance, direction) for d in distances]
+    assert part.bucket(jnp.asarray(distances)).tolist() == expected
+    assert set(expected) <= set(range(buckets))
+
+
+def test_t5_buckets_are_the_papers_where_they_change():
+    """32 buckets up to 128: single ones up to 15 looking back, then at these distances."""
+    changes = np.flatnonzero(np.diff(distance_buckets(32, 128))) + 1
+    assert changes.tolist() == [*range(1, 17), 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]
+
+
+@pytest.mark.parametrize("direction", ["bidirectional", "causal"])
+def test_a_relative_bias_equals_its_table_in_value_and_gradient(direction):
+    config = ef.RelativeBias.Config(8, 20, direction)
+    part = hot(config.build(3, key=jax.random.key(0)), jax.random.key(1))
+    queries, keys = np.array([3, 30, 0]), np.array([0, 2, 3, 4, 40])
+    assert_agrees(
+        lambda part: part(jnp.asarray(queries), jnp.asarray(keys)),
+        lambda part: grid(part, queries.tolist(), keys.tolist()),
+        part,
+    )
+
+
+@pytest.mark.parametrize("part", [ef.ALiBi(4), ef.RelativeBias(4, key=jax.random.key(0))])
+def test_biases_depend_only_on_distances_and_take_places_per_row(part):
+    places = jnp.arange(5)
+    one = part(places, places)
+    assert one.shape == (4, 5, 5)
+    np.testing.assert_array_equal(part(places + 1000, places + 1000), one)
+    rows = part(jnp.stack([places, places + 7]), jnp.stack([places, places + 7]))
+    np.testing.assert_array_equal(rows, jnp.stack([one, one]))
+    assert part(places[:0], places).shape == (4, 0, 5)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_explicit_bias_is_what_it_holds_and_only_for_its_shape():
+    values = normal(0, 2, 3, 4)
+    part = ef.ExplicitBias(values)
+    assert (part(jnp.arange(3), jnp.arange(4)) == values).all()
+    message = r"`ExplicitBias.values` is for \(3, 4\) queries and keys; this call has \(3, 5\)."
+    with pytest.raises(ValueError, match=message):
+        part(jnp.arange(3), jnp.arange(5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"buckets": 2}, "`buckets` must be even and at least 4 for a bidirectional bias; got 2."),
+        ({"buckets": 7}, "`buckets` must be even and at least 4 for a bidirectional bias; got 7."),
+        (
+            {"buckets": 1, "direction": "causal"},
+            "`buckets` must be at least 2 for a causal bias; got 1.",
+        ),
+        (
+            {"buckets": 32, "max_distance": 8},
+            "`max_distance` must be above 8, the distances with a bucket of their own; got 8.",
+        ),
+    ],
+)
+def test_impossible_buckets_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ef.RelativeBias.Config(**options)

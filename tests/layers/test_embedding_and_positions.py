@@ -1,0 +1,116 @@
+"""Tables by id and by position: right rows, and never a wrong one in silence."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from tests.helpers.compare import assert_agrees
+from tests.helpers.hot import normal
+
+IDS = np.array([[3, 0, 9], [9, 9, 1]])
+
+
+@pytest.fixture(scope="module")
+def table():
+    return ef.Embedding(10, 4, key=jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def learned():
+    return ef.LearnedPositions(4, length=6, offset=2, key=jax.random.key(0))
+
+
+def test_an_embedding_is_the_row_of_its_id_in_value_and_gradient(table):
+    twin = lambda part, x: np.array([[part.weight[i] for i in row] for row in IDS])  # noqa: E731
+    assert_agrees(lambda part, x: part(jnp.asarray(IDS)), twin, table, normal(0, 1))
+
+
+def test_a_tied_output_scores_every_token(table):
+    x = normal(1, 2, 3, 4)
+    twin = lambda part, x: np.einsum("bsd,vd->bsv", x, part.weight)  # noqa: E731
+    assert_agrees(lambda part, x: part.attend(x), twin, table, x)
+
+
+@pytest.mark.parametrize(("wrong", "more"), [([10], "."), ([-1], "."), ([2, 11, -3], " and 1 more.")])
+def test_ids_outside_the_vocabulary_are_an_error(table, wrong, more):
+    first = next(i for i in wrong if not 0 <= i < 10)
+    message = f"Every token id must be at least 0 and below 10; got {first}{more}"
+    with pytest.raises(ValueError, match=f"^{message}$".replace(".", "[.]")):
+        table(jnp.array(wrong))
+
+
+def test_ids_outside_the_vocabulary_are_nan_under_jit_and_alone_so(table):
+    ids = jnp.array([0, 9, 10, -1, 99, -10, -11, 2**31 - 1, -(2**31)])
+    for rows in (jax.jit(table.__call__)(ids), jax.vmap(table)(ids), jax.jit(jax.vmap(table))(ids)):
+        assert (rows[:2] == table(ids[:2])).all()
+        assert np.isnan(rows[2:]).all()
+
+
+def test_an_id_of_a_small_integer_type_works_though_the_vocabulary_does_not_fit_it():
+    table = ef.Embedding(300, 2, init=ef.Normal(), key=jax.random.key(0))
+    ids = jnp.array([3, 127, -1], jnp.int8)
+    assert (table(ids[:2]) == table.weight[jnp.array([3, 127])]).all()
+    assert np.isnan(jax.jit(table.__call__)(ids)[2]).all()
+
+
+def test_learned_positions_are_rows_counted_from_the_offset(learned):
+    positions = jnp.array([[0, 5], [2, 2]])
+    assert (learned(positions) == learned.weight[positions + 2]).all()
+    assert learned.weight.shape == (8, 4)
+
+
+@pytest.mark.parametrize("wrong", [6, -1, -2, 1000])
+def test_positions_outside_the_table_are_an_error_and_nan_under_jit(learned, wrong):
+    positions = jnp.array([0, wrong])
+    message = f"Every position must be at least 0 and below 6; got {wrong}[.]"
+    with pytest.raises(ValueError, match=message):
+        learned(positions)
+    rows = jax.jit(learned.__call__)(positions)
+    assert (rows[0] == learned.weight[2]).all()
+    assert np.isnan(rows[1]).all()
+
+
+@pytest.mark.parametrize("options", [{"length": 0}, {"length": 3, "offset": -1}])
+def test_impossible_tables_of_positions_are_refused(options):
+    with pytest.raises(ValueError, match="`length` must be positive and `offset` not negative"):
+        ef.LearnedPositions.Config(**options)
+
+
+@pytest.mark.parametrize("dim", [8, 7, 1])
+@pytest.mark.parametrize("layout", ["interleaved", "halves"])
+def test_sinusoids_equal_their_formula_in_both_layouts_and_odd_widths(layout, dim):
+    config = ef.Sinusoids.Config(layout=layout, base=100.0, offset=2)
+    positions = np.array([[0, 1, 2], [50, 7, 300]])
+    got = config.build(dim, key=jax.random.key(0))(jnp.asarray(positions))
+    expected = np.zeros((2, 3, dim))
+    for i in range(dim):
+        pair, wave = divmod(i, 2)
+        angles = (positions + 2) / 100.0 ** (2 * pair / dim)
+        column = i if layout == "interleaved" else pair + wave * ((dim + 1) // 2)
+        expected[..., column] = np.cos(angles) if wave else np.sin(angles)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, atol=300 * 2.0**-23)
+
+
+def test_sinusoids_start_with_sines_of_zero_and_cosines_of_zero():
+    waves = ef.Sinusoids(6)(jnp.arange(1))[0]
+    assert waves.tolist() == [0.0, 1.0] * 3
+    halves = ef.Sinusoids(6, layout="halves")(jnp.arange(1))[0]
+    assert halves.tolist() == [0.0] * 3 + [1.0] * 3
+
+
+def test_positions_take_one_sequence_or_batches(learned):
+    positions = jnp.array([[[0, 1], [1, 4]]])
+    for part in (learned, ef.Sinusoids(4)):
+        whole = part(positions)
+        assert whole.shape == (1, 2, 2, 4)
+        assert (whole[0] == part(positions[0])).all()
+        assert (whole[0, 0] == part(positions[0, 0])).all()
+        np.testing.assert_array_equal(jax.vmap(jax.vmap(part))(positions), whole)
+        assert part(jnp.zeros((2, 0), jnp.int32)).shape == (2, 0, 4)
+
+
+def test_an_embedding_of_no_ids_is_empty(table):
+    assert table(jnp.zeros((0, 3), jnp.int32)).shape == (0, 3, 4)

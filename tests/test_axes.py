@@ -1,0 +1,86 @@
+"""The axis words of every parameter come from the annotations, in one vocabulary."""
+
+from typing import Annotated
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from jaxtyping import Array, Float
+
+import eqxformer as ef
+from eqxformer.checkpoints.names import name
+from tests.helpers.models import DECODERS, SEQ2SEQ
+
+SHAPES = {key: ef.shapes(config) for key, config in {**DECODERS, **SEQ2SEQ}.items()}
+
+
+def _leaves(model):
+    return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+
+
+@pytest.mark.parametrize("key", SHAPES)
+def test_every_array_has_a_word_of_the_glossary_for_every_axis(key):
+    model = SHAPES[key]
+    axes = ef.leaf_axes(model)
+    for path, leaf in _leaves(model).items():
+        assert len(axes[path]) == len(leaf.shape), path
+        for word in axes[path]:
+            assert set(word.split("*")) <= set(ef.GLOSSARY), path
+
+
+def test_words_are_those_of_the_place_where_a_part_is_used():
+    axes = ef.leaf_axes(SHAPES["widths"])
+    reader, writer = "encoder.blocks.groups.0", "decoder.blocks.groups.0"
+    assert axes["decoder.embedding.tokens.weight"] == ("vocab", "dim")
+    assert axes[f"{reader}.attention.key.weight"] == ("dim", "kv_heads*head_dim")
+    assert axes[f"{writer}.cross_attention.key.weight"] == ("source_dim", "kv_heads*head_dim")
+    assert axes[f"{writer}.cross_attention.query.weight"] == ("dim", "heads*head_dim")
+    assert axes[f"{writer}.attention.out.weight"] == ("heads*value_dim", "dim")
+    assert axes[f"{writer}.feed_forward.up.bias"] == ("hidden",)
+    assert ef.leaf_axes(SHAPES["relative"])["bias.weight"] == ("buckets", "heads")
+    assert ef.leaf_axes(SHAPES["neox"])["blocks.groups.0.attention.query_norm.weight"] == (
+        "head_dim",
+    )
+
+
+def test_stacking_puts_its_axis_in_front_for_experts_and_for_scanned_layers():
+    config = DECODERS["experts and sinks"].edit(layout=ef.Scanned())
+    axes, leaves = ef.leaf_axes(ef.shapes(config)), _leaves(ef.shapes(config))
+    path = "blocks.groups.1.feed_forward.experts.gate.weight"
+    assert axes[path] == ("layers", "experts", "dim", "hidden")
+    assert leaves[path].shape == (2, 3, 12, 5)
+    assert axes["blocks.groups.1.attention.sinks"] == ("layers", "heads")
+    assert axes["blocks.groups.0.attention.sinks"] == ("heads",)  # the block that stands alone
+
+
+class Outer(eqx.Module):
+    """A part of a user's, with words of its own."""
+
+    inner: Annotated[ef.Linear, ef.Axes(in_dim="dim", out_dim="colours")]
+    several: tuple[Annotated[ef.Linear, ef.Axes(in_dim="colours", out_dim="dim")], ...]
+    bare: jax.Array
+    maybe: Float[Array, " colours"] | None
+    any_rank: Float[Array, "*any dim"]
+
+
+def test_a_users_part_may_have_words_of_its_own_and_arrays_without_any():
+    linear = ef.Linear(2, 3, key=jax.random.key(0))
+    part = Outer(linear, (linear, linear), jnp.ones(2), None, jnp.ones((2, 3, 4)))
+    axes = ef.leaf_axes(part)
+    assert axes["inner.weight"] == ("dim", "colours")
+    assert axes["several.1.weight"] == ("colours", "dim")
+    assert "bare" not in axes
+    assert "maybe" not in axes
+    assert "?=2 ?=3 ?=4" in ef.table(part)  # shown, though nothing says what its axes are
+
+
+def test_words_given_twice_in_a_tree_are_translated_at_every_level():
+    class Middle(eqx.Module):
+        linear: Annotated[ef.Linear, ef.Axes(in_dim="hidden", out_dim="dim")]
+
+    class Top(eqx.Module):
+        middle: Annotated[Middle, ef.Axes(hidden="experts", dim="labels")]
+
+    model = Top(Middle(ef.Linear(2, 3, key=jax.random.key(0))))
+    assert ef.leaf_axes(model)["middle.linear.weight"] == ("experts", "labels")
