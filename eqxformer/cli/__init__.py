@@ -23,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    from eqxformer.cli.commands import run
+    try:
+        from eqxformer.cli.commands import run
 
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+        code = run(sys.argv[1:] if arguments is None else list(arguments))
+    except KeyboardInterrupt:  # while the modules are loaded
+        code = 130
+    sys.exit(code)

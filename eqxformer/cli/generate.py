@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from eqxformer.cli.errors import explained
-from eqxformer.training.experiment import Experiment, Request
+from eqxformer.training.experiment import Experiment, Recipe, Request
 from eqxformer.training.recipes import recipe
-from eqxformer.training.run_directory import RunDirectory
+from eqxformer.training.run_directory import RUN, RunDirectory
 
 _EXAMPLES = """\b
 Examples:
@@ -38,8 +38,16 @@ def generate(
         request = Request(prompt, max_new_tokens, temperature, top_k, seed)
         request.check()
         directory = RunDirectory.open(run)
-        about = directory.about()
-        chosen = recipe(about.get("recipe", ""))
-        experiment = Experiment.from_dict(about.get("experiment", {}))
+        chosen, experiment = _read(directory)
         answer = chosen.respond(directory.load(), directory.tokenizer(), experiment, request)
     click.echo(answer)
+
+
+def _read(directory: RunDirectory) -> tuple[Recipe, Experiment]:
+    """What `run.json` says was trained, and how."""
+    about = directory.about()
+    name, values = str(about.get("recipe")), about.get("experiment")
+    chosen = recipe(name)
+    if not isinstance(values, dict):
+        raise ValueError(f"`{directory.path / RUN}` has no experiment; the run is not complete.")
+    return chosen, Experiment.from_dict(values)

@@ -71,7 +71,7 @@ def train(
     given = tuple(f"{path}={value}" for path, value in shortcuts.items() if value is not None)
     with explained():
         chosen = recipe(name)
-        out = _default_directory(name) if out is None else out
+        out = default_directory(name) if out is None else out
         refuse_existing(out)
         task = chosen.prepare(data)
         experiment = edited(task.experiment, given + settings)
@@ -85,7 +85,7 @@ def train(
         return 0
     console.print(_plan(chosen, task, experiment, out))
     with explained():
-        model = experiment.model.build(key=experiment.key("model"))
+        model = experiment.init()
         about = _about(chosen, task, experiment)
         run = RunDirectory.create(out, about=about, tokenizer=task.tokenizer)
         run.save(model)  # from here on there is always a model to load, however this ends
@@ -175,7 +175,7 @@ def _about(chosen: Recipe, task: Task, experiment: Experiment) -> dict[str, Any]
     }
 
 
-def _default_directory(name: str) -> Path:
+def default_directory(name: str) -> Path:
     """`runs/<recipe>-<date>-<time>`, with a number behind it where two begin at once."""
     first = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))

@@ -95,8 +95,9 @@ class Experts(FeedForward):
                 raise ValueError(
                     f"`top` must be between 1 and `count`; got top={self.top}, count={self.count}."
                 )
-            if isinstance(self.expert, Experts.Config):
-                raise ValueError("`expert` cannot itself be a mixture of experts.")
+            for name in ("expert", "shared"):
+                if isinstance(getattr(self, name), Experts.Config):
+                    raise ValueError(f"`{name}` cannot itself be a mixture of experts.")
 
         def build(self, dim: int, *, key: PRNGKeyArray) -> "Experts":
             """A mixture of experts for this width."""
@@ -114,6 +115,7 @@ class Experts(FeedForward):
         self.experts = eqx.filter_vmap(lambda k: config.expert.build(dim, key=k))(
             jax.random.split(experts, config.count)
         )
+        _refuse_ungrouped(self.experts)
         self.shared = None if config.shared is None else config.shared.build(dim, key=shared)
         self.config = config
 
@@ -162,6 +164,22 @@ def router_losses(
 def normalized(weights: Float[Array, "tokens n"]) -> Float[Array, "tokens n"]:
     """Weights that sum to one per token."""
     return weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-20)
+
+
+def _refuse_ungrouped(experts: FeedForward) -> None:
+    """Raises `NotImplementedError` for parameters that are not those of a `Linear`."""
+    rest = jax.tree.map(
+        lambda part: None if isinstance(part, Linear) else part,
+        experts,
+        is_leaf=lambda part: isinstance(part, Linear),
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(rest):
+        if eqx.is_array(leaf):
+            name = jax.tree_util.keystr(path).removeprefix(".")
+            raise NotImplementedError(
+                f"An expert may have parameters in `Linear` maps only, which run grouped by expert; "
+                f"{type(experts).__name__} has `{name}`."
+            )
 
 
 def _grouped(experts: FeedForward, sizes: Int[Array, " experts"]) -> FeedForward:

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.config import Config, takes_options
 from eqxformer.layers.initializers import Initializer, LeCun
@@ -49,23 +49,42 @@ class Linear(eqx.Module):
 class GroupedLinear(eqx.Module):
     """A linear map per group of rows: rows `sizes[:g].sum()` onwards use `weight[g]`.
 
-    `y[n] = x[n] @ weight[g(n)] + bias[g(n)]` as one grouped matrix product, with no loop over
-    groups. A mixture of experts puts it in the place of the `Linear`s of its stacked experts.
+    `y[n] = x[n] @ weight[g(n)] + bias[g(n)]`, with no loop over groups. A mixture of experts puts
+    it in the place of the `Linear`s of its stacked experts.
+
+    The rows are laid out in blocks of equal length, each of a single group and filled up with
+    zeros, so that all groups are one batched product. Blocks are as long as an average group, so
+    at most half of the work is filling. (`jax.lax.ragged_dot` multiplies every row by the weights
+    of every group on a CPU, and fails under `vmap` unless all its operands are batched.)
     """
 
     weight: Float[Array, "experts in_dim out_dim"]
     bias: Float[Array, "experts out_dim"] | None
-    sizes: Array
+    sizes: Int[Array, " experts"]
 
     def __call__(self, x: Float[Array, "rows in_dim"]) -> Float[Array, "rows out_dim"]:
-        # Under vmap, ragged_dot wants all its operands batched; this select batches the weight
-        # with the sizes, and outside vmap the compiler removes it.
-        weight = jax.lax.select_n(self.sizes.sum() >= 0, self.weight, self.weight)
-        y = jax.lax.ragged_dot(x, weight, self.sizes)
-        if self.bias is None:
-            return y
-        rows = jnp.repeat(self.bias, self.sizes, axis=0, total_repeat_length=x.shape[0])
-        return y + rows
+        (rows, in_dim), (groups, _, out_dim) = x.shape, self.weight.shape
+        length = max(rows // groups, 1)
+        blocks = (rows + min(groups, rows) * (length - 1)) // length  # the most that are needed
+        group, row, block = self._places(rows, length, blocks)
+        laid = jnp.zeros((blocks * length, in_dim), x.dtype).at[row].set(x, unique_indices=True)
+        y = laid.reshape(blocks, length, in_dim) @ self.weight[block]
+        y = y.reshape(blocks * length, out_dim)[row]
+        return y if self.bias is None else y + self.bias[group]
+
+    def _places(
+        self, rows: int, length: int, blocks: int
+    ) -> tuple[Int[Array, " rows"], Int[Array, " rows"], Int[Array, " blocks"]]:
+        """The group of each row, its place among the blocks, and the group of each block."""
+        sizes, groups = self.sizes, self.sizes.shape[0]
+        every = jnp.arange(groups, dtype=sizes.dtype)
+        group = jnp.repeat(every, sizes, total_repeat_length=rows)
+        needed = -(-sizes // length)
+        ends = jnp.cumsum(needed)
+        moved = length * (ends - needed) - (jnp.cumsum(sizes) - sizes)
+        block = jnp.searchsorted(ends, jnp.arange(blocks, dtype=sizes.dtype), side="right")
+        row = moved[group] + jnp.arange(rows, dtype=sizes.dtype)
+        return group, row, jnp.minimum(block, groups - 1)
 
 
 def along_last(

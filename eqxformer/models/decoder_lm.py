@@ -120,7 +120,7 @@ class DecoderLM(eqx.Module):
             key: switches dropout on.
 
         Raises `ValueError` for an id outside the vocabulary or a position past the table; under
-        `jit` the outputs that depend on it are NaN.
+        `jit` its row is NaN.
         """
         x, _, _ = self.run(
             tokens,

@@ -97,7 +97,7 @@ class Encoder(eqx.Module):
             key: switches dropout on.
 
         Raises `ValueError` for an id outside the vocabulary or a position past the table; under
-        `jit` the outputs that depend on it are NaN.
+        `jit` its row is NaN.
         """
         return self.run(tokens, mask=mask, positions=positions, types=types, table=table, key=key)[
             0

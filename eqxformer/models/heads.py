@@ -273,8 +273,9 @@ def check_labels(labels: int) -> None:
 
 
 def _mean(x: Array, real: Array) -> Array:
-    count = jnp.maximum(real.sum(-1, keepdims=True), 1)
-    return (widen(x).sum(-2) / count).astype(x.dtype)
+    wide = widen(x)
+    count = real.sum(-1, keepdims=True, dtype=wide.dtype)
+    return (wide.sum(-2) / jnp.maximum(count, 1.0)).astype(x.dtype)
 
 
 def _max(x: Array, real: Array) -> Array:
@@ -284,15 +285,18 @@ def _max(x: Array, real: Array) -> Array:
 
 
 def _at(x: Array, index: Array) -> Array:
+    """The vector at one place per sequence."""
     return jnp.take_along_axis(x, index[..., None, None], axis=-2)[..., 0, :]
 
 
 def _first(x: Array, real: Array) -> Array:
+    if not x.shape[-2]:
+        return jnp.zeros((*x.shape[:-2], x.shape[-1]), x.dtype)
     return _at(x, jnp.argmax(real, axis=-1))
 
 
 def _last(x: Array, real: Array) -> Array:
-    return _at(x, real.shape[-1] - 1 - jnp.argmax(real[..., ::-1], axis=-1))
+    return _first(x[..., ::-1, :], real[..., ::-1])
 
 
 _POOL = {"mean": _mean, "max": _max, "first": _first, "last": _last}

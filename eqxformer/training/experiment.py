@@ -4,13 +4,14 @@ import abc
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 from jaxtyping import PRNGKeyArray
 
 from eqxformer.config import Config
 from eqxformer.training.batches import Data
+from eqxformer.training.characters import Characters
 from eqxformer.training.loss import TokenLoss
 from eqxformer.training.optimizer import Optimizer
 
@@ -47,6 +48,10 @@ class Experiment(Config):
             if value is not None and value < bound:
                 raise ValueError(f"`{name}` must be at least {bound}; got {value}.")
 
+    def init(self) -> Any:
+        """The model, freshly initialised."""
+        return self.model.build(key=self.key("model"))  # pyright: ignore[reportAttributeAccessIssue]
+
     def key(self, use: str) -> PRNGKeyArray:
         """The root of one kind of randomness: "model", "steps" or "samples"."""
         return jax.random.fold_in(
@@ -54,7 +59,10 @@ class Experiment(Config):
         )
 
 
-class Task(abc.ABC):
+Made = TypeVar("Made", bound=Experiment)
+
+
+class Task(abc.ABC, Generic[Made]):
     """Data to learn from, and what to ask of a model that learns it.
 
     Arguments:
@@ -64,36 +72,36 @@ class Task(abc.ABC):
         about: what the data is, as plain JSON values.
     """
 
-    experiment: Experiment
-    tokenizer: Config
+    experiment: Made
+    tokenizer: Characters
     about: dict[str, Any]
 
     @abc.abstractmethod
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: Made) -> None:
         """Raises `ValueError` for an experiment that this data does not allow."""
 
     @abc.abstractmethod
-    def describe(self, experiment: Experiment) -> str:
+    def describe(self, experiment: Made) -> str:
         """What the data is and how it is split."""
 
     @abc.abstractmethod
-    def batches(self, experiment: Experiment) -> Callable[[int], Any]:
+    def batches(self, experiment: Made) -> Callable[[int], Any]:
         """A function from the number of a step to its batch."""
 
     @abc.abstractmethod
-    def validation(self, experiment: Experiment) -> list[Any]:
+    def validation(self, experiment: Made) -> list[Any]:
         """A few batches to validate with now and then."""
 
     @abc.abstractmethod
-    def evaluate(self, model: Any, experiment: Experiment) -> dict[str, float]:
+    def evaluate(self, model: Any, experiment: Made) -> dict[str, float]:
         """What is measured at the end on all of the validation data, by name."""
 
     @abc.abstractmethod
-    def conclude(self, values: dict[str, float], experiment: Experiment) -> str:
+    def conclude(self, values: dict[str, float], experiment: Made) -> str:
         """What `evaluate` found as a sentence."""
 
     @abc.abstractmethod
-    def sample(self, model: Any, experiment: Experiment, step: int) -> str:
+    def sample(self, model: Any, experiment: Made, step: int) -> str:
         """Text that shows what the model has learned."""
 
 
@@ -128,5 +136,5 @@ class Recipe:
 
     name: str
     summary: str
-    prepare: Callable[[Path | None], Task]
-    respond: Callable[[Any, Any, Experiment, Request], str]
+    prepare: Callable[[Path | None], Task[Any]]
+    respond: Callable[[Any, Any, Any, Request], str]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from eqxformer.config import Config
@@ -138,6 +139,10 @@ class TokenLoss(Config):
     def check(self) -> None:
         _check_share("label_smoothing", self.label_smoothing)
 
+    def __call__(self, model: Any, batch: Any, /, *, key: PRNGKeyArray | None = None) -> Loss:
+        """The loss over a batch; a key switches dropout on."""
+        raise NotImplementedError(f"{self.type_name} must say what it asks the model.")
+
     def measure(
         self, model: Any, *inputs: Array, targets: Array, weights: Array, **more: Any
     ) -> Loss:
@@ -246,7 +251,7 @@ def _at(logits: Array, targets: Array, counted: Array) -> Array:
 
 
 def _check_targets(targets: Array, counted: Array, vocab: int) -> None:
-    if isinstance(targets, jax.core.Tracer) or isinstance(counted, jax.core.Tracer):
+    if isinstance(targets, Tracer) or isinstance(counted, Tracer):
         return
     wrong = counted & ((targets < 0) | (targets >= vocab))
     if bool(wrong.any()):

@@ -2,11 +2,10 @@
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from eqxformer.config import Config
-
-Step = int | Int[Array, ""]
 
 
 class Schedule(Config):
@@ -40,7 +39,7 @@ class WarmupCosine(Schedule):
     def build(self, steps: int) -> optax.Schedule:
         """The rate for a run of `steps` steps."""
 
-        def rate(step: Step) -> Float[Array, ""]:
+        def rate(step: ArrayLike) -> Float[Array, ""]:
             done = _share_after(step, self.warmup, steps)
             cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
             falling = self.final + (self.peak - self.final) * cosine
@@ -63,7 +62,7 @@ class WarmupLinear(Schedule):
     def build(self, steps: int) -> optax.Schedule:
         """The rate for a run of `steps` steps."""
 
-        def rate(step: Step) -> Float[Array, ""]:
+        def rate(step: ArrayLike) -> Float[Array, ""]:
             done = _share_after(step, self.warmup, steps)
             falling = self.peak + (self.final - self.peak) * done
             return _warmed_up(step, self.warmup, 0.0, self.peak, falling)
@@ -88,7 +87,7 @@ class WarmupExponential(Schedule):
     def build(self, steps: int) -> optax.Schedule:
         """The rate for a run of any number of steps."""
 
-        def rate(step: Step) -> Float[Array, ""]:
+        def rate(step: ArrayLike) -> Float[Array, ""]:
             periods = jnp.maximum(_float(step) - self.warmup, 0.0) / self.every
             falling = self.peak * self.factor**periods
             return _warmed_up(step, self.warmup, self.start, self.peak, falling)
@@ -112,24 +111,24 @@ class InverseSquareRoot(Schedule):
     def build(self, steps: int) -> optax.Schedule:
         """The rate for a run of any number of steps."""
 
-        def rate(step: Step) -> Float[Array, ""]:
+        def rate(step: ArrayLike) -> Float[Array, ""]:
             falling = self.peak * jnp.sqrt(self.warmup / jnp.maximum(_float(step), self.warmup))
             return _warmed_up(step, self.warmup, 0.0, self.peak, falling)
 
         return rate
 
 
-def _float(step: Step) -> Float[Array, ""]:
+def _float(step: ArrayLike) -> Float[Array, ""]:
     return jnp.asarray(step).astype(jnp.float32)
 
 
-def _share_after(step: Step, warmup: int, steps: int) -> Float[Array, ""]:
+def _share_after(step: ArrayLike, warmup: int, steps: int) -> Float[Array, ""]:
     """How much of the steps behind the warm-up is done, from 0 to 1."""
     return jnp.clip((_float(step) - warmup) / max(steps - warmup, 1), 0.0, 1.0)
 
 
 def _warmed_up(
-    step: Step, warmup: int, start: float, peak: float, falling: Float[Array, ""]
+    step: ArrayLike, warmup: int, start: float, peak: float, falling: Float[Array, ""]
 ) -> Float[Array, ""]:
     # One more step than `warmup` in the divisor: a first step with rate 0 would be a step lost.
     rising = start + (peak - start) * (_float(step) + 1.0) / (warmup + 1)

@@ -68,29 +68,28 @@ def test_a_row_of_padding_alone_leaves_finite_gradients(name):
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(found))
 
 
-@pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])
-@pytest.mark.parametrize("side", ["left", "right", "middle"])
-def test_a_nan_in_padding_leaks_neither_into_values_nor_into_gradients(side, poison):
+def test_a_nan_in_padding_leaks_neither_into_values_nor_into_gradients():
     """Planted in the keys and values of a remembered source, in padded places."""
     part = drawn(ef.Attention.Config(heads=4, kv_heads=2), 12, source_dim=9)
-    valid = {"left": [0, 0, 1, 1, 1], "right": [1, 1, 1, 1, 0], "middle": [1, 0, 1, 0, 1]}[side]
-    valid, x = np.array(valid, bool), normal(0, 2, SEQ, 12)
     source = part.remember(normal(1, 2, 5, 9))
-    planted = jax.tree.map(lambda a: jnp.where(valid[:, None], a, poison), source)
 
     @eqx.filter_jit
-    def both(part, source):
+    def both(source, valid):
         def loss(arguments):
             part, x, source = arguments
-            y = part.look(x, source, mask=ef.Padding(jnp.asarray(valid)))
+            y = part.look(x, source, mask=ef.Padding(valid))
             return jnp.sin(y).sum(), y
 
-        return eqx.filter_value_and_grad(loss, has_aux=True)((part, x, source))
+        return eqx.filter_value_and_grad(loss, has_aux=True)((part, normal(0, 2, SEQ, 12), source))
 
-    (_, clean), clean_gradients = both(part, source)
-    (_, y), found = both(part, planted)
-    assert (y == clean).all()
-    assert_close(found, clean_gradients, 1e-6)
+    for places in ([0, 0, 1, 1, 1], [1, 1, 1, 1, 0], [1, 0, 1, 0, 1]):
+        valid = np.array(places, bool)
+        (_, clean), clean_gradients = both(source, jnp.asarray(valid))
+        for poison in (np.nan, np.inf, 1e30):
+            planted = jax.tree.map(lambda a: jnp.where(valid[:, None], a, poison), source)  # noqa: B023
+            (_, y), found = both(planted, jnp.asarray(valid))
+            assert (y == clean).all()
+            assert_close(found, clean_gradients, 1e-6)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

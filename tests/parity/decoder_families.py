@@ -2,14 +2,17 @@
 
 from typing import Any
 
-import eqxformer as ef
 import torch
 import transformers as hf
 from jaxtyping import Array
 from reference import VOCAB, Batch, Family, hidden, watched
 from weight_rules import From, part, part_per_head, turned, under
 
-DIM, HIDDEN, LAYERS, HEADS, KV_HEADS = 24, 40, 2, 6, 2
+import eqxformer as ef
+
+# Narrower, XLA puts products of matrices into its loops and takes four times as long to compile.
+DIM, HIDDEN = 48, 64
+LAYERS, HEADS, KV_HEADS, HEAD_DIM = 2, 6, 2, 12
 SIZES = {
     "vocab_size": VOCAB,
     "hidden_size": DIM,
@@ -151,7 +154,7 @@ LLAMA = decoder(
 
 # Heads wider than dim / heads, with a norm each before they turn; eps is Qwen's own.
 QWEN3_TREE = (
-    LLAMA_TREE.edit("blocks.*.attention", head_dim=8, qk_norm=ef.RMSNorm.Config(eps=1e-6))
+    LLAMA_TREE.edit("blocks.*.attention", head_dim=HEAD_DIM, qk_norm=ef.RMSNorm.Config(eps=1e-6))
     .edit("blocks.*.*_residual", pre_norm=ef.RMSNorm.Config(eps=1e-6))
     .edit(norm=ef.RMSNorm.Config(eps=1e-6))
 )
@@ -160,7 +163,7 @@ QWEN3 = decoder(
     hf.Qwen3Config(
         **SIZES,
         num_key_value_heads=KV_HEADS,
-        head_dim=8,
+        head_dim=HEAD_DIM,
         rms_norm_eps=1e-6,
         rope_parameters=rope(rope_theta=500.0),
     ),
@@ -175,7 +178,7 @@ GEMMA2 = decoder(
     hf.Gemma2Config(
         **SIZES,
         num_key_value_heads=KV_HEADS,
-        head_dim=8,
+        head_dim=HEAD_DIM,
         query_pre_attn_scalar=20,
         sliding_window=4,
         attn_logit_softcapping=5.0,
@@ -184,10 +187,11 @@ GEMMA2 = decoder(
         rope_parameters=rope(),
     ),
     LLAMA_TREE.edit(
-        "blocks.*", attention_residual=ef.sandwich_norm(GEMMA_NORM),
+        "blocks.*",
+        attention_residual=ef.sandwich_norm(GEMMA_NORM),
         feed_forward_residual=ef.sandwich_norm(GEMMA_NORM),
     )
-    .edit("blocks.*.attention", head_dim=8, scale=20**-0.5, softcap=5.0)
+    .edit("blocks.*.attention", head_dim=HEAD_DIM, scale=20**-0.5, softcap=5.0)
     .edit("blocks.0.attention", window=4)
     .edit("blocks.*.feed_forward", activation="gelu_tanh")
     .edit("embedding", scale="sqrt(dim)")
@@ -217,9 +221,7 @@ OLMO2 = decoder(
     ),
     LLAMA_TREE.edit(
         "blocks.*.*_residual", pre_norm=None, post_norm=ef.RMSNorm.Config(eps=1e-5)
-    ).edit(
-        "blocks.*.attention", qk_norm=ef.RMSNorm.Config(eps=1e-5), qk_norm_over="projection"
-    ),
+    ).edit("blocks.*.attention", qk_norm=ef.RMSNorm.Config(eps=1e-5), qk_norm_over="projection"),
     {
         **ENDS,
         **ATTENTION,
@@ -243,10 +245,10 @@ def fused(theirs: str) -> dict[str, From]:
 
 GPT_NEOX = decoder(
     hf.GPTNeoXForCausalLM,
-    hf.GPTNeoXConfig(**{**SIZES, "hidden_size": 48}, rope_parameters=rope(partial_rotary_factor=0.5)),
+    hf.GPTNeoXConfig(**SIZES, rope_parameters=rope(partial_rotary_factor=0.5)),
     ef.DecoderLM.Config(
         vocab=VOCAB,
-        dim=48,
+        dim=DIM,
         blocks=(
             ef.ParallelBlock.Config(
                 attention=ef.Attention.Config(heads=HEADS, rotary=ef.Rotary(fraction=0.5)),
@@ -282,7 +284,7 @@ GPTJ = decoder(
     hf.GPTJConfig(
         vocab_size=VOCAB,
         n_positions=16,
-        n_embd=48,
+        n_embd=DIM,
         n_layer=LAYERS,
         n_head=HEADS,
         rotary_dim=4,
@@ -291,7 +293,7 @@ GPTJ = decoder(
     ),
     ef.DecoderLM.Config(
         vocab=VOCAB,
-        dim=48,
+        dim=DIM,
         blocks=(
             ef.ParallelBlock.Config(
                 attention=ef.Attention.Config(
@@ -299,7 +301,7 @@ GPTJ = decoder(
                     rotary=ef.Rotary(fraction=0.5, layout="interleaved"),
                     **dict.fromkeys(("query", "key", "value", "out"), PLAIN),
                 ),
-                feed_forward=ef.MLP.Config(hidden=192, activation="gelu_tanh"),
+                feed_forward=ef.MLP.Config(hidden=4 * DIM, activation="gelu_tanh"),
             ),
         )
         * LAYERS,
@@ -328,9 +330,7 @@ GPTJ = decoder(
 # Six heads: not a power of two, so that both halves of the rule for slopes are used.
 BLOOM = decoder(
     hf.BloomForCausalLM,
-    hf.BloomConfig(
-        vocab_size=VOCAB, hidden_size=DIM, n_layer=LAYERS, n_head=HEADS, pad_token_id=0
-    ),
+    hf.BloomConfig(vocab_size=VOCAB, hidden_size=DIM, n_layer=LAYERS, n_head=HEADS, pad_token_id=0),
     ef.DecoderLM.Config(
         vocab=VOCAB,
         dim=DIM,

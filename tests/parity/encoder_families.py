@@ -1,6 +1,5 @@
 """Encoder-only references: BERT with its pooler and masked-token head, and with a classifier."""
 
-import eqxformer as ef
 import torch
 import transformers as hf
 from decoder_families import DIM, HEADS, HIDDEN, LAYERS
@@ -8,18 +7,29 @@ from jaxtyping import Array
 from reference import VOCAB, Batch, Family, hidden, watched
 from weight_rules import From, turned, under
 
-SETTINGS = hf.BertConfig(
-    vocab_size=VOCAB,
-    hidden_size=DIM,
-    intermediate_size=HIDDEN,
-    num_hidden_layers=LAYERS,
-    num_attention_heads=HEADS,
-    max_position_embeddings=16,
-    num_labels=3,
-)
-TREE = ef.families.bert(
-    vocab=VOCAB, dim=DIM, layers=LAYERS, heads=HEADS, hidden=HIDDEN, context=16
-)
+import eqxformer as ef
+
+
+def settings(layers: int) -> hf.BertConfig:
+    """Their config."""
+    return hf.BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=DIM,
+        intermediate_size=HIDDEN,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        max_position_embeddings=16,
+        num_labels=3,
+    )
+
+
+def tree(layers: int) -> ef.Encoder.Config:
+    """Ours."""
+    return ef.families.bert(
+        vocab=VOCAB, dim=DIM, layers=layers, heads=HEADS, hidden=HIDDEN, context=16
+    )
+
+
 BODY = {
     **under(
         "embedding",
@@ -66,11 +76,10 @@ def their_masked_lm(model: torch.nn.Module, batch: Batch) -> dict[str, torch.Ten
 
 
 def our_masked_lm(model: ef.EncoderWithHead, batch: Batch) -> dict[str, Array]:
-    mask = ef.Padding(batch.valid)
-    pooled = model.encoder.embed(batch.tokens, mask=mask, types=batch.types)
-    model, seen = watched(model, lambda m: m.encoder.blocks)
-    logits = model(batch.tokens, mask=mask, types=batch.types)
-    return {**hidden(seen), "logits": logits, "pooled": pooled}
+    encoder, seen = watched(model.encoder, lambda m: m.blocks)
+    states = encoder(batch.tokens, mask=ef.Padding(batch.valid), types=batch.types)
+    logits = model.head(states, encoder.embedding.table())
+    return {**hidden(seen), "logits": logits, "pooled": encoder.pooling(states, batch.valid)}
 
 
 def their_scores(model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -82,8 +91,10 @@ def our_scores(model: ef.EncoderWithHead, batch: Batch) -> dict[str, Array]:
 
 
 BERT = Family(
-    lambda: hf.BertForPreTraining(SETTINGS),
-    ef.EncoderWithHead.Config(TREE, ef.MaskedLMHead.Config(norm=ef.LayerNorm.Config(eps=1e-12))),
+    lambda: hf.BertForPreTraining(settings(LAYERS)),
+    ef.EncoderWithHead.Config(
+        tree(LAYERS), ef.MaskedLMHead.Config(norm=ef.LayerNorm.Config(eps=1e-12))
+    ),
     {
         **{f"encoder.{path}": rule for path, rule in {**BODY, **POOLER}.items()},
         "head.dense": turned("cls.predictions.transform.dense"),
@@ -97,8 +108,8 @@ BERT = Family(
 
 # A classifier pools by itself; the encoder's own pooling has no layer then.
 CLASSIFIER = Family(
-    lambda: hf.BertForSequenceClassification(SETTINGS),
-    ef.EncoderWithHead.Config(TREE.edit(pooling=ef.Pooling.Config()), ef.SequenceHead.Config(3)),
+    lambda: hf.BertForSequenceClassification(settings(1)),
+    ef.EncoderWithHead.Config(tree(1).edit(pooling=ef.Pooling.Config()), ef.SequenceHead.Config(3)),
     {
         **{f"encoder.{path}": rule for path, rule in BODY.items()},
         "head.pooling.dense": turned("bert.pooler.dense"),
@@ -108,15 +119,4 @@ CLASSIFIER = Family(
     our_scores,
 )
 
-TAGGER = Family(
-    lambda: hf.BertForTokenClassification(SETTINGS),
-    ef.EncoderWithHead.Config(TREE.edit(pooling=ef.Pooling.Config()), ef.LabelHead.Config(3)),
-    {
-        **{f"encoder.{path}": rule for path, rule in BODY.items()},
-        "head.linear": turned("classifier"),
-    },
-    their_scores,
-    our_scores,
-)
-
-ENCODERS = {"bert": BERT, "bert_classifier": CLASSIFIER, "bert_tagger": TAGGER}
+ENCODERS = {"bert": BERT, "bert_classifier": CLASSIFIER}

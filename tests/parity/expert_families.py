@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import equinox as eqx
-import eqxformer as ef
 import jax
 import jax.numpy as jnp
 import transformers as hf
@@ -11,10 +10,8 @@ from decoder_families import (
     ATTENTION,
     ENDS,
     GATED,
-    HEADS,
-    HIDDEN,
+    HEAD_DIM,
     KV_HEADS,
-    LAYERS,
     LLAMA_TREE,
     PRE_NORMS,
     QK_NORM,
@@ -27,7 +24,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from reference import Family
 from weight_rules import From, turned
 
-EXPERTS, TOP, EXPERT_HIDDEN = 4, 2, 16
+import eqxformer as ef
+
+EXPERTS, TOP, EXPERT_HIDDEN = 4, 2, 48
 
 
 class ClampedGatedMLP(ef.FeedForward):
@@ -106,7 +105,7 @@ QWEN3_MOE = decoder(
     hf.Qwen3MoeConfig(
         **SIZES,
         num_key_value_heads=KV_HEADS,
-        head_dim=8,
+        head_dim=HEAD_DIM,
         moe_intermediate_size=EXPERT_HIDDEN,
         num_experts=EXPERTS,
         num_experts_per_tok=TOP,
@@ -146,7 +145,7 @@ GPT_OSS = decoder(
     hf.GptOssConfig(
         **{**SIZES, "intermediate_size": EXPERT_HIDDEN},
         num_key_value_heads=KV_HEADS,
-        head_dim=8,
+        head_dim=HEAD_DIM,
         sliding_window=4,
         num_local_experts=EXPERTS,
         num_experts_per_tok=TOP,
@@ -164,7 +163,7 @@ GPT_OSS = decoder(
     ),
     LLAMA_TREE.edit(
         "blocks.*.attention",
-        head_dim=8,
+        head_dim=HEAD_DIM,
         sinks=ef.Normal(0.02),
         rotary=ef.Rotary(scaling=ef.YaRN(factor=4.0, original_length=16, rounded=False)),
         **dict.fromkeys(("query", "key", "value", "out"), BIASED),

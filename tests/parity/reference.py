@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
-import eqxformer as ef
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 from jaxtyping import Array
 from weight_rules import Rules, fill, read
+
+import eqxformer as ef
 
 torch.set_num_threads(1)  # the models are tiny and the tests share the cores
 
@@ -111,7 +112,6 @@ def float64_throughout() -> Iterator[None]:
         torch.float32, torch.Tensor.float = narrow, method
 
 
-@functools.cache
 def errors(family: Family, regime: Regime) -> tuple[list[Error], list[Error]]:
     """Errors of the outputs, and errors of the gradients of all parameters."""
     torch.manual_seed(0)

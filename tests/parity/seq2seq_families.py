@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import eqxformer as ef
 import jax.numpy as jnp
 import torch
 import transformers as hf
@@ -11,7 +10,9 @@ from jaxtyping import Array
 from reference import SEQ, SOURCE, VOCAB, Batch, Family, hidden, watched
 from weight_rules import From, turned, under
 
-READERS, WRITERS = 2, 3  # the depths of the two sides differ
+import eqxformer as ef
+
+READERS, WRITERS = 1, 2  # the depths of the two sides differ
 
 
 def theirs(model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -104,10 +105,9 @@ def t5(**settings: Any) -> hf.T5ForConditionalGeneration:
     return model
 
 
-T5_TREE = (
-    ef.families.t5(vocab=VOCAB, dim=DIM, layers=WRITERS, heads=HEADS, head_dim=5, hidden=HIDDEN)
-    .edit("*.bias", buckets=8, max_distance=9)
-)
+T5_TREE = ef.families.t5(
+    vocab=VOCAB, dim=DIM, layers=WRITERS, heads=HEADS, head_dim=5, hidden=HIDDEN
+).edit("*.bias", buckets=8, max_distance=9)
 T5_TREE = T5_TREE.edit("encoder", blocks=T5_TREE.encoder.blocks[:READERS])
 T5 = Family(t5, T5_TREE, t5_rules(up="wi", down="wo"), theirs, ours)
 
@@ -205,9 +205,7 @@ MARIAN = Family(
         hf.MarianConfig(**BART_SIZES, scale_embedding=True, activation_function="swish")
     ),
     bart_tree(
-        ef.InputEmbedding.Config(
-            scale="sqrt(dim)", positions=ef.Sinusoids.Config(layout="halves")
-        ),
+        ef.InputEmbedding.Config(scale="sqrt(dim)", positions=ef.Sinusoids.Config(layout="halves")),
         "silu",
     ),
     BART_RULES,

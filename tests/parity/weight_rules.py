@@ -6,13 +6,15 @@ carry gradients over just as they carry weights.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import eqxformer as ef
 import jax.numpy as jnp
 import numpy as np
+
+import eqxformer as ef
 from eqxformer.checkpoints.rebuild import differences, expected, with_arrays
 
 Tensors = Mapping[str, np.ndarray]
@@ -86,10 +88,10 @@ def _rule(path: str, rules: Rules) -> tuple[str, Callable[[Tensors], np.ndarray]
     index = found.group() if found else ""
     pattern = re.sub(r"(?<=blocks\.)\d+", "*", path)
     stem, _, leaf = pattern.rpartition(".")
-    for key in (pattern, stem):
-        if key in rules:
-            return key, lambda tensors: rules[key](leaf, index, tensors)
-    raise ValueError(f"No rule says where `{path}` comes from.")
+    key = pattern if pattern in rules else stem
+    if key not in rules:
+        raise ValueError(f"No rule says where `{path}` comes from.")
+    return key, functools.partial(rules[key], leaf, index)
 
 
 def _check_bijection(skeleton: Any, rules: Rules, tensors: Tensors) -> None:
@@ -105,4 +107,6 @@ def _check_bijection(skeleton: Any, rules: Rules, tensors: Tensors) -> None:
     wrong = [key for key in tensors if (counts[serial[key]] != 1).any()]
     idle = set(rules) - {_rule(path, rules)[0] for path in ef.named_arrays(skeleton)}
     if wrong or idle:
-        raise ValueError(f"Not read exactly once: {wrong}. Rules that nothing uses: {sorted(idle)}.")
+        raise ValueError(
+            f"Not read exactly once: {wrong}. Rules that nothing uses: {sorted(idle)}."
+        )

@@ -217,7 +217,7 @@ def test_batches_of_words_are_a_pure_function_of_seed_and_step():
 
 @pytest.mark.parametrize("wrong", ["Hey", "a-b", "abcdefghijklmnop"])
 def test_what_is_no_word_cannot_be_spelled(wrong):
-    with pytest.raises(ValueError, match="alphabet|15 letters"):
+    with pytest.raises(ValueError, match=r"alphabet|15 letters"):
         spell([wrong], LETTERS_ALONE, 15)
 
 

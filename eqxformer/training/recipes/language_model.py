@@ -11,22 +11,32 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from eqxformer.generation import Greedy, Sample, Sampler, generate
+from eqxformer.models import DecoderLM
 from eqxformer.training.batches import TokenBatch
 from eqxformer.training.callbacks import evaluator
 from eqxformer.training.characters import Characters
 from eqxformer.training.corpus import Corpus, read_corpus
 from eqxformer.training.experiment import Experiment, Recipe, Request, Task
 from eqxformer.training.loss import NextToken
-from eqxformer.training.windows import consecutive
+from eqxformer.training.windows import Windows, consecutive
 
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 400, 0.8
 _VALIDATION_TOKENS = 4096  # in a batch
 _VALIDATION_BATCHES = 4  # now and then; all of them at the end
 
-Suggest = Callable[[Characters, np.ndarray], Experiment]
+
+class TextExperiment(Experiment):
+    """A decoder-only model and windows of a text."""
+
+    model: DecoderLM.Config
+    data: Windows
+    loss: NextToken
 
 
-class CharacterLM(Task):
+Suggest = Callable[[Characters, np.ndarray], TextExperiment]
+
+
+class CharacterLM(Task[TextExperiment]):
     """A text, its last tenth kept back, and a model that writes on in its manner."""
 
     def __init__(self, corpus: Corpus, suggest: Suggest) -> None:
@@ -43,7 +53,7 @@ class CharacterLM(Task):
             start = corpus.text[:1]  # a text in another script has no "The "
             self.experiment = self.experiment.edit(prompt=start)
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: TextExperiment) -> None:
         """Raises `ValueError` where text, windows, model and sample do not go together."""
         length, model = experiment.data.length, experiment.model
         if len(self.kept_back) <= length or len(self.training) <= length:
@@ -67,7 +77,7 @@ class CharacterLM(Task):
             raise ValueError("`prompt` must have at least one character; got none.")
         self.tokenizer.encode(experiment.prompt)
 
-    def describe(self, experiment: Experiment) -> str:
+    def describe(self, experiment: TextExperiment) -> str:
         """The text and its split."""
         return (
             f"{self.corpus.name}: {len(self.corpus.text):,} characters, "
@@ -75,24 +85,24 @@ class CharacterLM(Task):
             f"the last {len(self.kept_back):,} to validate with"
         )
 
-    def batches(self, experiment: Experiment) -> Callable[[int], TokenBatch]:
+    def batches(self, experiment: TextExperiment) -> Callable[[int], TokenBatch]:
         """Windows of the first nine tenths."""
         return experiment.data.build(self.training, seed=experiment.seed)
 
     def validation(
-        self, experiment: Experiment, most: int | None = _VALIDATION_BATCHES
+        self, experiment: TextExperiment, most: int | None = _VALIDATION_BATCHES
     ) -> list[TokenBatch]:
         """Windows spread over the last tenth."""
         length = experiment.data.length
         batch = max(1, _VALIDATION_TOKENS // length)
         return consecutive(self.kept_back, length=length, batch=batch, most=most)
 
-    def evaluate(self, model: Any, experiment: Experiment) -> dict[str, float]:
+    def evaluate(self, model: Any, experiment: TextExperiment) -> dict[str, float]:
         """The mean loss over the whole last tenth, in nats per character."""
         loss = evaluator(NextToken())(model, self.validation(experiment, most=None))
         return {"final_validation_loss": float(loss.mean)}
 
-    def conclude(self, values: dict[str, float], experiment: Experiment) -> str:
+    def conclude(self, values: dict[str, float], experiment: TextExperiment) -> str:
         """The loss, and how many characters it leaves open to guess between."""
         loss = values["final_validation_loss"]
         return (
@@ -100,7 +110,7 @@ class CharacterLM(Task):
             f"uncertain as between {math.exp(loss):.1f} equally likely characters."
         )
 
-    def sample(self, model: Any, experiment: Experiment, step: int) -> str:
+    def sample(self, model: Any, experiment: TextExperiment, step: int) -> str:
         """The prompt and how the model goes on."""
         key = jax.random.fold_in(experiment.key("samples"), step)
         return continued(
@@ -148,7 +158,7 @@ def continued(
     return tokenizer.decode(ids[: len(tokenizer.encode(prompt)) + count])
 
 
-def respond(model: Any, tokenizer: Characters, experiment: Experiment, request: Request) -> str:
+def respond(model: Any, tokenizer: Characters, experiment: TextExperiment, request: Request) -> str:
     """The prompt and what the model writes behind it."""
     if not request.prompt:
         raise ValueError('The prompt must have at least one character, as in --prompt "The ".')

@@ -7,21 +7,20 @@ import numpy as np
 
 from eqxformer.models import families
 from eqxformer.training.characters import Characters
-from eqxformer.training.experiment import Experiment
 from eqxformer.training.loss import NextToken
 from eqxformer.training.optimizer import AdamW, ClipByNorm
-from eqxformer.training.recipes.language_model import language_model
+from eqxformer.training.recipes.language_model import TextExperiment, language_model
 from eqxformer.training.schedules import WarmupCosine
 from eqxformer.training.windows import RandomWindows
 
 
-def experiment(tokenizer: Characters, tokens: np.ndarray) -> Experiment:
+def experiment(tokenizer: Characters, tokens: np.ndarray) -> TextExperiment:
     """The sizes and settings of the original; exact GELU and no biases, as it has by default."""
     length = 64
     model = families.gpt(
         vocab=tokenizer.vocab, dim=128, layers=4, heads=4, context=length, bias=False
     )
-    return Experiment(
+    return TextExperiment(
         model=model.edit("blocks.*.feed_forward", activation="gelu"),
         optimizer=AdamW(
             WarmupCosine(peak=1e-3, warmup=100, final=1e-4),

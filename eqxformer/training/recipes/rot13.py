@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from eqxformer.generation import generate
-from eqxformer.models import families
+from eqxformer.models import EncoderDecoder, families
 from eqxformer.training.batches import Data, PairBatch
 from eqxformer.training.characters import Characters
 from eqxformer.training.experiment import Experiment, Recipe, Request, Task
@@ -84,13 +84,21 @@ def translate(model: Any, words: Words) -> Words:
     return np.asarray(out)
 
 
-class Rot13(Task):
+class Rot13Experiment(Experiment):
+    """An encoder-decoder and words."""
+
+    model: EncoderDecoder.Config
+    data: RandomWords
+    loss: SequenceToSequence
+
+
+class Rot13(Task[Rot13Experiment]):
     """The words, kept apart into those to learn from and a thousand to be asked for."""
 
     def __init__(self) -> None:
         self.tokenizer = Characters(string.ascii_lowercase)
         self.about = {"name": "random words"}
-        self.experiment = Experiment(
+        self.experiment = Rot13Experiment(
             model=families.transformer(vocab=LETTERS + 26, dim=32, layers=1, heads=4, hidden=64),
             optimizer=AdamW(
                 WarmupCosine(peak=5e-3, warmup=100), weight_decay=0.0, clip=ClipByNorm(1.0)
@@ -102,11 +110,11 @@ class Rot13(Task):
             prompt="hey there ma dood",
         )
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: Rot13Experiment) -> None:
         """Raises `ValueError` where the sample has words that are none."""
         spell(experiment.prompt.split(), self.tokenizer, experiment.data.longest)
 
-    def describe(self, experiment: Experiment) -> str:
+    def describe(self, experiment: Rot13Experiment) -> str:
         """Where the words come from."""
         longest = experiment.data.longest
         return (
@@ -114,27 +122,27 @@ class Rot13(Task):
             f"{UNSEEN:,} words are kept back to test with"
         )
 
-    def batches(self, experiment: Experiment) -> Callable[[int], PairBatch]:
+    def batches(self, experiment: Rot13Experiment) -> Callable[[int], PairBatch]:
         """Batches of words that are not kept back."""
         return experiment.data.build(experiment.data.unseen(), seed=experiment.seed)
 
-    def validation(self, experiment: Experiment) -> list[PairBatch]:
+    def validation(self, experiment: Rot13Experiment) -> list[PairBatch]:
         """All words kept back, as one batch."""
         return [pairs(experiment.data.unseen())]
 
-    def evaluate(self, model: Any, experiment: Experiment) -> dict[str, float]:
+    def evaluate(self, model: Any, experiment: Rot13Experiment) -> dict[str, float]:
         """How many unseen words are translated without a single mistake."""
         words = experiment.data.unseen()
         right = (translate(model, words) == pairs(words).target[:, 1:]).all(axis=1)
         return {"exact_words": float(right.sum())}
 
-    def conclude(self, values: dict[str, float], experiment: Experiment) -> str:
+    def conclude(self, values: dict[str, float], experiment: Rot13Experiment) -> str:
         """How many words of how many."""
         return (
             f"{values['exact_words']:,.0f} of {UNSEEN:,} unseen words are exact to the last letter."
         )
 
-    def sample(self, model: Any, experiment: Experiment, step: int) -> str:
+    def sample(self, model: Any, experiment: Rot13Experiment, step: int) -> str:
         """Some words, what the model makes of them, and what is right where it errs."""
         words = experiment.prompt.split()
         answers = answer(model, words, self.tokenizer, experiment.data.longest)
@@ -167,7 +175,9 @@ def spell(words: Sequence[str], tokenizer: Characters, longest: int) -> Words:
     return ids
 
 
-def respond(model: Any, tokenizer: Characters, experiment: Experiment, request: Request) -> str:
+def respond(
+    model: Any, tokenizer: Characters, experiment: Rot13Experiment, request: Request
+) -> str:
     """The translation of each word of the prompt; always the likeliest letters."""
     return " ".join(answer(model, request.prompt.split(), tokenizer, experiment.data.longest))
 

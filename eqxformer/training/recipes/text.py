@@ -4,18 +4,17 @@ import numpy as np
 
 from eqxformer.models import families
 from eqxformer.training.characters import Characters
-from eqxformer.training.experiment import Experiment
 from eqxformer.training.loss import NextToken
 from eqxformer.training.optimizer import AdamW, ClipByNorm
-from eqxformer.training.recipes.language_model import language_model
+from eqxformer.training.recipes.language_model import TextExperiment, language_model
 from eqxformer.training.schedules import WarmupCosine
 from eqxformer.training.windows import RandomWindows
 
 
-def experiment(tokenizer: Characters, tokens: np.ndarray) -> Experiment:
+def experiment(tokenizer: Characters, tokens: np.ndarray) -> TextExperiment:
     """A small GPT, with a learning rate that two minutes are enough for."""
     length = 64
-    return Experiment(
+    return TextExperiment(
         model=families.gpt(
             vocab=tokenizer.vocab, dim=128, layers=4, heads=4, context=length, bias=False
         ),

@@ -6,16 +6,15 @@ from eqxformer.blocks import Block, pre_norm
 from eqxformer.layers import MLP, Attention, Embedding, LearnedPositions, Normal, Zeros
 from eqxformer.models import DecoderLM, InputEmbedding, LinearHead
 from eqxformer.training.characters import Characters
-from eqxformer.training.experiment import Experiment
 from eqxformer.training.loss import NextToken
 from eqxformer.training.optimizer import AdamW, ClipByValue
-from eqxformer.training.recipes.language_model import language_model
+from eqxformer.training.recipes.language_model import TextExperiment, language_model
 from eqxformer.training.windows import Epochs
 
 EPOCHS = 32
 
 
-def experiment(tokenizer: Characters, tokens: np.ndarray) -> Experiment:
+def experiment(tokenizer: Characters, tokens: np.ndarray) -> TextExperiment:
     """Its sizes; positions learned from zeros, embeddings scaled by `1 / sqrt(dim)`, pre-norm."""
     windows = Epochs(length=32, batch=128)
     block = Block.Config(
@@ -36,7 +35,7 @@ def experiment(tokenizer: Characters, tokens: np.ndarray) -> Experiment:
         head=LinearHead.Config(),
     )
     epoch = max(1, windows.steps(tokens, 1))
-    return Experiment(
+    return TextExperiment(
         model=model,
         optimizer=AdamW(1e-3, weight_decay=0.0, clip=ClipByValue(1.0)),
         data=windows,

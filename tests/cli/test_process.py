@@ -1,0 +1,118 @@
+"""What only a process of its own can show: exit codes, signals, pipes, what is imported."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from eqxformer.training.run_directory import RunDirectory
+
+COMMAND = [sys.executable, "-m", "eqxformer.cli"]
+QUICK = {**os.environ, "EQXFORMER_CHECKS": "0"}
+
+
+def python(source):
+    """A fresh Python that runs `source`."""
+    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, env=QUICK)
+
+
+def test_without_the_extra_one_line_says_what_to_install():
+    done = python(
+        "import sys; sys.modules['rich'] = None\n"
+        "import importlib.util as util; real = util.find_spec\n"
+        "util.find_spec = lambda name: None if name in ('rich', 'click') else real(name)\n"
+        "from eqxformer.cli import main; main(['train'])"
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "Error: the command line needs click and rich; run: pip install 'eqxformer[train]'\n"
+    )
+
+
+def test_help_is_there_before_anything_heavy_is_imported():
+    done = python(
+        "import sys\n"
+        "from eqxformer.cli.commands import run; run(['--help'])\n"
+        "print([name for name in ('jax', 'numpy', 'rich') if name in sys.modules])"
+    )
+    assert "train" in done.stdout
+    assert "generate" in done.stdout
+    assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["train", "-h"], ["generate", "--help"]])
+def test_help_is_no_error(arguments):
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=QUICK)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert done.stdout.startswith("Usage: eqxformer")
+
+
+def test_the_version_is_told():
+    done = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, env=QUICK)
+    assert re.fullmatch(r"eqxformer, version \S+\n", done.stdout)
+
+
+def interrupted(here, wait_for, presses=1):
+    """A long run that gets Ctrl-C when `wait_for` matches what it printed."""
+    arguments = ["train", "rot13", "--out", str(here / "run"), "--steps", "100000"]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, "--set", "validate_every=50000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**QUICK, "PYTHONUNBUFFERED": "1"},
+    )
+    out = ""
+    try:
+        for line in process.stdout:
+            out += line
+            if re.search(wait_for, line):
+                break
+        for _ in range(presses):
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return process.returncode, out + rest, err
+
+
+def test_ctrl_c_leaves_a_usable_run_and_says_how_to_use_it(tmp_path):
+    code, out, err = interrupted(tmp_path, r"step +1 of")
+    assert (code, err) == (130, "")
+    run = RunDirectory.open(tmp_path / "run")
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert f"Interrupted; the model of step {lines[-1]['step']:,} is saved." in out
+    assert f"Next: eqxformer generate {run.path} --prompt 'hey there ma dood'" in out
+    assert (run.path / "loss.png").exists()
+    asked = [*COMMAND, "generate", str(run.path), "--prompt", "hey"]
+    assert subprocess.run(asked, capture_output=True, env=QUICK).returncode == 0
+
+
+def test_ctrl_c_before_training_leaves_nothing(tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, "train", "--out", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=QUICK,
+    )
+    time.sleep(0.3)  # Python itself is up, JAX is not yet
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(trained):
+    command = " ".join([*COMMAND, "train", "--dry-run"])
+    done = subprocess.run(
+        f"{command} | head -n 1", shell=True, capture_output=True, text=True, env=QUICK
+    )
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1

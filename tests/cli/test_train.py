@@ -1,0 +1,147 @@
+import json
+import re
+
+import jax.numpy as jnp
+import pytest
+
+from eqxformer.checkpoints.native import load
+from eqxformer.cli.settings import edited
+from eqxformer.cli.train import default_directory
+from eqxformer.training.recipes.rot13 import Rot13
+from tests.cli.conftest import SMALL
+
+
+def records(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_prints_what_it_does(trained):
+    out = (trained / "text.out").read_text()
+    assert re.search(r"embedding\.tokens\.weight +vocab=16 dim=16", out)
+    assert "text.txt: 2,889 characters, 16 different; 2,601 to learn from, the last 288" in out
+    assert "6 steps of 2 x 64 tokens, 768 tokens in all" in out
+    assert "optimizer  AdamW(" in out
+    assert f"run        {trained / 'text'}" in out
+    assert len(re.findall(r"step +[36]  loss \d\.\d+  validation loss \d\.\d+", out)) == 2
+    assert re.search(r"Validation loss \d\.\d{4} nats per character, over the whole", out)
+    assert f"Next: eqxformer generate {trained / 'text'} --prompt '7 times'" in out
+
+
+def test_samples_are_shown_at_intervals_and_at_the_end(trained):
+    out = (trained / "text.out").read_text()
+    assert len(re.findall("^7 times", out, re.MULTILINE)) == 3
+
+
+def test_a_run_leaves_everything_behind(trained):
+    assert {path.name for path in (trained / "text").iterdir()} == {
+        "run.json",
+        "tokenizer.json",
+        "config.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        "loss.png",
+    }
+    assert (trained / "text/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_output_that_is_no_terminal_has_no_control_characters(trained):
+    out = (trained / "rot13.out").read_text()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", out)
+    assert 20 <= len(re.findall(r"^step +\d+ of 40  loss", out, re.MULTILINE)) <= 21
+
+
+def test_rot13_shows_translations_and_says_what_is_right(trained):
+    out = (trained / "rot13.out").read_text()
+    assert re.search(r"^\d+ of 1,000 unseen words are exact", out, re.MULTILINE)
+    for word, right in {"hey": "url", "there": "gurer", "ma": "zn", "dood": "qbbq"}.items():
+        assert re.search(rf"^{word} -> ({right}|.*  \(right: {right}\))$", out, re.MULTILINE)
+
+
+def test_the_numbers_of_a_run(trained):
+    lines = records(trained / "text")
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [3, 6]
+    assert (lines[-1]["step"], lines[-1]["tokens"]) == (6, 768)
+    assert "final_validation_loss" in lines[-1]
+
+
+def test_run_json_tells_what_the_run_was(trained):
+    about = json.loads((trained / "text/run.json").read_text())
+    assert about["recipe"] == "text"
+    assert about["data"]["name"] == "text.txt"
+    assert about["data"]["characters"] == 2889
+    assert len(about["data"]["sha256"]) == 64
+    assert about["experiment"]["steps"] == 6
+    assert about["experiment"]["model"]["dim"] == 16
+    assert {"eqxformer", "python", "jax"} <= set(about["versions"])
+
+
+def test_the_model_in_a_run_directory_is_an_ordinary_saved_model(trained):
+    assert load(trained / "text")(jnp.array([[1, 2, 3]])).shape == (1, 3, 16)
+
+
+def test_the_same_command_gives_the_same_numbers(command, here, trained):
+    assert command("train", "rot13", "--steps=40", "--out", "again")[0] == 0
+    first, again = records(trained / "rot13"), records(here / "again")
+    assert [line.get("loss") for line in first] == [line.get("loss") for line in again]
+
+
+def test_default_directories_that_begin_at_once_are_different(here):
+    first = default_directory("rot13")
+    first.mkdir(parents=True)
+    second = default_directory("rot13")
+    assert re.fullmatch(r"rot13-\d{8}-\d{6}", first.name)
+    assert second.parent == first.parent
+    assert second != first
+    assert not second.exists()
+
+
+def test_a_dry_run_shows_every_setting_and_touches_nothing(command, here):
+    code, out, _ = command("train", "--dry-run", "--set", "optimizer.learning_rate.peak=0.5")
+    assert code == 0
+    assert "Experiment(" in out
+    assert "WarmupCosine(peak=0.5" in out
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("setting", "path", "expected"),
+    [
+        ("steps=7", "steps", 7),
+        ("data.batch=8", "data.batch", 8),
+        ("optimizer.learning_rate.peak=1e-4", "optimizer.learning_rate.peak", 1e-4),
+        ("optimizer.betas=[0.8, 0.9]", "optimizer.betas", [0.8, 0.9]),
+        ("optimizer.clip=null", "optimizer.clip", None),
+        ("optimizer.clip=None", "optimizer.clip", None),
+        (
+            "model.*.blocks.*.feed_forward.activation=relu",
+            "model.decoder.blocks.0.feed_forward.activation",
+            "relu",
+        ),
+        ('optimizer={"type": "SGD", "learning_rate": 0.1}', "optimizer.type", "SGD"),
+        ("prompt=one two", "prompt", "one two"),
+        ("prompt=a=b", "prompt", "a=b"),
+    ],
+)
+def test_settings_have_the_types_of_their_fields(setting, path, expected):
+    value = edited(Rot13().experiment, (setting,)).to_dict()
+    for part in path.split("."):
+        value = value[int(part)] if part.isdigit() else value[part]
+    assert value == expected
+
+
+def test_later_settings_win():
+    assert edited(Rot13().experiment, ("steps=7", "steps=8")).steps == 8
+
+
+def test_a_run_that_breaks_down_names_the_step_and_keeps_the_last_good_model(command, here):
+    wild = ["--set", 'optimizer={"type": "SGD", "learning_rate": 1e30}']
+    code, _, err = command("train", "--data", "../text.txt", "--out", "run", *SMALL, *wild)
+    assert code == 1
+    assert re.fullmatch(
+        r"Error: Step \d is not finite: .*Try a smaller learning rate.* "
+        r"The model of step \d is in run\.\n",
+        err,
+    )
+    assert jnp.isfinite(load(here / "run")(jnp.array([[1, 2, 3]]))).all()
+    assert None in records(here / "run")[-1].values()

@@ -1,0 +1,206 @@
+"""A mixture of experts against a loop over tokens and their experts."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from eqxformer.layers.experts import router_losses
+from tests.helpers import reference
+from tests.helpers.compare import assert_agrees, assert_close
+from tests.helpers.hot import drawn, normal
+
+GATED = ef.GatedMLP.Config(hidden=5)
+MLP = ef.MLP.Config(hidden=5, activation="tanh")
+CONFIGS = {
+    "softmax, then the largest": ef.Experts.Config(6, 2, GATED),
+    "not normalised": ef.Experts.Config(6, 2, GATED, ef.SoftmaxThenTopK(normalize=False)),
+    "the largest, then softmax": ef.Experts.Config(6, 3, MLP, ef.TopKThenSoftmax()),
+    "sigmoid": ef.Experts.Config(6, 2, GATED, ef.SigmoidTopK(scale=2.5)),
+    "sigmoid, not normalised": ef.Experts.Config(6, 2, MLP, ef.SigmoidTopK(normalize=False)),
+    "one expert per token": ef.Experts.Config(6, 1, MLP, ef.SoftmaxThenTopK(normalize=False)),
+    "all experts": ef.Experts.Config(4, 4, MLP),
+    "a single expert": ef.Experts.Config(1, 1, GATED),
+    "shared, router with a bias": ef.Experts.Config(
+        6, 2, GATED, ef.TopKThenSoftmax(), ef.Linear.Config(bias=True), shared=MLP
+    ),
+}
+
+
+@eqx.filter_jit
+def run(part, x, key=None):
+    return part.run(x, key=key)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_experts_equal_a_loop_over_tokens_in_value_gradient_and_losses(name):
+    def everything(part, x):
+        y, losses = part.run(x)
+        return jnp.concatenate([y.reshape(-1), jnp.stack([losses.load_balance, losses.z])])
+
+    def twin(part, x):
+        y, balance, z = reference.experts(part, x.reshape(-1, 4))
+        return np.concatenate([y.reshape(-1), [balance, z]])
+
+    assert_agrees(everything, twin, drawn(CONFIGS[name], 4), normal(1, 2, 7, 4))
+
+
+def test_the_order_of_tokens_does_not_matter():
+    part, x = drawn(CONFIGS["softmax, then the largest"], 4), normal(1, 14, 4)
+    order = np.random.default_rng(0).permutation(14)
+    y, losses = run(part, x)
+    shuffled, same = run(part, x[order])
+    assert_close((shuffled, same), (y[order], losses), 1e-5)
+
+
+def test_experts_that_nobody_chooses_have_no_gradient_and_do_no_harm():
+    part = drawn(CONFIGS["the largest, then softmax"], 4)
+    router = jnp.zeros((4, 6)).at[:, [0, 2, 5]].set(1.0)  # positive tokens all choose 0, 2 and 5
+    part = eqx.tree_at(lambda p: p.router.weight, part, router)
+    part = eqx.tree_at(lambda p: p.router.bias, part, None, is_leaf=lambda b: b is None)
+    x = jnp.abs(normal(1, 7, 4))
+    found = eqx.filter_jit(eqx.filter_grad(lambda p: jnp.sin(p(x)).sum()))(part).experts
+    for leaf in jax.tree.leaves(found):
+        used = np.abs(leaf).reshape(6, -1).max(-1) > 0
+        assert used.tolist() == [True, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "shared, router with a bias"])
+def test_vmap_equals_the_batch_in_value_and_gradient(name):
+    part, x = drawn(CONFIGS[name], 4), normal(1, 3, 5, 4)
+
+    @eqx.filter_jit
+    def both(part, x, mapped):
+        def loss(arguments):
+            part, x = arguments
+            y = jax.vmap(part)(x) if mapped else part(x)
+            return jnp.sin(y).sum(), y
+
+        return eqx.filter_value_and_grad(loss, has_aux=True)((part, x))
+
+    assert_close(both(part, x, True), both(part, x, False), 1e-5)
+
+
+def test_jacobians_and_vmaps_over_anything_work():
+    """Also where only the key is mapped, or only the parameters, or twice."""
+    config = ef.Experts.Config(3, 2, ef.MLP.Config(hidden=5, dropout=0.5))
+    part, x = drawn(config, 4), normal(1, 2, 3, 4)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    @eqx.filter_jit
+    def every(part, x, keys):
+        by_key = jax.vmap(lambda key: part(x, key=key))(keys), part(x, key=keys[1])
+        experts = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), part.experts)
+        swapped = eqx.filter_vmap(lambda e: eqx.tree_at(lambda p: p.experts, part, e)(x))(experts)
+        slopes = jax.jacrev(part)(x[0])
+        return by_key, swapped[0], jax.vmap(jax.vmap(part))(x), part(x), slopes
+
+    (by_key, one), swapped, twice, plain, slopes = every(part, x, keys)
+    assert_close(by_key[1], one, 1e-6)
+    assert_close((swapped, twice), (plain, plain), 1e-5)
+    assert np.abs(slopes[0, :, 0]).min() > 0
+    assert not slopes[0, :, 1].any()
+
+
+def test_no_program_loops_over_experts():
+    """As many operations for 16 experts as for 2: a product for each projection, and the router's."""
+
+    def products(count):
+        config = ef.Experts.Config(count, 2, GATED)
+        part = eqx.filter_eval_shape(lambda: config.build(4, key=jax.random.key(0)))
+        text = str(eqx.filter_make_jaxpr(lambda p, x: p(x))(part, normal(0, 7, 4))[0])
+        assert " while[" not in text
+        assert " scan[" not in text
+        return text.count(" dot_general["), text.count(" = ")
+
+    assert products(2) == products(16)
+    assert products(2)[0] == 4
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4), (0, 3, 4)])
+def test_no_tokens_give_no_results_and_losses_of_zero(shape):
+    part = drawn(CONFIGS["shared, router with a bias"], 4)
+    y, losses = run(part, jnp.ones(shape))
+    assert y.shape == shape
+    assert (float(losses.load_balance), float(losses.z)) == (0.0, 0.0)
+
+
+def test_the_load_balance_loss_is_one_when_balanced_and_the_count_at_worst():
+    ids = jnp.arange(8)[:, None] % 4
+    even, flat = jnp.zeros((8, 4)), jnp.full((8, 4), 0.25)
+    balanced = router_losses(even, flat, ids)
+    assert float(balanced.load_balance) == pytest.approx(1.0)
+    assert float(balanced.z) == pytest.approx(np.log(4) ** 2)
+    one = jnp.zeros((8, 4)).at[:, 2].set(1.0)
+    worst = router_losses(even, one, jnp.full((8, 1), 2))
+    assert float(worst.load_balance) == pytest.approx(4.0)
+
+
+def test_the_load_balance_loss_pushes_towards_balance():
+    part, x = drawn(CONFIGS["softmax, then the largest"], 4), 1.0 + normal(1, 50, 4)
+
+    @eqx.filter_jit
+    def descend(part):
+        loss = lambda p: p.run(x)[1].load_balance  # noqa: E731
+        value, slope = eqx.filter_value_and_grad(loss)(part)
+        return value, eqx.apply_updates(part, jax.tree.map(lambda g: -0.5 * g, slope))
+
+    before, _ = descend(part)
+    for _ in range(20):
+        after, part = descend(part)
+    assert after < before - 0.1
+
+
+def test_dropout_in_experts_needs_a_key_and_keeps_the_mean():
+    config = ef.Experts.Config(3, 2, ef.MLP.Config(hidden=8, dropout=0.3))
+    part, x = drawn(config, 4), normal(1, 2, 4)
+
+    @jax.jit
+    def moments(keys):
+        many = jax.vmap(lambda key: part(x, key=key))(keys)
+        return many.mean(0), many.std(0), part(x)
+
+    mean, spread, expected = map(np.asarray, moments(jax.random.split(jax.random.key(3), 2000)))
+    assert (spread > 0).all()
+    assert (np.abs(mean - expected) < 5 * spread / np.sqrt(2000)).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ef.Experts.Config(4, 0, MLP), "`top` must be between 1 and `count`; got top=0, count=4."),
+        (lambda: ef.Experts.Config(4, 5, MLP), "`top` must be between 1 and `count`; got top=5, count=4."),
+        (
+            lambda: ef.Experts.Config(4, 2, CONFIGS["sigmoid"]),
+            "`expert` cannot itself be a mixture of experts.",
+        ),
+        (
+            lambda: ef.Experts.Config(4, 2, MLP, shared=CONFIGS["sigmoid"]),
+            "`shared` cannot itself be a mixture of experts.",
+        ),
+    ],
+)
+def test_impossible_mixtures_are_refused(make, message):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert str(error.value) == message
+
+
+def test_an_expert_with_parameters_outside_linear_maps_is_refused():
+    """Only `Linear` maps can be grouped: a norm inside would see the gains of all experts at once."""
+
+    class Normed(ef.FeedForward):
+        class Config(ef.FeedForward.Config):
+            def build(self, dim, *, key):
+                return Normed(ef.RMSNorm(dim), ef.Linear(dim, dim, key=key))
+
+        norm: ef.RMSNorm
+        linear: ef.Linear
+
+        def run(self, x, *, key=None):
+            return self.linear(self.norm(x)), None
+
+    with pytest.raises(NotImplementedError, match="`norm.weight`"):
+        ef.Experts.Config(4, 2, Normed.Config()).build(4, key=jax.random.key(0))
