@@ -9,6 +9,7 @@ words of its own, and whoever holds it says what they mean there:
 import dataclasses
 import functools
 import typing
+from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin
 
 import equinox as eqx
@@ -62,9 +63,7 @@ def leaf_axes(model: Any) -> dict[str, tuple[str, ...]]:
         >>> ef.leaf_axes(mlp)["up.weight"]
         ('dim', 'hidden')
     """
-    found: dict[str, tuple[str, ...]] = {}
-    _walk(model, "", {}, (), found)
-    return found
+    return dict(_walk(model, "", {}, ()))
 
 
 def field_words(cls: type) -> dict[str, tuple[str, ...]]:
@@ -74,32 +73,28 @@ def field_words(cls: type) -> dict[str, tuple[str, ...]]:
 
 
 def _walk(
-    node: Any,
-    path: str,
-    words: dict[str, str],
-    front: tuple[str, ...],
-    found: dict[str, tuple[str, ...]],
-) -> None:
+    node: Any, path: str, words: dict[str, str], front: tuple[str, ...]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
     if isinstance(node, eqx.Module):
         own = field_words(type(node))
         for name, hint in _hints(type(node)).items():
             child, inner = getattr(node, name, None), f"{path}.{name}" if path else name
             if name in own:
                 if child is not None:
-                    found[inner] = front + tuple(words.get(w, w) for w in own[name])
+                    yield inner, front + tuple(words.get(w, w) for w in own[name])
                 continue
             axes = _axes_of(hint)
             renamed = {k: words.get(v, v) for k, v in axes.words.items()}
             more = front + ((axes.stacked,) if axes.stacked else ())
             leading = getattr(node, "leading_axes", None)
             if leading is None or not isinstance(child, tuple):
-                _walk(child, inner, {**words, **renamed}, more, found)
+                yield from _walk(child, inner, {**words, **renamed}, more)
                 continue
             for i, (part, extra) in enumerate(zip(child, leading(name), strict=True)):
-                _walk(part, f"{inner}.{i}", {**words, **renamed}, more + extra, found)
+                yield from _walk(part, f"{inner}.{i}", {**words, **renamed}, more + extra)
     elif isinstance(node, (tuple, list)):
         for i, child in enumerate(node):
-            _walk(child, f"{path}.{i}" if path else str(i), words, front, found)
+            yield from _walk(child, f"{path}.{i}" if path else str(i), words, front)
 
 
 @functools.cache

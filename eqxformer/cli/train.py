@@ -120,10 +120,8 @@ def _conduct(
         trainer.interrupted = True
     if trainer.interrupted:
         console.print(f"Interrupted; the model of step {save.step:,} is saved.")
-    prompt = shlex.quote(experiment.prompt)
-    console.print(
-        f"Run:  {run.path}\nNext: eqxformer generate {_quoted(run.path)} --prompt {prompt}"
-    )
+    words = ("eqxformer", "generate", str(run.path), "--prompt", experiment.prompt)
+    console.print(f"Run:  {run.path}\nNext: {' '.join(map(_quoted, words))}")
     return 130 if trainer.interrupted else 0
 
 
@@ -187,5 +185,6 @@ def _one_line(config: Config) -> str:
     return text.replace("( ", "(").replace(", )", ")")
 
 
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
+def _quoted(word: str) -> str:
+    """A word as a shell wants it, on one line."""
+    return shlex.quote(word) if word.isprintable() else f"${word!r}"

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
 from eqxformer.generation.samplers import Greedy, Sampler
 from eqxformer.layers.masks import Padding
@@ -109,7 +109,9 @@ def _generate(
     return jax.lax.while_loop(going, step, carry)[2]  # pyright: ignore[reportArgumentType]
 
 
-def _row_keys(key: PRNGKeyArray | None, rows: int, step: Array) -> PRNGKeyArray | None:
+def _row_keys(
+    key: PRNGKeyArray | None, rows: int, step: Array
+) -> Key[Array, " rows"] | None:
     if key is None:
         return None
     now = jax.random.fold_in(key, step)

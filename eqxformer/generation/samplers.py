@@ -5,7 +5,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 
 class Sampler(eqx.Module):
@@ -13,7 +13,7 @@ class Sampler(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self, logits: Float[Array, "rows vocab"], keys: PRNGKeyArray | None
+        self, logits: Float[Array, "rows vocab"], keys: Key[Array, " rows"] | None
     ) -> Int[Array, " rows"]:
         """The chosen ids; `keys` holds a key per row."""
 
@@ -31,7 +31,7 @@ class Greedy(Sampler):
         return False
 
     def __call__(
-        self, logits: Float[Array, "rows vocab"], keys: PRNGKeyArray | None
+        self, logits: Float[Array, "rows vocab"], keys: Key[Array, " rows"] | None
     ) -> Int[Array, " rows"]:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
@@ -61,7 +61,7 @@ class Sample(Sampler):
         return True
 
     def __call__(
-        self, logits: Float[Array, "rows vocab"], keys: PRNGKeyArray | None
+        self, logits: Float[Array, "rows vocab"], keys: Key[Array, " rows"] | None
     ) -> Int[Array, " rows"]:
         if keys is None:
             raise ValueError("`Sample` draws at random and needs a key per row; got none.")

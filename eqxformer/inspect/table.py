@@ -1,10 +1,10 @@
 """The parameter table: every array of a model with its axes, shape and size."""
 
 import itertools
+import math
 
 import equinox as eqx
 import jax
-import numpy as np
 
 from eqxformer.axes import leaf_axes
 from eqxformer.checkpoints.names import is_array, name, unrolled
@@ -45,7 +45,8 @@ def count(model: eqx.Module) -> int:
         >>> ef.count(ef.Attention(3, heads=2, head_dim=2, key=jax.random.key(0)))
         63
     """
-    return sum(row[2] for row in _rows(model))
+    arrays = (leaf for leaf in jax.tree.leaves(model) if is_array(leaf))
+    return sum(math.prod(leaf.shape) for leaf in arrays)
 
 
 def size(bytes_: int) -> str:
@@ -70,7 +71,7 @@ def _rows(model: eqx.Module) -> list[Row]:
             if len(words) != leaf.ndim:  # not annotated, or for any number of axes
                 words = ("?",) * leaf.ndim
             spelled = " ".join(f"{w}={n}" for w, n in zip(words, leaf.shape, strict=True))
-            number = int(np.prod(leaf.shape, dtype=np.int64))
+            number = math.prod(leaf.shape)
             rows.append((name(path), spelled, number, number * leaf.dtype.itemsize))
     return rows
 

@@ -15,7 +15,7 @@ from eqxformer.axes import Axes
 from eqxformer.config import Config, takes_options
 from eqxformer.keys import split
 from eqxformer.layers.feed_forward import FeedForward, RouterLosses
-from eqxformer.layers.linear import GroupedLinear, Linear
+from eqxformer.layers.linear import GroupedLinear, Groups, Linear
 from eqxformer.layers.norms import widen
 
 Chosen = tuple[Float[Array, "tokens top"], Int[Array, "tokens top"], Float[Array, "tokens experts"]]
@@ -135,9 +135,8 @@ class Experts(FeedForward):
         """Every chosen expert's result, weighted and summed per token."""
         top, count = self.config.top, self.config.count
         order = jnp.argsort(ids.reshape(-1), stable=True)  # by expert; row r is token r // top
-        sizes = jnp.bincount(ids.reshape(-1), length=count).astype(jnp.int32)
-        rows = tokens[order // top]
-        results = _grouped(self.experts, sizes)(rows, key=key)
+        groups = Groups(ids.reshape(-1)[order], count)
+        results = _grouped(self.experts, groups)(tokens[order // top], key=key)
         scaled = results * weights.reshape(-1, 1)[order].astype(results.dtype)
         back = jnp.zeros_like(scaled).at[order].set(scaled, unique_indices=True)
         return back.reshape(-1, top, tokens.shape[-1]).sum(1)
@@ -182,10 +181,10 @@ def _refuse_ungrouped(experts: FeedForward) -> None:
             )
 
 
-def _grouped(experts: FeedForward, sizes: Int[Array, " experts"]) -> FeedForward:
+def _grouped(experts: FeedForward, groups: Groups) -> FeedForward:
     """The stacked experts as one feed-forward over rows sorted by expert."""
 
     def swap(part: object) -> object:
-        return GroupedLinear(part.weight, part.bias, sizes) if isinstance(part, Linear) else part
+        return GroupedLinear(part.weight, part.bias, groups) if isinstance(part, Linear) else part
 
     return jax.tree.map(swap, experts, is_leaf=lambda part: isinstance(part, Linear))

@@ -46,45 +46,54 @@ class Linear(eqx.Module):
         return y if self.bias is None else y + along_last(self.bias, y)
 
 
+class Groups(eqx.Module):
+    """Rows sorted by their group, and where each lies among blocks that are of one group each.
+
+    Blocks are as long as an average group and filled up with zeros, so that a linear map per group
+    is one batched product; at most half of it is filling.
+
+    Arguments:
+        group: the group of each row, in ascending order.
+        count: how many groups there are; some may have no rows.
+    """
+
+    group: Int[Array, " rows"]
+    row: Int[Array, " rows"]
+    block: Int[Array, " blocks"]
+    length: int = eqx.field(static=True)
+
+    def __init__(self, group: Int[Array, " rows"], count: int):
+        rows = group.shape[0]
+        self.length = length = max(rows // max(count, 1), 1)
+        blocks = (rows + min(count, rows) * (length - 1)) // length  # the most that are needed
+        sizes = jnp.zeros(count, group.dtype).at[group].add(1)
+        needed = -(-sizes // length)
+        start = length * (jnp.cumsum(needed) - needed) - (jnp.cumsum(sizes) - sizes)
+        self.group = group
+        self.row = start[group] + jnp.arange(rows, dtype=group.dtype)
+        every = jnp.arange(count, dtype=group.dtype)
+        self.block = jnp.repeat(every, needed, total_repeat_length=blocks)
+
+
 class GroupedLinear(eqx.Module):
-    """A linear map per group of rows: rows `sizes[:g].sum()` onwards use `weight[g]`.
+    """A linear map per group of rows: `y[n] = x[n] @ weight[group[n]] + bias[group[n]]`.
 
-    `y[n] = x[n] @ weight[g(n)] + bias[g(n)]`, with no loop over groups. A mixture of experts puts
-    it in the place of the `Linear`s of its stacked experts.
-
-    The rows are laid out in blocks of equal length, each of a single group and filled up with
-    zeros, so that all groups are one batched product. Blocks are as long as an average group, so
-    at most half of the work is filling. (`jax.lax.ragged_dot` multiplies every row by the weights
-    of every group on a CPU, and fails under `vmap` unless all its operands are batched.)
+    There is no loop over groups. A mixture of experts puts it in the place of the `Linear`s of its
+    stacked experts. (`jax.lax.ragged_dot` would multiply every row by the weights of every group on
+    a CPU, and fails under a `vmap` that does not batch all of its operands.)
     """
 
     weight: Float[Array, "experts in_dim out_dim"]
     bias: Float[Array, "experts out_dim"] | None
-    sizes: Int[Array, " experts"]
+    groups: Groups
 
     def __call__(self, x: Float[Array, "rows in_dim"]) -> Float[Array, "rows out_dim"]:
-        (rows, in_dim), (groups, _, out_dim) = x.shape, self.weight.shape
-        length = max(rows // groups, 1)
-        blocks = (rows + min(groups, rows) * (length - 1)) // length  # the most that are needed
-        group, row, block = self._places(rows, length, blocks)
-        laid = jnp.zeros((blocks * length, in_dim), x.dtype).at[row].set(x, unique_indices=True)
-        y = laid.reshape(blocks, length, in_dim) @ self.weight[block]
-        y = y.reshape(blocks * length, out_dim)[row]
-        return y if self.bias is None else y + self.bias[group]
-
-    def _places(
-        self, rows: int, length: int, blocks: int
-    ) -> tuple[Int[Array, " rows"], Int[Array, " rows"], Int[Array, " blocks"]]:
-        """The group of each row, its place among the blocks, and the group of each block."""
-        sizes, groups = self.sizes, self.sizes.shape[0]
-        every = jnp.arange(groups, dtype=sizes.dtype)
-        group = jnp.repeat(every, sizes, total_repeat_length=rows)
-        needed = -(-sizes // length)
-        ends = jnp.cumsum(needed)
-        moved = length * (ends - needed) - (jnp.cumsum(sizes) - sizes)
-        block = jnp.searchsorted(ends, jnp.arange(blocks, dtype=sizes.dtype), side="right")
-        row = moved[group] + jnp.arange(rows, dtype=sizes.dtype)
-        return group, row, jnp.minimum(block, groups - 1)
+        groups, (_, in_dim, out_dim) = self.groups, self.weight.shape
+        blocks, places = groups.block.shape[0], groups.block.shape[0] * groups.length
+        laid = jnp.zeros((places, in_dim), x.dtype).at[groups.row].set(x, unique_indices=True)
+        y = laid.reshape(blocks, groups.length, in_dim) @ self.weight[groups.block]
+        y = y.reshape(places, out_dim)[groups.row]
+        return y if self.bias is None else y + self.bias[groups.group]
 
 
 def along_last(

@@ -38,8 +38,9 @@ class LayerNorm(Norm):
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
-        >>> ef.LayerNorm(4)(jnp.array([1.0, 2.0, 3.0, 4.0])).round(2)
-        Array([-1.34, -0.45,  0.45,  1.34], dtype=float32)
+        >>> y = ef.LayerNorm(4)(jnp.array([1.0, 2.0, 3.0, 6.0]))
+        >>> float(y.mean().round(3)), float(y.std().round(3))
+        (0.0, 1.0)
     """
 
     class Config(Norm.Config):

@@ -284,15 +284,11 @@ def _max(x: Array, real: Array) -> Array:
     return jnp.where(real.any(-1, keepdims=True), top, 0)
 
 
-def _at(x: Array, index: Array) -> Array:
-    """The vector at one place per sequence."""
-    return jnp.take_along_axis(x, index[..., None, None], axis=-2)[..., 0, :]
-
-
 def _first(x: Array, real: Array) -> Array:
     if not x.shape[-2]:
         return jnp.zeros((*x.shape[:-2], x.shape[-1]), x.dtype)
-    return _at(x, jnp.argmax(real, axis=-1))
+    index = jnp.argmax(real, axis=-1)[..., None, None]
+    return jnp.take_along_axis(x, index, axis=-2)[..., 0, :]
 
 
 def _last(x: Array, real: Array) -> Array:

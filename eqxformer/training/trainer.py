@@ -83,7 +83,11 @@ class Trainer:
             raise ValueError(f"`steps` must be at least 1; got {self.steps}.")
 
     def fit(self) -> TrainState:
-        """The state after the last step. Raises `NonFiniteLoss` when training breaks down."""
+        """The state after the last step. Raises `NonFiniteLoss` when training breaks down.
+
+        Every call begins anew with the model that was given.
+        """
+        self.step, self.tokens, self.interrupted = 0, 0, False
         self.state = TrainState.create(self.model, self.optimizer, key=self.key)
         self._begin = time.perf_counter()
         with contextlib.ExitStack() as stack:

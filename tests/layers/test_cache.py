@@ -111,11 +111,12 @@ def test_left_and_right_padded_rows_continue_as_if_alone(name):
 
 @pytest.mark.parametrize("name", ["full", "ring"])
 def test_vmap_over_rows_with_their_caches_equals_the_batch(name):
-    x, cache = normal(0, ROWS, 4, 12), part(name).init_cache((ROWS,), SEQ)
+    attention, x = part(name), normal(0, ROWS, 4, 12)
+    cache = attention.init_cache((ROWS,), SEQ)
 
     @eqx.filter_jit
     def mapped(x, cache):
-        run = eqx.filter_vmap(lambda x, c: part(name).run(x, mask=ef.Causal(), cache=c))
+        run = eqx.filter_vmap(lambda x, c: attention.run(x, mask=ef.Causal(), cache=c))
         return run(x, cache)
 
     for _ in range(2):
@@ -193,14 +194,14 @@ def test_a_source_cache_is_computed_once_and_holds_what_a_call_would_compute():
 
 
 def test_gradients_flow_through_a_cache():
-    x = normal(0, ROWS, SEQ, 12)
+    attention, x = part("full"), normal(0, ROWS, SEQ, 12)
 
     def loss(x, cached):
         if not cached:
-            return jnp.sin(part("full")(x, mask=ef.Causal())).sum()
-        cache, total = part("full").init_cache((ROWS,), SEQ), 0.0
+            return jnp.sin(attention(x, mask=ef.Causal())).sum()
+        cache, total = attention.init_cache((ROWS,), SEQ), 0.0
         for start in (0, 5):
-            y, cache = part("full").run(x[:, start : start + 5], mask=ef.Causal(), cache=cache)
+            y, cache = attention.run(x[:, start : start + 5], mask=ef.Causal(), cache=cache)
             total += jnp.sin(y).sum()
         return total
 

@@ -91,7 +91,8 @@ def test_jacobians_and_vmaps_over_anything_work():
 
     @eqx.filter_jit
     def every(part, x, keys):
-        by_key = jax.vmap(lambda key: part(x, key=key))(keys), part(x, key=keys[1])
+        again = jax.random.clone(keys)[1]
+        by_key = jax.vmap(lambda key: part(x, key=key))(keys), part(x, key=again)
         experts = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), part.experts)
         swapped = eqx.filter_vmap(lambda e: eqx.tree_at(lambda p: p.experts, part, e)(x))(experts)
         slopes = jax.jacrev(part)(x[0])
@@ -105,7 +106,7 @@ def test_jacobians_and_vmaps_over_anything_work():
 
 
 def test_no_program_loops_over_experts():
-    """As many operations for 16 experts as for 2: a product for each projection, and the router's."""
+    """No more operations for 16 experts than for 2: a product per projection, and the router's."""
 
     def products(count):
         config = ef.Experts.Config(count, 2, GATED)
@@ -115,8 +116,9 @@ def test_no_program_loops_over_experts():
         assert " scan[" not in text
         return text.count(" dot_general["), text.count(" = ")
 
-    assert products(2) == products(16)
-    assert products(2)[0] == 4
+    few, many = products(2), products(16)
+    assert few[0] == many[0] == 4
+    assert many[1] <= few[1]
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4), (0, 3, 4)])

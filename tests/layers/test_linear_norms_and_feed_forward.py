@@ -7,6 +7,7 @@ import pytest
 
 import eqxformer as ef
 from eqxformer.layers.feed_forward import FeedForward
+from eqxformer.layers.linear import Groups
 from eqxformer.layers.norms import Identity
 from tests.helpers import reference
 from tests.helpers.compare import FLOAT64, assert_agrees, rounding_error
@@ -52,7 +53,7 @@ def test_a_grouped_linear_uses_the_weight_of_each_rows_group(bias, sizes):
         rows = zip(x, groups, strict=True)
         return np.array([r @ part.weight[g] + (part.bias[g] if bias else 0) for r, g in rows])
 
-    part = ef.GroupedLinear(normal(0, 4, 3, 5), biases, jnp.array(sizes, jnp.int32))
+    part = ef.GroupedLinear(normal(0, 4, 3, 5), biases, Groups(jnp.asarray(groups), 4))
     assert_agrees(lambda p, x: p(x), twin, part, normal(2, sum(sizes), 3))
 
 

@@ -143,7 +143,7 @@ BIASED = ef.Linear.Config()
 GPT_OSS = decoder(
     hf.GptOssForCausalLM,
     hf.GptOssConfig(
-        **{**SIZES, "intermediate_size": EXPERT_HIDDEN},
+        **{**SIZES, "intermediate_size": EXPERT_HIDDEN, "max_position_embeddings": 256},
         num_key_value_heads=KV_HEADS,
         head_dim=HEAD_DIM,
         sliding_window=4,
@@ -155,17 +155,17 @@ GPT_OSS = decoder(
         rope_parameters=rope(
             rope_type="yarn",
             factor=4.0,
-            beta_fast=32.0,
+            beta_fast=4.0,
             beta_slow=1.0,
             truncate=False,
-            original_max_position_embeddings=16,
+            original_max_position_embeddings=64,
         ),
     ),
     LLAMA_TREE.edit(
         "blocks.*.attention",
         head_dim=HEAD_DIM,
         sinks=ef.Normal(0.02),
-        rotary=ef.Rotary(scaling=ef.YaRN(factor=4.0, original_length=16, rounded=False)),
+        rotary=ef.Rotary(scaling=ef.YaRN(factor=4.0, original_length=64, fast=4.0, rounded=False)),
         **dict.fromkeys(("query", "key", "value", "out"), BIASED),
     )
     .edit("blocks.0.attention", window=4)

@@ -4,16 +4,16 @@ import pytest
 from decoder_families import DECODERS
 from encoder_families import ENCODERS
 from expert_families import EXPERT_DECODERS
-from reference import errors
+from reference import REGIMES, errors
 from seq2seq_families import SEQ2SEQ
 
 FAMILIES = {**DECODERS, **EXPERT_DECODERS, **ENCODERS, **SEQ2SEQ}
 
 
-# Both regimes in one test: they share what was compiled.
+# All regimes in one test: they share what was compiled.
 @pytest.mark.parametrize("name", FAMILIES)
 def test_outputs_and_gradients_are_those_of_the_reference(name: str):
-    for regime in ("cold", "hot"):
+    for regime in REGIMES:
         outputs, gradients = errors(FAMILIES[name], regime)
         idle = [each.name for each in gradients if each.size == 0.0]
         assert not idle, f"no gradient to compare, {regime}: {idle}"

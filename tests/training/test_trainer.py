@@ -86,6 +86,28 @@ def test_callbacks_hear_of_every_step_in_order_and_know_its_numbers_when_reached
     assert log.events == ["started", (4, 4), (8, 8), "finished", "closed"]
 
 
+def test_numbers_are_read_some_steps_later_so_that_the_device_does_not_wait():
+    class Lag(Callback):
+        def started(self, trainer):
+            self.trainer, self.lags = trainer, []
+
+        def recorded(self, record):
+            self.lags.append(self.trainer.step - record.step)
+
+    lag = Lag()
+    trainer(lag).fit()
+    assert lag.lags == [4, 4, 4, 4, 4, 4, 3, 2, 1, 0]  # ahead at first, all read at the end
+
+
+def test_fitting_again_begins_anew():
+    log = Log()
+    again = trainer(log, steps=3)
+    again.fit()
+    again.fit()
+    first, second = log.records[:3], log.records[3:]
+    assert [r.values for r in first] == [r.values for r in second]
+
+
 def test_the_model_that_was_given_stays_as_it_is():
     model = Bigram(key=jax.random.key(0))
     before = np.asarray(model.output)

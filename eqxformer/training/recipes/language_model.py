@@ -50,8 +50,7 @@ class CharacterLM(Task[TextExperiment]):
         }
         self.experiment = suggest(self.tokenizer, self.training)
         if not set(self.experiment.prompt) <= set(self.tokenizer.alphabet):
-            start = corpus.text[:1]  # a text in another script has no "The "
-            self.experiment = self.experiment.edit(prompt=start)
+            self.experiment = self.experiment.edit(prompt=_first_letter(corpus.text))
 
     def check(self, experiment: TextExperiment) -> None:
         """Raises `ValueError` where text, windows, model and sample do not go together."""
@@ -122,6 +121,11 @@ class CharacterLM(Task[TextExperiment]):
             sampler=Sample(SAMPLE_TEMPERATURE),
             key=key,
         )
+
+
+def _first_letter(text: str) -> str:
+    """What a sample of a text in another script can begin with."""
+    return next((letter for letter in text if letter.isalpha()), text[0])
 
 
 def continued(

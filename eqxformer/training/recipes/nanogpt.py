@@ -32,7 +32,7 @@ def experiment(tokenizer: Characters, tokens: np.ndarray) -> TextExperiment:
         loss=NextToken(),
         steps=2000,
         validate_every=250,
-        prompt="\n",
+        prompt="ROMEO:",
     )
 
 

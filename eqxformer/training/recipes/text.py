@@ -12,19 +12,19 @@ from eqxformer.training.windows import RandomWindows
 
 
 def experiment(tokenizer: Characters, tokens: np.ndarray) -> TextExperiment:
-    """A small GPT, with a learning rate that two minutes are enough for."""
-    length = 64
+    """A small Llama and a learning rate that makes the most of few steps."""
     return TextExperiment(
-        model=families.gpt(
-            vocab=tokenizer.vocab, dim=128, layers=4, heads=4, context=length, bias=False
-        ),
+        model=families.llama(vocab=tokenizer.vocab, dim=128, layers=4, heads=4, hidden=344),
         optimizer=AdamW(
-            WarmupCosine(peak=3e-3, warmup=100), betas=(0.9, 0.99), clip=ClipByNorm(1.0)
+            WarmupCosine(peak=2e-3, warmup=100),
+            betas=(0.9, 0.99),
+            weight_decay=0.1,
+            clip=ClipByNorm(1.0),
         ),
-        data=RandomWindows(length=length, batch=12),
+        data=RandomWindows(length=64, batch=12),
         loss=NextToken(),
-        steps=2000,
-        validate_every=250,
+        steps=1600,
+        validate_every=200,
         prompt="The ",
     )
 

@@ -1,0 +1,172 @@
+"""What is checked, how checks are turned on, and that nothing is there while they are off."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import eqxformer
+
+
+def test_what_is_right_passes_through_every_transformation(run):
+    source = """
+    model = p.Model(key=key)
+    logits = model(tokens)
+    assert logits.shape == (2, 5, 11)
+    for same in [eqx.filter_jit(model), jax.vmap(model), eqx.filter_checkpoint(model)]:
+        assert jnp.allclose(same(tokens), logits, atol=1e-5)
+    eqx.filter_grad(lambda m: m(tokens).sum())(model)
+    assert model.scanned(jnp.ones((2, 5, 8))).shape == (2, 5, 8)
+    described = eqx.filter_eval_shape(p.Model, key=key)
+    assert described.blocks[0].attention.width == 8
+    assert eqx.filter_eval_shape(model, jax.ShapeDtypeStruct((2, 5), jnp.int32)).shape == (2, 5, 11)
+    stacked = eqx.filter_vmap(lambda k: p.Linear(3, 4, key=k))(jax.random.split(key, 2))
+    assert stacked.weight.shape == (2, 3, 4)
+    assert jax.grad(lambda x: p.doubled(x).sum())(jnp.ones(3)).tolist() == [2.0, 2.0, 2.0]
+    assert p.repeated(jnp.ones(3), times=2).shape == (6,)
+    assert p.Attention.half(jnp.ones((2, 4))).shape == (2, 2)
+    assert p.product(jnp.ones((2, 3)), jnp.ones((3, 2)), scale=1).shape == (2, 2)
+    assert list(p.counted(3)) == [0, 1, 2] and len(list(p.arrays(jnp.ones((2, 3))))) == 2
+    with p.scope("name") as name:
+        assert name == "name"
+    import asyncio
+    assert asyncio.run(p.waited(3)) == 3
+    late = p.Late()
+    assert p.later(late) == [late] and late.self_((1, 2)) is late and p.free(3) == 3
+    p.tree({"x": jnp.ones(3)})
+    p.Config(8, options={"x": 1})
+    p.Sparse(None, [1, 2])
+    p.Pair("x")
+    print("passed")
+    """
+    assert run(source) == "passed\n"
+
+
+def test_a_stacked_or_described_field_says_nothing_about_the_axes(run):
+    source = """
+    linear = p.Linear(3, 4, key=key)
+    stacked = jax.tree.map(lambda x: jnp.stack([x, x]), linear)
+    assert jax.vmap(lambda l, x: l(x))(stacked, jnp.ones((2, 5, 3))).shape == (2, 5, 4)
+    coarse = eqx.tree_at(lambda l: l.weight, linear, linear.weight.astype(jnp.int8))
+    assert coarse.weight.dtype == jnp.int8
+    assert eqx.filter_eval_shape(lambda l: p.Attention(l, l, p.Config(2)).width, linear) == 4
+    print("passed")
+    """
+    assert run(source) == "passed\n"
+
+
+def test_a_call_that_does_not_match_the_signature_gets_pythons_own_message(run):
+    error = run("p.product(jnp.ones((2, 3)))", fails=True)
+    assert error.endswith("product() missing 1 required positional argument: 'b'\n")
+
+
+def test_the_traceback_shows_the_users_lines_and_one_of_the_checks(run):
+    error = run("p.Model(3, key=key)(tokens)", fails=True)
+    assert error.count("x = block(x)") == error.count("return self.query(x)") == 1
+    assert "jaxtyping" not in error
+    assert error.count("_contract.py") == 1
+    assert "\neqxformer.ShapeError: `x` of blocks.1.attention.query" in error
+
+
+def test_the_source_keeps_its_lines_names_signatures_and_doctests(run):
+    source = """
+    import doctest, inspect, pickle
+    plain = inspect.getsource(p.product)
+    assert plain.startswith("def product(") and "return scale * (a @ b)" in plain
+    assert list(inspect.signature(p.product).parameters) == ["a", "b", "scale"]
+    assert p.product.__name__ == "product" and p.product.__module__ == "demo_package.parts"
+    assert pickle.loads(pickle.dumps(p.product)) is p.product
+    assert p.__doc__.startswith("A small model")
+    names = [t.name.rpartition(".")[2] for t in doctest.DocTestFinder().find(p) if t.examples]
+    assert sorted(names) == ["named", "tree"], names
+    assert list(inspect.signature(p.Config).parameters)[0] == "heads"
+    assert not hasattr(p.unannotated, "__wrapped__") and not hasattr(p.free, "__wrapped__")
+    print("passed")
+    """
+    assert run(source) == "passed\n"
+
+
+def test_the_compiled_program_is_the_same_with_and_without(run):
+    source = """
+    step = eqx.filter_jit(eqx.filter_value_and_grad(lambda m, t: m(t).sum()))
+    print(step.lower(p.Model(key=key), tokens).as_text())
+    """
+    assert run(source) == run(source, switch="")
+
+
+def test_cached_bytecode_with_and_without_is_kept_apart(run):
+    where = "import os; print(sorted(os.listdir(os.path.dirname(p.__cached__))))"
+    mistake = "\np.Config('8')"
+    for _ in range(2):  # the second time from the cache
+        files = run(where, switch="", checks="0")
+        run(mistake, switch="", checks="0")
+        assert "eqxformer.ShapeError" in run(mistake, fails=True)
+    assert files.count("parts.") == 2
+
+
+def test_nothing_of_the_checks_is_there_while_they_are_off(run):
+    source = """
+    assert not hasattr(p.product, "__wrapped__")
+    assert not any(name.startswith("eqxformer.checks.") for name in sys.modules)
+    assert not any("eqxformer" in type(finder).__module__ for finder in sys.meta_path)
+    assert p.Config("8").heads == "8"
+    print("passed")
+    """
+    assert run(source, switch="") == "passed\n"
+    assert run(source, switch="", checks="0") == "passed\n"
+
+
+def test_importing_the_switch_itself_loads_neither_jax_nor_beartype():
+    source = (
+        "import sys, importlib.util\n"
+        "spec = importlib.util.spec_from_file_location('checks', sys.argv[1])\n"
+        "spec.loader.exec_module(importlib.util.module_from_spec(spec))\n"
+        "print(sorted({'jax', 'numpy', 'beartype', 'jaxtyping', 'equinox'} & set(sys.modules)))"
+    )
+    home = os.path.dirname(os.path.dirname(eqxformer.__file__))
+    file = os.path.join(home, "eqxformer", "checks", "__init__.py")
+    done = subprocess.run([sys.executable, "-c", source, file], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("checks", ["eqxformer,demo_package", "1,demo_package", "demo_package"])
+def test_the_environment_turns_checks_on_for_the_packages_it_lists(run, checks):
+    error = run("p.product(jnp.ones((2, 3)), None)", switch="", checks=checks, fails=True)
+    assert "eqxformer.ShapeError: `b` of product" in error
+
+
+def test_the_environment_warns_of_modules_it_came_too_late_for(run):
+    program = "import demo_package.parts\nimport eqxformer"
+    error = run(program, prelude="", checks="demo_package", fails=True)
+    assert error.splitlines()[-1] == (
+        "UserWarning: EQXFORMER_CHECKS came too late for demo_package, demo_package.parts: loaded "
+        "before eqxformer, and so not checked. Put `import eqxformer` first."
+    )
+
+
+def test_checks_asked_for_after_the_parts_are_loaded_say_what_to_do(run):
+    error = run("ef.check_shapes('demo_package')", switch="", fails=True)
+    assert error.splitlines()[-1] == (
+        "RuntimeError: `check_shapes` must run before demo_package is loaded; demo_package, "
+        "demo_package.parts already is. Call it directly after `import eqxformer`, before anything "
+        "else of it is used or imported, or start Python with "
+        "EQXFORMER_CHECKS=eqxformer,demo_package."
+    )
+
+
+def test_asking_twice_is_the_same_as_asking_once(run):
+    source = """
+    ef.check_shapes()
+    ef.check_shapes("demo_package")
+    hooks = [f for f in sys.meta_path if type(f).__module__ == "eqxformer.checks._hook"]
+    assert len(hooks) == 1 and p.product.__wrapped__.__name__ == "product"
+    assert not hasattr(p.product.__wrapped__, "__wrapped__")
+    print("passed")
+    """
+    assert run(source) == "passed\n"
+
+
+def test_a_name_that_is_no_package_is_refused(run):
+    error = run("", switch="ef.check_shapes('my package')", fails=True)
+    assert "must be a name such as `mypackage`; got 'my package'." in error
