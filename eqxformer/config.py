@@ -125,13 +125,7 @@ class Config:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The config tree in JSON text that `to_json` wrote; errors as in `from_dict`."""
-        try:
-            values = json.loads(text, object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"This is not the JSON of a config: {error}.") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"A config must be a JSON object; got {type(values).__name__}.")
-        return cls.from_dict(values)
+        return cls.from_dict(json_object(text))
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
@@ -162,6 +156,17 @@ def takes_options(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
 
     return wrapped
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object in a text; `ValueError` for anything else, also for a key given twice."""
+    try:
+        values = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"This is not JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"A config must be a JSON object; got {type(values).__name__}.")
+    return values
 
 
 def paths(config: Config) -> dict[str, Config]:

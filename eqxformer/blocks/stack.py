@@ -69,7 +69,7 @@ class Stack(eqx.Module):
             return config.build(dim, source_dim=source_dim, key=jax.random.fold_in(key, index))
 
         groups, sizes, layer = [], [], 0
-        for config, size in layout.groups(_runs(configs)):
+        for config, size in _groups(layout, configs):
             if size is None:
                 groups.append(block(config, layer))
             else:
@@ -150,6 +150,20 @@ class Stack(eqx.Module):
 def _runs(configs: tuple[AbstractBlock.Config, ...]) -> Runs:
     """Equal neighbours, counted."""
     return tuple((config, len(list(run))) for config, run in itertools.groupby(configs))
+
+
+def _groups(
+    layout: Layout, configs: tuple[AbstractBlock.Config, ...]
+) -> list[tuple[AbstractBlock.Config, int | None]]:
+    """How the layout groups the blocks, all of which must be there, in their order."""
+    groups = layout.groups(_runs(configs))
+    found = [config for config, size in groups for _ in range(size or 1)]
+    if found != list(configs):
+        raise ValueError(
+            f"`groups` of {layout.type_name} must hold the {len(configs)} blocks in their order; "
+            f"got {len(found)}, or others."
+        )
+    return groups
 
 
 def _step(

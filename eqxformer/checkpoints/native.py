@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from eqxformer.checkpoints.names import named_arrays
 from eqxformer.checkpoints.rebuild import differences, expected, shapes, with_arrays
-from eqxformer.config import Config
+from eqxformer.config import Config, json_object
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _FORMAT = "eqxformer"
@@ -31,13 +31,21 @@ def save(model: eqx.Module, directory: str | os.PathLike[str]) -> None:
     Each file is written beside its place and then renamed, so that a reader never sees half of it.
 
     Arguments:
-        model: any model with a `config`.
+        model: any model with a `config` that builds it.
         directory: where `config.json` and `model.safetensors` go.
+
+    Raises `ValueError` for arrays that the config would not make, since `load` could not read them.
     """
+    config = getattr(model, "config", None)
+    if not isinstance(config, Config):
+        raise ValueError(f"`save` needs a model with a `config`; {type(model).__name__} has none.")
+    arrays = {key: np.asarray(value) for key, value in named_arrays(model).items()}
+    wrong = differences({k: v.shape for k, v in arrays.items()}, expected(shapes(config)))
+    if wrong:
+        raise ValueError("The model is not the one of its config:\n  " + "\n  ".join(wrong))
+    text = json.dumps({"format": _FORMAT, "model": config.to_dict()}, indent=2)
     folder = pathlib.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {key: np.asarray(value) for key, value in named_arrays(model).items()}
-    text = json.dumps({"format": _FORMAT, "model": model.config.to_dict()}, indent=2)  # pyright: ignore[reportAttributeAccessIssue]
     _replace(folder / WEIGHTS, lambda path: save_file(arrays, path, metadata={"format": _FORMAT}))
     _replace(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
@@ -69,12 +77,12 @@ def load_config(directory: str | os.PathLike[str]) -> Config:
     if not path.is_file():
         raise FileNotFoundError(f"No {CONFIG} in {path.parent}; is this a saved model?")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+        values = json_object(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if values.get("format") != _FORMAT or not isinstance(values.get("model"), dict):
         raise ValueError(f"{path} was not written by eqxformer's `save`.")
-    return Config.from_dict(values.get("model", {}))
+    return Config.from_dict(values["model"])
 
 
 def _read(path: pathlib.Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Array]:
@@ -86,9 +94,18 @@ def _read(path: pathlib.Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, A
             wrong = differences(found, wanted)
             if wrong:
                 raise ValueError(f"{path} does not fit its {CONFIG}:\n  " + "\n  ".join(wrong))
-            return {key: jax.numpy.asarray(file.get_tensor(key)) for key in found}
+            return {key: _on_device(path, key, file.get_tensor(key)) for key in found}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
+
+
+def _on_device(path: pathlib.Path, key: str, array: np.ndarray) -> Array:
+    """The array for JAX, which would turn float64 into float32 without a word."""
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        raise ValueError(
+            f"{path}: {key} is {array.dtype}, which JAX only keeps with `jax_enable_x64` on."
+        )
+    return jax.numpy.asarray(array)
 
 
 def _replace(path: pathlib.Path, write: Any) -> None:

@@ -26,7 +26,7 @@ from eqxformer.layers.initializers import (
     TruncatedNormal,
     Zeros,
 )
-from eqxformer.layers.linear import GroupedLinear, Linear
+from eqxformer.layers.linear import GroupedLinear, Groups, Linear
 from eqxformer.layers.masks import (
     Causal,
     Explicit,
@@ -70,6 +70,7 @@ __all__ = [
     "GatedMLP",
     "Glorot",
     "GroupedLinear",
+    "Groups",
     "He",
     "HeadSum",
     "Identity",

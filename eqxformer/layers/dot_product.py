@@ -103,7 +103,8 @@ def attention_weights(
     *batch, heads, seq, head_dim = query.shape
     kv_heads = keys.shape[-3]
     groups = query.reshape(*batch, kv_heads, heads // kv_heads * seq, head_dim)
-    scores = jnp.matmul(groups, jnp.swapaxes(keys, -1, -2), preferred_element_type=wide_dtype(query))
+    wide = wide_dtype(query)
+    scores = jnp.matmul(groups, jnp.swapaxes(keys, -1, -2), preferred_element_type=wide)
     scores = scores.reshape(*batch, heads, seq, keys.shape[-2]) * scoring.scale
     if scoring.softcap is not None:
         scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
@@ -217,7 +218,7 @@ def _fused(
     bias: Array | None,
 ) -> Array:
     """`jax.nn.dot_product_attention`, which wants [batch, seq, heads, head_dim]."""
-    *batch, heads, seq, size = query.shape
+    *batch, heads, seq, _ = query.shape
     count, length = int(np.prod(batch, dtype=int)), keys.shape[-2]
 
     def rows(x: Array) -> Array:

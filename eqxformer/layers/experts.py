@@ -62,7 +62,7 @@ class SigmoidTopK(Routing):
 
 
 class Experts(FeedForward):
-    """Mixture of experts: `sum over the chosen e of weight[e] * expert[e](x)` (Shazeer et al. 2017).
+    """Mixture of experts: `sum over chosen e of weight[e] * expert[e](x)` (Shazeer et al. 2017).
 
     Example:
         >>> import eqxformer as ef, jax, jax.numpy as jnp
@@ -176,7 +176,7 @@ def _refuse_ungrouped(experts: FeedForward) -> None:
         if eqx.is_array(leaf):
             name = jax.tree_util.keystr(path).removeprefix(".")
             raise NotImplementedError(
-                f"An expert may have parameters in `Linear` maps only, which run grouped by expert; "
+                "An expert may have parameters in `Linear` maps only, which run grouped by expert; "
                 f"{type(experts).__name__} has `{name}`."
             )
 

@@ -99,5 +99,5 @@ class GroupedLinear(eqx.Module):
 def along_last(
     vector: Float[Array, " n"], like: Float[Array, "*batch n"]
 ) -> Float[Array, "*batch n"]:
-    """`vector` repeated over the leading axes of `like`; explicit, since rank promotion may raise."""
+    """`vector` repeated over the leading axes of `like`, where rank promotion may be an error."""
     return jax.lax.broadcast_in_dim(vector, like.shape, (like.ndim - 1,))

@@ -36,7 +36,7 @@ class LearnedPositions(Positions):
     """
 
     class Config(Positions.Config):
-        """`length` positions; the table has `offset` more rows, which stay unused (OPT, BART: 2)."""
+        """`length` positions; the table has `offset` unused rows in front (OPT, BART: 2)."""
 
         length: int
         offset: int = 0

@@ -7,15 +7,18 @@ import numpy as np
 
 from tests.helpers.hot import cast
 
+# Most programs of the tests run once: fusing their loops takes longer to compile than it saves.
+quick_jit = eqx.filter_jit(compiler_options={"xla_cpu_use_fusion_emitters": False})
+
 FLOAT64 = 1e-8
 # Position tables are made in float32 even in a float64 program: an error of 2^-24 per number, which
 # the scores and a peaked softmax enlarge.
 FLOAT32_TABLES = 3e-5
 
 
-@eqx.filter_jit
+@quick_jit
 def value_and_gradients(function, arguments, cotangent):
-    """`function(*arguments)`, and the gradient of its product with `cotangent` for all arguments."""
+    """`function(*arguments)`, and the gradients of its product with `cotangent`."""
 
     def weighted(arguments):
         y = function(*arguments)

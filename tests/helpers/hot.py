@@ -1,4 +1,4 @@
-"""Parameters away from their neutral values: a gain of one and a bias of zero hide their absence."""
+"""Parameters off their neutral values: a gain of one or a bias of zero hides its absence."""
 
 import equinox as eqx
 import jax
@@ -34,7 +34,9 @@ def drawn(config, *sizes, seed=0, **options):
         scaled = 0.6 + 0.3 * noise if leaf.ndim < 2 else 2.0 / np.sqrt(leaf.shape[-2]) * noise
         return jnp.asarray(scaled, leaf.dtype)
 
-    shapes = eqx.filter_eval_shape(lambda key: config.build(*sizes, key=key, **options), jax.random.key(0))
+    shapes = eqx.filter_eval_shape(
+        lambda key: config.build(*sizes, key=key, **options), jax.random.key(0)
+    )
     return jax.tree.map(draw, shapes)
 
 

@@ -5,6 +5,7 @@ replaced by NumPy ones.
 """
 
 import math
+import operator
 
 import jax
 import numpy as np
@@ -22,7 +23,9 @@ def norm(part, x):
     if x.ndim > 1:
         return np.array([norm(part, row) for row in x]).reshape(x.shape)
     if type(part).__name__ == "RMSNorm":
-        return (part.config.offset + part.weight) * x / math.sqrt((x @ x) / len(x) + part.config.eps)
+        return (
+            (part.config.offset + part.weight) * x / math.sqrt((x @ x) / len(x) + part.config.eps)
+        )
     mean = sum(x) / len(x)
     variance = sum((x - mean) ** 2) / len(x)
     y = (x - mean) / math.sqrt(variance + part.config.eps) * part.weight
@@ -33,7 +36,9 @@ ACTIVATIONS = {
     "relu": lambda x: max(x, 0.0),
     "relu_squared": lambda x: max(x, 0.0) ** 2,
     "gelu": lambda x: x * 0.5 * math.erfc(-x / math.sqrt(2.0)),
-    "gelu_tanh": lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "gelu_tanh": lambda x: (
+        0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
     "quick_gelu": lambda x: x / (1 + math.exp(-1.702 * x)),
     "silu": lambda x: x / (1 + math.exp(-x)),
     "tanh": math.tanh,
@@ -125,7 +130,9 @@ def position_bias(part, head, query, key):
     if type(part).__name__ == "ALiBi":
         return -alibi_slopes(part.heads)[head] * abs(key - query)
     config = part.config
-    return part.weight[t5_bucket(key - query, config.buckets, config.max_distance, config.direction), head]
+    return part.weight[
+        t5_bucket(key - query, config.buckets, config.max_distance, config.direction), head
+    ]
 
 
 def alibi_slopes(heads):
@@ -266,7 +273,8 @@ def experts(part, x):
         logits = linear(part.router, token[None])[0]
         ids, weights, probabilities = routing(part, logits)
         for e, weight in zip(ids, weights, strict=True):
-            y[t] += weight * feed_forward(jax.tree.map(lambda a: a[e], part.experts), token[None])[0]
+            expert = jax.tree.map(operator.itemgetter(e), part.experts)
+            y[t] += weight * feed_forward(expert, token[None])[0]
             uses[e] += 1
         mean = mean + probabilities / len(x)
         z += math.log(np.exp(logits).sum()) ** 2 / len(x)

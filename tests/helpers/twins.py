@@ -38,9 +38,7 @@ def block(part, x, source=None, *, source_allowed=None, **options):
         x = residual(
             part.cross_residual,
             x,
-            lambda h: reference.attention(
-                part.cross_attention, h, source, allowed=source_allowed
-            ),
+            lambda h: reference.attention(part.cross_attention, h, source, allowed=source_allowed),
         )
     return residual(part.feed_forward_residual, x, lambda h: _feed_forward(part.feed_forward, h))
 
@@ -62,7 +60,9 @@ def decoder(model, tokens, source=None, *, table=None, allowed=None, positions=N
 
 def encoder(model, tokens, *, allowed=None, types=None):
     """The hidden states of an `Encoder` for one sequence of real tokens."""
-    return _run(model, tokens, np.asarray(model.embedding.tokens.weight), None, allowed, None, types)
+    return _run(
+        model, tokens, np.asarray(model.embedding.tokens.weight), None, allowed, None, types
+    )
 
 
 def encoder_decoder(model, source, target):

@@ -1,4 +1,4 @@
-"""Settings of these tests: most programs here run once, so the compiler's optimiser would cost more than it saves."""
+"""Settings of these tests. Most programs run once, and take longer to optimise than to run."""
 
 import jax
 import pytest

@@ -77,7 +77,9 @@ def test_self_attention_equals_its_formula_in_value_and_gradient(name):
     assert_agrees(lambda p, x: p(x, mask=mask), twin, attention(name), x, tolerance=tolerance(name))
 
 
-@pytest.mark.parametrize("name", ["many heads", "norm per head", "sinks", "relative bias", "everything"])
+@pytest.mark.parametrize(
+    "name", ["many heads", "norm per head", "sinks", "relative bias", "everything"]
+)
 def test_cross_attention_to_a_source_of_another_width_equals_its_formula(name):
     """Windows and rotary positions are of self-attention, so a source is seen without them."""
     valid = np.array([[1, 1, 0, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1]], bool)
@@ -86,7 +88,9 @@ def test_cross_attention_to_a_source_of_another_width_equals_its_formula(name):
 
     def twin(part, x, source):
         rows = zip(x, source, valid, strict=True)
-        return np.stack([reference.attention(part, a, b, allowed=np.tile(v, (5, 1))) for a, b, v in rows])
+        return np.stack(
+            [reference.attention(part, a, b, allowed=np.tile(v, (5, 1))) for a, b, v in rows]
+        )
 
     assert part.key.weight.shape[0] == part.value.weight.shape[0] == 9
     assert_agrees(

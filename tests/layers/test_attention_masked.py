@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
-from tests.helpers.compare import assert_close
+from tests.helpers.compare import assert_close, quick_jit
 from tests.helpers.hot import drawn, normal
 
 SEQ = 6
@@ -17,18 +17,19 @@ FULL = ef.Attention.Config(
 CONFIGS = {"plain": ef.Attention.Config(heads=4), "rotary, sinks, soft-cap": FULL}
 NOTHING = {
     "all padding": ef.Padding(jnp.zeros((2, SEQ), bool).at[0].set(True)),
-    "before left padding ends": ef.Causal() & ef.Padding(jnp.asarray([[0] * 2 + [1] * 4, [1] * 6], bool)),
+    "before left padding ends": ef.Causal()
+    & ef.Padding(jnp.asarray([[0] * 2 + [1] * 4, [1] * 6], bool)),
     "an empty row of an array": ef.Explicit(jnp.ones((2, SEQ, SEQ), bool).at[1, 3].set(False)),
     "nothing for one head": ef.PerHead(jnp.ones((2, 4, SEQ, SEQ), bool).at[0, 2].set(False)),
 }
 
 
-@eqx.filter_jit
+@quick_jit
 def run(part, x, mask, positions=None):
     return part(x, mask=mask, positions=positions)
 
 
-@eqx.filter_jit
+@quick_jit
 def gradients(part, x, mask, kept):
     """Of a loss over the kept outputs, for the parameters and the input."""
 
@@ -73,7 +74,7 @@ def test_a_nan_in_padding_leaks_neither_into_values_nor_into_gradients():
     part = drawn(ef.Attention.Config(heads=4, kv_heads=2), 12, source_dim=9)
     source = part.remember(normal(1, 2, 5, 9))
 
-    @eqx.filter_jit
+    @quick_jit
     def both(source, valid):
         def loss(arguments):
             part, x, source = arguments
@@ -132,7 +133,10 @@ def test_packed_sequences_equal_separate_ones(name):
         (ef.Causal(), lambda q, k: k <= q),
         (ef.Causal() & ef.Window(2, 0), lambda q, k: q - 2 <= k <= q),
         (ef.Prefix(3), lambda q, k: k <= q or k < 3),
-        (ef.Segments(jnp.array([0, 0, 1, 1, 1, 0])), lambda q, k: (q in (2, 3, 4)) == (k in (2, 3, 4))),
+        (
+            ef.Segments(jnp.array([0, 0, 1, 1, 1, 0])),
+            lambda q, k: (q in (2, 3, 4)) == (k in (2, 3, 4)),
+        ),
     ],
     ids=["causal", "window", "prefix", "segments"],
 )

@@ -1,4 +1,4 @@
-"""What holds for every part: any number of batch axes, `vmap`, `jit`, bfloat16, and nothing at all."""
+"""What holds for every part: any number of batch axes, `vmap`, `jit`, bfloat16, and no tokens."""
 
 import functools
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
-from tests.helpers.compare import assert_close, rounding_error
+from tests.helpers.compare import assert_close, quick_jit, rounding_error
 from tests.helpers.hot import drawn, normal
 
 DIM, SEQ = 8, 5
@@ -29,7 +29,9 @@ CONFIGS = {
     "rms norm": ef.RMSNorm.Config(offset=1.0),
     "mlp": ef.MLP.Config(hidden=6),
     "gated mlp": ef.GatedMLP.Config(hidden=6),
-    "experts": ef.Experts.Config(4, 2, ef.MLP.Config(hidden=6), shared=ef.GatedMLP.Config(hidden=6)),
+    "experts": ef.Experts.Config(
+        4, 2, ef.MLP.Config(hidden=6), shared=ef.GatedMLP.Config(hidden=6)
+    ),
     "attention": ATTENTION,
     "summed heads": ef.Attention.Config(heads=2, value_dim=DIM, out=ef.SumHeads()),
     "cross-attention": ef.Attention.Config(heads=4, kv_heads=2, qk_norm=ef.RMSNorm.Config()),
@@ -60,7 +62,7 @@ def call(part, name, x):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_batch_axis_one_and_two_are_the_same_function_and_equal_vmap(name):
-    @eqx.filter_jit
+    @quick_jit
     def forms(part, x):
         run = functools.partial(call, part, name)
         mapped = jax.vmap(jax.vmap(run))(x)
@@ -73,13 +75,13 @@ def test_no_batch_axis_one_and_two_are_the_same_function_and_equal_vmap(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_jit_changes_nothing(name):
     x = normal(1, 2, SEQ, DIM)
-    compiled = eqx.filter_jit(lambda part, x: call(part, name, x))(part(name), x)
+    compiled = quick_jit(lambda part, x: call(part, name, x))(part(name), x)
     assert_close(compiled, call(part(name), name, x), 1e-5)
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "experts"])
 def test_bfloat16_goes_in_and_out_with_the_error_of_its_rounding(name):
-    run = eqx.filter_jit(lambda part, x: call(part, name, x))
+    run = quick_jit(lambda part, x: call(part, name, x))
     error = rounding_error(run, part(name), normal(1, 2, SEQ, DIM))
     assert error < ROUNDING.get(name, 0.02)
 
@@ -89,7 +91,7 @@ def test_experts_in_bfloat16_choose_in_float32():
     small = jax.tree.map(lambda a: a.astype(jnp.bfloat16), mixture)
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), small)
     (y, losses), (exact, same) = (
-        eqx.filter_jit(lambda p, x: p.run(x))(*each)
+        quick_jit(lambda p, x: p.run(x))(*each)
         for each in ((small, x), (wide, x.astype(jnp.float32)))
     )
     assert y.dtype == jnp.bfloat16
@@ -103,7 +105,7 @@ def test_experts_in_bfloat16_choose_in_float32():
 def test_an_empty_batch_and_an_empty_sequence_give_an_empty_result_and_zero_gradients(name):
     shapes = [(0, SEQ, DIM), (2, 0, DIM), (0, DIM), (0, 0, DIM)]
 
-    @eqx.filter_jit
+    @quick_jit
     def gradients(part):
         def loss(part):
             results = [call(part, name, jnp.ones(shape)) for shape in shapes]

@@ -66,7 +66,24 @@ def test_t5_buckets_equal_a_slow_loop_at_every_distance(direction, buckets, max_
 def test_t5_buckets_are_the_papers_where_they_change():
     """32 buckets up to 128: single ones up to 15 looking back, then at these distances."""
     changes = np.flatnonzero(np.diff(distance_buckets(32, 128))) + 1
-    assert changes.tolist() == [*range(1, 17), 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]
+    assert changes.tolist() == [
+        *range(1, 17),
+        19,
+        21,
+        24,
+        27,
+        31,
+        35,
+        40,
+        46,
+        52,
+        59,
+        67,
+        77,
+        87,
+        99,
+        113,
+    ]
 
 
 @pytest.mark.parametrize("direction", ["bidirectional", "causal"])

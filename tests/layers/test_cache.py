@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eqxformer as ef
-from tests.helpers.compare import assert_close
+from tests.helpers.compare import assert_close, quick_jit
 from tests.helpers.hot import drawn, normal
 
 ROWS, SEQ = 3, 8
-BASE = ef.Attention.Config(heads=4, kv_heads=2, head_dim=4, value_dim=3, rotary=ef.Rotary(base=10.0))
+BASE = ef.Attention.Config(
+    heads=4, kv_heads=2, head_dim=4, value_dim=3, rotary=ef.Rotary(base=10.0)
+)
 CONFIGS = {
     "full": BASE,
     "ALiBi, sinks": BASE.edit(rotary=None, bias=ef.ALiBi.Config(), sinks=ef.Normal(1.0)),
@@ -35,12 +37,12 @@ def part(name):
     return drawn(CONFIGS[name], 12)
 
 
-@eqx.filter_jit
+@quick_jit
 def uncached(part, x, valid):
     return part(x, mask=ef.Causal() & ef.Padding(valid))
 
 
-@eqx.filter_jit
+@quick_jit
 def step(part, x, valid, cache):
     mask = ef.Causal() if valid is None else ef.Causal() & ef.Padding(valid)
     return part.run(x, mask=mask, cache=cache)
@@ -99,7 +101,9 @@ def test_left_and_right_padded_rows_continue_as_if_alone(name):
         for i, n in enumerate(lengths):
             at = slice(5 - n, 5) if side == "left" else slice(0, n)
             prompt[i, at], valid[i, at] = x[i, :n], True
-        y, cache = step(part(name), jnp.asarray(prompt), jnp.asarray(valid), part(name).init_cache((ROWS,), SEQ))
+        y, cache = step(
+            part(name), jnp.asarray(prompt), jnp.asarray(valid), part(name).init_cache((ROWS,), SEQ)
+        )
         for i, n in enumerate(lengths):
             assert_close(np.asarray(y)[i][valid[i]], alone[i][:n], 1e-5)
         for t in range(3):
@@ -114,7 +118,7 @@ def test_vmap_over_rows_with_their_caches_equals_the_batch(name):
     attention, x = part(name), normal(0, ROWS, 4, 12)
     cache = attention.init_cache((ROWS,), SEQ)
 
-    @eqx.filter_jit
+    @quick_jit
     def mapped(x, cache):
         run = eqx.filter_vmap(lambda x, c: attention.run(x, mask=ef.Causal(), cache=c))
         return run(x, cache)
@@ -154,7 +158,9 @@ def test_a_cache_in_bfloat16_under_numbers_in_float32_is_as_good_as_its_type():
 
 def test_no_room_is_an_error_when_it_can_be_seen():
     cache = part("full").init_cache((2,), 4)
-    message = "The cache has 4 slots and would have to hold 5 tokens; make it with a larger `slots`."
+    message = (
+        "The cache has 4 slots and would have to hold 5 tokens; make it with a larger `slots`."
+    )
     with pytest.raises(ValueError) as error:
         cache.extend(jnp.ones((2, 2, 5, 4)), jnp.ones((2, 2, 5, 3)), None)
     assert str(error.value) == message
@@ -185,7 +191,9 @@ def test_a_ring_never_runs_out_of_room():
 
 
 def test_a_source_cache_is_computed_once_and_holds_what_a_call_would_compute():
-    cross = drawn(ef.Attention.Config(heads=4, kv_heads=2, head_dim=4, value_dim=3), 12, source_dim=9)
+    cross = drawn(
+        ef.Attention.Config(heads=4, kv_heads=2, head_dim=4, value_dim=3), 12, source_dim=9
+    )
     cache = cross.remember(normal(0, 2, 7, 9))
     assert cache.keys.shape == (2, 2, 7, 4)
     assert cache.values.shape == (2, 2, 7, 3)

@@ -33,7 +33,9 @@ def test_a_tied_output_scores_every_token(table):
     assert_agrees(lambda part, x: part.attend(x), twin, table, x)
 
 
-@pytest.mark.parametrize(("wrong", "more"), [([10], "."), ([-1], "."), ([2, 11, -3], " and 1 more.")])
+@pytest.mark.parametrize(
+    ("wrong", "more"), [([10], "."), ([-1], "."), ([2, 11, -3], " and 1 more.")]
+)
 def test_ids_outside_the_vocabulary_are_an_error(table, wrong, more):
     first = next(i for i in wrong if not 0 <= i < 10)
     message = f"Every token id must be at least 0 and below 10; got {first}{more}"

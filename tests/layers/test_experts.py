@@ -9,7 +9,7 @@ import pytest
 import eqxformer as ef
 from eqxformer.layers.experts import router_losses
 from tests.helpers import reference
-from tests.helpers.compare import assert_agrees, assert_close
+from tests.helpers.compare import assert_agrees, assert_close, quick_jit
 from tests.helpers.hot import drawn, normal
 
 GATED = ef.GatedMLP.Config(hidden=5)
@@ -29,7 +29,7 @@ CONFIGS = {
 }
 
 
-@eqx.filter_jit
+@quick_jit
 def run(part, x, key=None):
     return part.run(x, key=key)
 
@@ -61,7 +61,7 @@ def test_experts_that_nobody_chooses_have_no_gradient_and_do_no_harm():
     part = eqx.tree_at(lambda p: p.router.weight, part, router)
     part = eqx.tree_at(lambda p: p.router.bias, part, None, is_leaf=lambda b: b is None)
     x = jnp.abs(normal(1, 7, 4))
-    found = eqx.filter_jit(eqx.filter_grad(lambda p: jnp.sin(p(x)).sum()))(part).experts
+    found = quick_jit(eqx.filter_grad(lambda p: jnp.sin(p(x)).sum()))(part).experts
     for leaf in jax.tree.leaves(found):
         used = np.abs(leaf).reshape(6, -1).max(-1) > 0
         assert used.tolist() == [True, False, True, False, False, True]
@@ -71,7 +71,7 @@ def test_experts_that_nobody_chooses_have_no_gradient_and_do_no_harm():
 def test_vmap_equals_the_batch_in_value_and_gradient(name):
     part, x = drawn(CONFIGS[name], 4), normal(1, 3, 5, 4)
 
-    @eqx.filter_jit
+    @quick_jit
     def both(part, x, mapped):
         def loss(arguments):
             part, x = arguments
@@ -89,7 +89,7 @@ def test_jacobians_and_vmaps_over_anything_work():
     part, x = drawn(config, 4), normal(1, 2, 3, 4)
     keys = jax.random.split(jax.random.key(0), 3)
 
-    @eqx.filter_jit
+    @quick_jit
     def every(part, x, keys):
         again = jax.random.clone(keys)[1]
         by_key = jax.vmap(lambda key: part(x, key=key))(keys), part(x, key=again)
@@ -143,7 +143,7 @@ def test_the_load_balance_loss_is_one_when_balanced_and_the_count_at_worst():
 def test_the_load_balance_loss_pushes_towards_balance():
     part, x = drawn(CONFIGS["softmax, then the largest"], 4), 1.0 + normal(1, 50, 4)
 
-    @eqx.filter_jit
+    @quick_jit
     def descend(part):
         loss = lambda p: p.run(x)[1].load_balance  # noqa: E731
         value, slope = eqx.filter_value_and_grad(loss)(part)
@@ -172,8 +172,14 @@ def test_dropout_in_experts_needs_a_key_and_keeps_the_mean():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ef.Experts.Config(4, 0, MLP), "`top` must be between 1 and `count`; got top=0, count=4."),
-        (lambda: ef.Experts.Config(4, 5, MLP), "`top` must be between 1 and `count`; got top=5, count=4."),
+        (
+            lambda: ef.Experts.Config(4, 0, MLP),
+            "`top` must be between 1 and `count`; got top=0, count=4.",
+        ),
+        (
+            lambda: ef.Experts.Config(4, 5, MLP),
+            "`top` must be between 1 and `count`; got top=5, count=4.",
+        ),
         (
             lambda: ef.Experts.Config(4, 2, CONFIGS["sigmoid"]),
             "`expert` cannot itself be a mixture of experts.",
@@ -191,7 +197,7 @@ def test_impossible_mixtures_are_refused(make, message):
 
 
 def test_an_expert_with_parameters_outside_linear_maps_is_refused():
-    """Only `Linear` maps can be grouped: a norm inside would see the gains of all experts at once."""
+    """Only `Linear` maps can be grouped: a norm inside would see the gains of all experts."""
 
     class Normed(ef.FeedForward):
         class Config(ef.FeedForward.Config):

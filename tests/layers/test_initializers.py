@@ -49,7 +49,9 @@ def test_orthogonal_matrices_are_orthogonal(shape):
     weight = np.asarray(ef.Orthogonal(2.0)(jax.random.key(0), shape), np.float64) / 2
     small = weight.swapaxes(-1, -2) if shape[-2] < shape[-1] else weight
     product = small.swapaxes(-1, -2) @ small
-    np.testing.assert_allclose(product, np.broadcast_to(np.eye(min(shape[-2:])), product.shape), atol=1e-5)
+    np.testing.assert_allclose(
+        product, np.broadcast_to(np.eye(min(shape[-2:])), product.shape), atol=1e-5
+    )
 
 
 def test_the_same_key_draws_the_same_weight_and_another_key_another():

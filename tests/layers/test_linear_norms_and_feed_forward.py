@@ -7,7 +7,6 @@ import pytest
 
 import eqxformer as ef
 from eqxformer.layers.feed_forward import FeedForward
-from eqxformer.layers.linear import Groups
 from eqxformer.layers.norms import Identity
 from tests.helpers import reference
 from tests.helpers.compare import FLOAT64, assert_agrees, rounding_error
@@ -44,7 +43,9 @@ def test_linear_equals_its_formula_in_value_and_gradient(bias):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("sizes", [[2, 0, 3, 1], [0, 0, 13, 0], [4, 4, 4, 4], [0, 0, 0, 1], [9, 1, 1, 1]], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [[2, 0, 3, 1], [0, 0, 13, 0], [4, 4, 4, 4], [0, 0, 0, 1], [9, 1, 1, 1]], ids=str
+)
 def test_a_grouped_linear_uses_the_weight_of_each_rows_group(bias, sizes):
     biases = normal(1, 4, 5) if bias else None
     groups = np.repeat(np.arange(4), sizes)
@@ -53,7 +54,7 @@ def test_a_grouped_linear_uses_the_weight_of_each_rows_group(bias, sizes):
         rows = zip(x, groups, strict=True)
         return np.array([r @ part.weight[g] + (part.bias[g] if bias else 0) for r, g in rows])
 
-    part = ef.GroupedLinear(normal(0, 4, 3, 5), biases, Groups(jnp.asarray(groups), 4))
+    part = ef.GroupedLinear(normal(0, 4, 3, 5), biases, ef.Groups(jnp.asarray(groups), 4))
     assert_agrees(lambda p, x: p(x), twin, part, normal(2, sum(sizes), 3))
 
 

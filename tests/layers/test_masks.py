@@ -51,7 +51,9 @@ def spread(allowed):
 
 
 def looped(rule):
-    every = [(b, h, q, k) for b in range(2) for h in range(3) for q in range(SEQ) for k in range(KEYS)]
+    every = [
+        (b, h, q, k) for b in range(2) for h in range(3) for q in range(SEQ) for k in range(KEYS)
+    ]
     return np.array([bool(rule(*place)) for place in every]).reshape(2, 3, SEQ, KEYS)
 
 
@@ -118,16 +120,24 @@ def test_the_drawing_in_a_docstring_is_the_masks_own(kind, mask, sizes):
 
 @pytest.mark.usefixtures("unchecked")
 def test_masks_of_one_call_refuse_other_lengths():
-    for name, what in [("padding", "Padding.valid"), ("explicit", "Explicit.allowed"), ("per head", "PerHead.allowed")]:
+    for name, what in [
+        ("padding", "Padding.valid"),
+        ("explicit", "Explicit.allowed"),
+        ("per head", "PerHead.allowed"),
+    ]:
         message = f"`{what}` describes 5 keys; this call has 6."
         with pytest.raises(ValueError, match=message):
             ROWS[name][0].allows(PLACES, jnp.arange(6))
-    with pytest.raises(ValueError, match="`Segments.query_ids` describes 5 queries; this call has 4."):
+    with pytest.raises(
+        ValueError, match="`Segments.query_ids` describes 5 queries; this call has 4."
+    ):
         ROWS["segments"][0].allows(jnp.arange(4), PLACES)
 
 
 def test_a_window_counts_and_so_is_never_negative():
-    with pytest.raises(ValueError, match="A window counts keys on either side; got left=-1, right=0."):
+    with pytest.raises(
+        ValueError, match="A window counts keys on either side; got left=-1, right=0."
+    ):
         ef.Window(-1, 0)
 
 
@@ -143,7 +153,10 @@ def test_a_cache_takes_paddings_out_and_refuses_what_describes_one_call():
     padding = ROWS["padding"][0]
     assert for_cache(None) is None
     assert for_cache(padding) is None
-    assert parts(for_cache(ef.Causal() & padding & ef.Window(1, 0))) == (ef.Causal(), ef.Window(1, 0))
+    assert parts(for_cache(ef.Causal() & padding & ef.Window(1, 0))) == (
+        ef.Causal(),
+        ef.Window(1, 0),
+    )
     for name in ("segments", "explicit", "per head"):
         with pytest.raises(NotImplementedError, match=f"^{type(ROWS[name][0]).__name__} describes"):
             for_cache(ef.Causal() & ROWS[name][0])

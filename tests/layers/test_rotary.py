@@ -135,7 +135,9 @@ def test_position_100_000_is_exact_for_bfloat16_numbers():
     x = normal(0, 2, 4, SIZE).astype(jnp.bfloat16)
     rotary = ef.Rotary()
     expected = reference.rotate(rotary, np.asarray(x, np.float64), np.asarray(positions))
-    np.testing.assert_allclose(np.asarray(rotary(x, positions), np.float64), expected, rtol=2**-8, atol=1e-3)
+    np.testing.assert_allclose(
+        np.asarray(rotary(x, positions), np.float64), expected, rtol=2**-8, atol=1e-3
+    )
     assert rounding_error(lambda x: rotary(x, positions), x) < 2**-8
 
 
@@ -148,7 +150,9 @@ def test_positions_may_be_given_per_row():
 
 @pytest.mark.parametrize(("head_dim", "fraction", "width"), [(5, 1.0, 5), (8, 0.4, 3), (8, 0.1, 0)])
 def test_a_rotated_width_that_is_odd_or_zero_is_refused(head_dim, fraction, width):
-    message = f"must be even and positive; got head_dim={head_dim}, fraction={fraction}, that is {width}."
+    message = (
+        f"must be even and positive; got head_dim={head_dim}, fraction={fraction}, that is {width}."
+    )
     with pytest.raises(ValueError, match=message):
         ef.Rotary(fraction=fraction).width(head_dim)
 
@@ -169,7 +173,9 @@ def test_impossible_rotary_settings_are_refused(make, message):
 
 
 def test_longrope_needs_a_divisor_per_pair():
-    with pytest.raises(ValueError, match="`LongRoPE.short` needs one number per rotated pair, 4; got 8."):
+    with pytest.raises(
+        ValueError, match="`LongRoPE.short` needs one number per rotated pair, 4; got 8."
+    ):
         ef.Rotary(scaling=SCALINGS["LongRoPE"]).tables(8, jnp.arange(3))
 
 

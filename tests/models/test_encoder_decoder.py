@@ -186,3 +186,18 @@ def test_a_key_switches_dropout_on_and_another_key_draws_anew():
     second = logits(built, source, target=target, key=jax.random.key(1))
     assert not np.allclose(first, _run("transformer", source, target))
     assert not np.allclose(first, second)
+
+
+def test_positions_may_be_given_for_either_side_also_with_a_cache():
+    built, source, target = model("transformer"), tokens(ROWS, KEYS), _target("transformer")
+    given = {"source_positions": jnp.arange(KEYS) + 2, "positions": jnp.arange(SEQ) * 2 + 1}
+    whole = logits(built, source, target=target, **given)
+    for name in given:
+        rest = {key: each for key, each in given.items() if key != name}
+        assert not np.allclose(logits(built, source, target=target, **rest), whole)
+    cache = eqx.filter_jit(lambda m, s, p: m.init_cache(s, SEQ, source_positions=p))(
+        built, source, given["source_positions"]
+    )
+    first, cache = extend(built, target[:, :4], cache, positions=given["positions"][:4])
+    last, _ = extend(built, target[:, 4:], cache, positions=given["positions"][4:])
+    close(jnp.concatenate([first, last], axis=1), whole)

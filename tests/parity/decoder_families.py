@@ -5,10 +5,10 @@ from typing import Any
 import torch
 import transformers as hf
 from jaxtyping import Array
-from reference import VOCAB, Batch, Family, hidden, watched
-from weight_rules import From, part, part_per_head, turned, under
 
 import eqxformer as ef
+from tests.parity.reference import VOCAB, Batch, Family, hidden, watched
+from tests.parity.weight_rules import From, part, part_per_head, turned, under
 
 # Narrower, XLA puts products of matrices into its loops and takes four times as long to compile.
 DIM, HIDDEN = 48, 64

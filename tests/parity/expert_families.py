@@ -6,7 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import transformers as hf
-from decoder_families import (
+from jaxtyping import Array, Float, PRNGKeyArray
+
+import eqxformer as ef
+from tests.parity.decoder_families import (
     ATTENTION,
     ENDS,
     GATED,
@@ -20,11 +23,8 @@ from decoder_families import (
     decoder,
     rope,
 )
-from jaxtyping import Array, Float, PRNGKeyArray
-from reference import Family
-from weight_rules import From, turned
-
-import eqxformer as ef
+from tests.parity.reference import Family
+from tests.parity.weight_rules import From, turned
 
 EXPERTS, TOP, EXPERT_HIDDEN = 4, 2, 48
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from jaxtyping import Array
-from weight_rules import Rules, fill, read
 
 import eqxformer as ef
+from tests.parity.weight_rules import Rules, fill, read
 
 torch.set_num_threads(1)  # the models are tiny and the tests share the cores
 
@@ -38,10 +38,6 @@ class Batch(eqx.Module):
     types: Any
     source: Any
     source_valid: Any
-
-    def positions(self) -> Any:
-        """The place of every token: real ones counted from 0."""
-        return np.maximum(np.cumsum(self.valid, axis=-1) - 1, 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

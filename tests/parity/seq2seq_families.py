@@ -5,12 +5,12 @@ from typing import Any
 import jax.numpy as jnp
 import torch
 import transformers as hf
-from decoder_families import DIM, HEADS, HIDDEN
 from jaxtyping import Array
-from reference import SEQ, SOURCE, VOCAB, Batch, Family, hidden, watched
-from weight_rules import From, turned, under
 
 import eqxformer as ef
+from tests.parity.decoder_families import DIM, HEADS, HIDDEN
+from tests.parity.reference import SEQ, SOURCE, VOCAB, Batch, Family, hidden, watched
+from tests.parity.weight_rules import From, turned, under
 
 READERS, WRITERS = 1, 2  # the depths of the two sides differ
 

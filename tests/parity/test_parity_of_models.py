@@ -1,11 +1,12 @@
 """Models built from our parts compute what the reference implementations compute."""
 
 import pytest
-from decoder_families import DECODERS
-from encoder_families import ENCODERS
-from expert_families import EXPERT_DECODERS
-from reference import REGIMES, errors
-from seq2seq_families import SEQ2SEQ
+
+from tests.parity.decoder_families import DECODERS
+from tests.parity.encoder_families import ENCODERS
+from tests.parity.expert_families import EXPERT_DECODERS
+from tests.parity.reference import REGIMES, errors
+from tests.parity.seq2seq_families import SEQ2SEQ
 
 FAMILIES = {**DECODERS, **EXPERT_DECODERS, **ENCODERS, **SEQ2SEQ}
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from decoder_families import rope
-from reference import error_of, float64_throughout
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.t5.modeling_t5 import T5Attention
 
 import eqxformer as ef
+from tests.parity.decoder_families import rope
+from tests.parity.reference import error_of, float64_throughout
 
 WIDTH, TRAINED = 64, 512  # of a head; tokens of the training
 PAIRS = range(WIDTH // 2)

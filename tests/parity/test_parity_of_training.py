@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from decoder_families import GPT2
-from reference import Arrays, error_of, float64_throughout, make_batch, tensors_of
-from weight_rules import fill, read
 
 import eqxformer as ef
+from tests.parity.decoder_families import GPT2
+from tests.parity.reference import Arrays, error_of, float64_throughout, make_batch, tensors_of
+from tests.parity.weight_rules import fill, read
 
 STEPS, RATE, BETAS, DECAY, CLIP = 5, 1e-2, (0.9, 0.95), 0.1, 0.5
-EPSILON = 1e-4  # large enough to be seen, and to keep Adam from magnifying the noise of small gradients
+EPSILON = (
+    1e-4  # large enough to be seen, and to keep Adam from magnifying the noise of small gradients
+)
 
 
 def train_theirs(model: torch.nn.Module, tokens: np.ndarray) -> tuple[list[float], Arrays]:
@@ -44,7 +46,9 @@ def test_five_steps_of_adamw():
         exact, exact_weights = train_theirs(copy.deepcopy(model).double(), tokens)
     narrow, narrow_weights = train_theirs(model, tokens)
 
-    settings = ef.AdamW(RATE, betas=BETAS, epsilon=EPSILON, weight_decay=DECAY, clip=ef.ClipByNorm(CLIP))
+    settings = ef.AdamW(
+        RATE, betas=BETAS, epsilon=EPSILON, weight_decay=DECAY, clip=ef.ClipByNorm(CLIP)
+    )
     optimizer = settings.build(STEPS)
     ours = fill(GPT2.config, GPT2.rules, start)
     state = ef.TrainState.create(ours, optimizer, key=jax.random.key(0))
@@ -57,7 +61,6 @@ def test_five_steps_of_adamw():
     noisy, true = (read(ours, GPT2.rules, each) for each in (narrow_weights, exact_weights))
     for key, array in ef.named_arrays(state.model).items():
         found.append(error_of(key, np.asarray(array), noisy[key], true[key]))
-    for e in found: print(e, e.error/e.tolerance)
     assert losses[-1] < losses[0] - 0.1
     wrong = [each for each in found if not each.error <= each.tolerance]
     assert not wrong, "\n" + "\n".join(map(str, wrong))

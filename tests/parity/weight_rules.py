@@ -48,6 +48,11 @@ def part(name: str, index: int, of: int) -> From:
     return From(name, lambda tensor: np.split(tensor, of, axis=-1)[index])
 
 
+def turned_part(name: str, index: int, of: int) -> From:
+    """One of several projections fused along the first axis of a weight stored as [out, in]."""
+    return From(name, lambda tensor: np.split(tensor, of)[index].T)
+
+
 def part_per_head(name: str, index: int, *, heads: int, of: int = 3) -> From:
     """One of several projections fused within every head, of a weight stored as [out, in]."""
 
