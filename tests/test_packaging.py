@@ -34,6 +34,7 @@ ORDER = [
     "inspect",
     "generation",
     "training",
+    "tour",
     "cli",
     "__main__",
 ]

@@ -12,6 +12,7 @@ from eqxformer.__about__ import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("eqxformer.cli.train:train", "Train a model; with no arguments, on text, at once."),
     "generate": ("eqxformer.cli.generate:generate", "Ask a trained model to go on from a prompt."),
+    "tour": ("eqxformer.cli.tour:tour", "See every component with its formula and its shapes."),
 }
 
 

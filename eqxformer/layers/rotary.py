@@ -46,8 +46,8 @@ class LinearScaling(Scaling):
 class DynamicNTK(Scaling):
     """A base that grows with the text: `base * s^(width / (width - 2))`.
 
-    `s = factor * n / n0 - factor + 1`, where `n` is the length of the text, never below the `n0 = original_length` of the training
-    (bloc97 and emozilla 2023).
+    `s = factor * n / n0 - factor + 1`, where `n` is the length of the text, never below the
+    `n0 = original_length` of the training (bloc97 and emozilla 2023).
     """
 
     factor: float

@@ -180,10 +180,10 @@ y = mlp(x)
         "all experts are used alike, and is added to the loss to keep it so.",
         "y = sum over the chosen e of weight[e] * expert[e](x)",
         """\
-expert = ef.GatedMLP.Config(hidden=13)
+expert = ef.MLP.Config(hidden=13)
 experts = ef.Experts(11, count=4, top=2, expert=expert, key=next(keys))
 y, losses = experts.run(x)
-print(losses.load_balance)
+print(f"{losses.load_balance:.2f}")
 """,
         X,
         {"losses.load_balance": "", **Y},
@@ -221,15 +221,14 @@ y = block(x)
         "one of them all, and a head scores labels.",
         "hidden = norm(block_2(block_1(embed(tokens))))",
         """\
-encoder_config = ef.Encoder.Config(
+config = ef.Encoder.Config(
     vocab=29, dim=11, embedding=embedding, blocks=(reader,) * 2, norm=ef.LayerNorm.Config()
 )
-encoder = encoder_config.build(key=next(keys))
+encoder = config.build(key=next(keys))
 hidden = encoder(tokens)
 vector = encoder.embed(tokens)
-labelled = ef.EncoderWithHead(
-    encoder=encoder_config, head=ef.SequenceHead.Config(labels=19), key=next(keys)
-)
+question = ef.SequenceHead.Config(labels=19)
+labelled = ef.EncoderWithHead(encoder=config, head=question, key=next(keys))
 scores = labelled(tokens)
 """,
         {"tokens": "batch seq"},
@@ -268,8 +267,8 @@ y = block(x, source, mask=ef.Causal())
         "Decoder blocks between an embedding and a head; causal by itself, so a mask need not be given.",
         "logits = head(norm(block_2(block_1(embed(tokens), source), source)))",
         """\
-decoder_config = ef.DecoderLM.Config(vocab=29, dim=11, embedding=embedding, blocks=(writer,) * 2)
-decoder = decoder_config.build(key=next(keys))
+config = ef.DecoderLM.Config(vocab=29, dim=11, embedding=embedding, blocks=(writer,) * 2)
+decoder = config.build(key=next(keys))
 logits = decoder(tokens, source)
 """,
         {"tokens": "batch seq", "source": "batch keys dim"},

@@ -63,12 +63,11 @@ def run(code: str, names: dict[str, Any]) -> list[str]:
     def show(*values: Any) -> None:
         shown.extend(f"  {line}" for line in " ".join(map(str, values)).splitlines())
 
-    names["print"] = show
+    names["print"], typed = show, code.splitlines()
     for statement in ast.parse(code).body:
-        source = ast.get_source_segment(code, statement) or ""
-        first, *rest = source.splitlines()
+        first, *rest = lines = typed[statement.lineno - 1 : statement.end_lineno]
         shown += [f"  >>> {first}", *(f"  ... {line}" for line in rest)]
-        exec(compile(source, "<tour>", "exec"), names)
+        exec(compile("\n".join(lines), "<tour>", "exec"), names)
     return shown
 
 
@@ -94,7 +93,7 @@ def _shapes(stop: Stop, names: dict[str, Any]) -> list[str]:
             array = eval(name, names)
             pairs = zip(axes.split(), array.shape, strict=True)
             spelled = " ".join(f"{axis}={size}" for axis, size in pairs) or "a single number"
-            lines.append(f"  {label}  {name:<{widest}}  {array.dtype}  {spelled}")
+            lines.append(f"  {label}  {name:<{widest}}  {array.dtype!s:<7}  {spelled}")
     return lines
 
 
