@@ -22,7 +22,12 @@ class Block(eqx.Module):
         self.attention_norm, self.feed_forward_norm = eqx.nn.LayerNorm(dim), eqx.nn.LayerNorm(dim)
         biases = {f"use_{name}_bias": True for name in ("query", "key", "value", "output")}
         attention = eqx.nn.MultiheadAttention(heads, dim, **biases, key=key)
-        for name, ours in (("query", "query"), ("key", "key"), ("value", "value"), ("output", "out")):
+        for name, ours in (
+            ("query", "query"),
+            ("key", "key"),
+            ("value", "value"),
+            ("output", "out"),
+        ):
             attention = eqx.tree_at(
                 lambda a, name=name: getattr(a, f"{name}_proj"),
                 attention,

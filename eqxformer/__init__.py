@@ -1,4 +1,4 @@
-"""Transformers as Equinox modules: decoder-only, encoder-only, encoder-decoder, from one set of parts.
+"""Transformers as Equinox modules: decoders, encoders, encoder-decoders, from one set of parts.
 
 Names are imported when first used: `import eqxformer` itself loads nothing, so that
 `eqxformer.check_shapes()` can come first.
@@ -31,6 +31,8 @@ _SINGLE = {"Config": "config", "Axes": "axes", "GLOSSARY": "axes", "leaf_axes": 
 def __getattr__(name: str) -> Any:
     if name in _SINGLE:
         return getattr(importlib.import_module(f"eqxformer.{_SINGLE[name]}"), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"eqxformer.{name}")
     if not name.startswith("_"):
         for room in _ROOMS:
             module = importlib.import_module(f"eqxformer.{room}")

@@ -192,7 +192,9 @@ def test_json_that_is_no_config_is_refused_with_the_reason(text, message):
         ef.Config.from_json(text)
 
 
-@pytest.mark.parametrize("text", ['{"type": "MLP", "hidden": 3.5}', '{"type": "MLP", "hidden": {}}'])
+@pytest.mark.parametrize(
+    "text", ['{"type": "MLP", "hidden": 3.5}', '{"type": "MLP", "hidden": {}}']
+)
 def test_json_with_a_value_of_a_wrong_type_is_refused(text):
     with pytest.raises((TypeError, ValueError), match=r"hidden|not a known type"):
         ef.Config.from_json(text)

@@ -47,4 +47,6 @@ def test_every_public_method_says_what_it_is():
 def public_names():
     """Functions and classes that people reach as `eqxformer.name`."""
     found = [n for n in dir(ef) if not n.startswith("_") and n not in ("Any", "TYPE_CHECKING")]
-    return [n for n in found if inspect.isroutine(getattr(ef, n)) or inspect.isclass(getattr(ef, n))]
+    return [
+        n for n in found if inspect.isroutine(getattr(ef, n)) or inspect.isclass(getattr(ef, n))
+    ]

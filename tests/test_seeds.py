@@ -52,7 +52,7 @@ def test_its_decoder_reads_a_source_of_another_width():
     assert not np.allclose(out, changed)
 
 
-# awf/functional-transformer: two parts that this library does not have, written where they are used.
+# awf/functional-transformer; two parts that the library does not have stand where they are used.
 
 
 class Standardize(ef.Norm):
@@ -185,7 +185,5 @@ def test_the_functional_transformer_is_its_formula(dim, d_v):
     assert not [path for path in named if "bias" in path or "out" in path]
     got = eqx.filter_jit(built)(ids)
     for row in range(2):
-        expected = _transcription(
-            named, heads, d_v, tau, lambda_e, lambda_pe, np.asarray(ids[row])
-        )
+        expected = _transcription(named, heads, d_v, tau, lambda_e, lambda_pe, np.asarray(ids[row]))
         np.testing.assert_allclose(got[row], expected, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Models from configs: shapes without memory, and the arrays of one model in the tree of another."""
+"""Models from configs: shapes without memory, and one model's arrays in another's tree."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -109,9 +109,7 @@ def _generate(
     return jax.lax.while_loop(going, step, carry)[2]  # pyright: ignore[reportArgumentType]
 
 
-def _row_keys(
-    key: PRNGKeyArray | None, rows: int, step: Array
-) -> Key[Array, " rows"] | None:
+def _row_keys(key: PRNGKeyArray | None, rows: int, step: Array) -> Key[Array, " rows"] | None:
     if key is None:
         return None
     now = jax.random.fold_in(key, step)

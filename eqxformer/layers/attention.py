@@ -179,6 +179,8 @@ class Attention(eqx.Module):
             key: switches dropout on.
         """
         if source is not None:
+            if positions is not None:
+                raise ValueError("`positions` are for self-attention; got a `source` beside them.")
             return self.look(x, self.remember(source), mask=mask, bias=bias, key=key)
         return self.run(x, mask=mask, positions=positions, bias=bias, key=key)[0]
 
@@ -221,7 +223,17 @@ class Attention(eqx.Module):
         bias: PositionBias | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch seq dim"]:
-        """Cross-attention of `x` to a source remembered earlier; `mask` is over the source."""
+        """Cross-attention of `x` to a source remembered earlier; `mask` is over the source.
+
+        Raises `NotImplementedError` for a config with rotary positions or a window, which are for
+        places in one sequence.
+        """
+        for name in ("rotary", "window"):
+            if getattr(self.config, name) is not None:
+                raise NotImplementedError(
+                    f"`{name}` is for self-attention; in cross-attention it must be None, "
+                    f"got {getattr(self.config, name)}."
+                )
         seen = _blank_padding(source.keys, source.values, mask)
         y = attend(
             self._queries(x),

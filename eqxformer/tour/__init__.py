@@ -1,4 +1,4 @@
-"""A walk through every component: what it is, its formula, the line to type, the shapes it gives."""
+"""A walk through every component: what it is, its formula, the line to type, its shapes."""
 
 from eqxformer.tour.walk import tour
 

@@ -51,8 +51,8 @@ Y = {"y": "batch seq dim"}
 STOPS = (
     Stop(
         "Token embedding",
-        "A text is a row of token ids. The table holds a learned vector for each; an id that is not "
-        "in the vocabulary is an error, never another token's vector.",
+        "A text is a row of token ids. The table holds a learned vector for each; an id that "
+        "is not in the vocabulary is an error, never another token's vector.",
         "x[t] = weight[id[t]]",
         """\
 tokens = jnp.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 28]])
@@ -64,8 +64,8 @@ x = table(tokens)
     ),
     Stop(
         "Positions",
-        "Attention does not know the order of tokens. Waves of falling frequency tell it; learned "
-        "positions, rotary positions, ALiBi and T5's biases are other ways.",
+        "Attention does not know the order of tokens. Waves of falling frequency tell it; "
+        "learned positions, rotary positions, ALiBi and T5's biases are other ways.",
         "p[t, 2i] = sin(t / 10000^(2i / dim))    p[t, 2i + 1] = cos(t / 10000^(2i / dim))",
         """\
 places = jnp.arange(5)
@@ -77,8 +77,8 @@ print(waves[:, :4])
     ),
     Stop(
         "Input embedding",
-        "What enters the first block: tokens and positions added, here with the tokens scaled as in "
-        "the first transformer. Token types, a norm and dropout may follow.",
+        "What enters the first block: tokens and positions added, here with the tokens scaled "
+        "as in the first transformer. Token types, a norm and dropout may follow.",
         "x = sqrt(dim) * tokens[id] + positions[t]",
         """\
 embedding = ef.InputEmbedding.Config(scale="sqrt(dim)", positions=ef.Sinusoids.Config())
@@ -90,8 +90,8 @@ x = embed(tokens)
     ),
     Stop(
         "Scaled dot-product attention",
-        "Every query takes an average of the values, weighted by how well it matches each key. The "
-        "weights of a query sum to one.",
+        "Every query takes an average of the values, weighted by how well it matches each "
+        "key. The weights of a query sum to one.",
         "y = softmax(query key^T / sqrt(head_dim)) value",
         """\
 query, key, value = (jax.random.normal(next(keys), (2, 3, 5, 7)) for _ in range(3))
@@ -105,8 +105,9 @@ print(weights[0, 0].sum(-1))
     ),
     Stop(
         "The causal mask",
-        "Who writes from left to right may not look ahead. A mask is a description that becomes an "
-        "array only where a kernel needs one; here are the squares that stay, and the weights.",
+        "Who writes from left to right may not look ahead. A mask is a description that "
+        "becomes an array only where a kernel needs one; here are the squares that stay, and "
+        "the weights.",
         "weight[query, key] = 0  where  key > query",
         """\
 print(ef.Causal().draw(5))
@@ -135,8 +136,8 @@ print(weights[1, 0, 0])
     ),
     Stop(
         "Multi-head attention",
-        "Several attentions side by side, each with queries, keys and values of its own, and a "
-        "projection of all their results together. Heads may be of any size.",
+        "Several attentions side by side, each with queries, keys and values of its own, and "
+        "a projection of all their results together. Heads may be of any size.",
         "y = concat over h of (softmax(q_h k_h^T / sqrt(head_dim)) v_h) @ out",
         """\
 attention = ef.Attention(11, heads=3, head_dim=7, key=next(keys))
@@ -149,8 +150,8 @@ print(ef.table(attention))
     ),
     Stop(
         "Layer norm",
-        "Every vector is brought to mean zero and deviation one, then scaled and shifted by what is "
-        "learned. Computed in float32 whatever the model's type.",
+        "Every vector is brought to mean zero and deviation one, then scaled and shifted by "
+        "what is learned. Computed in float32 whatever the model's type.",
         "y = (x - mean) / sqrt(var + eps) * weight + bias",
         """\
 norm = ef.LayerNorm(11)
@@ -163,8 +164,8 @@ print(y.std(-1))
     ),
     Stop(
         "Feed-forward",
-        "What a block does to each token by itself: up to a wider space, an activation, and down "
-        "again. `ef.GatedMLP` multiplies by a second projection.",
+        "What a block does to each token by itself: up to a wider space, an activation, and "
+        "down again. `ef.GatedMLP` multiplies by a second projection.",
         "y = down(relu(up(x)))",
         """\
 mlp = ef.MLP(11, hidden=13, activation="relu", key=next(keys))
@@ -176,8 +177,8 @@ y = mlp(x)
     ),
     Stop(
         "Mixture of experts",
-        "Many feed-forwards, of which a router sends each token to a few. Load balance is 1 when "
-        "all experts are used alike, and is added to the loss to keep it so.",
+        "Many feed-forwards, of which a router sends each token to a few. Load balance is 1 "
+        "when all experts are used alike, and is added to the loss to keep it so.",
         "y = sum over the chosen e of weight[e] * expert[e](x)",
         """\
 expert = ef.MLP.Config(hidden=13)
@@ -190,8 +191,8 @@ print(f"{losses.load_balance:.2f}")
     ),
     Stop(
         "Residual wiring",
-        "Every branch adds to a stream that runs through the whole model. Which norms are there "
-        "makes it pre-norm, post-norm or sandwich-norm.",
+        "Every branch adds to a stream that runs through the whole model. Which norms are "
+        "there makes it pre-norm, post-norm or sandwich-norm.",
         "y = out_norm(x + scale * post_norm(branch(pre_norm(x))))",
         """\
 residual = ef.Residual(11, pre_norm=ef.LayerNorm.Config())
@@ -217,8 +218,8 @@ y = block(x)
     ),
     Stop(
         "Encoder",
-        "An embedding, blocks, a norm: a vector for every token that knows its context. Pooling makes "
-        "one of them all, and a head scores labels.",
+        "An embedding, blocks, a norm: a vector for every token that knows its context. "
+        "Pooling makes one of them all, and a head scores labels.",
         "hidden = norm(block_2(block_1(embed(tokens))))",
         """\
 config = ef.Encoder.Config(
@@ -236,8 +237,8 @@ scores = labelled(tokens)
     ),
     Stop(
         "Cross-attention",
-        "Queries come from one sequence, keys and values from another: how a decoder reads its source, "
-        "which here has 17 tokens.",
+        "Queries come from one sequence, keys and values from another: how a decoder reads "
+        "its source, which here has 17 tokens.",
         "y = softmax(query(x) key(source)^T / sqrt(head_dim)) value(source) @ out",
         """\
 source_tokens = jax.random.randint(next(keys), (2, 17), 0, 29)
@@ -251,8 +252,8 @@ y = cross(x, source)
     ),
     Stop(
         "Decoder block",
-        "Three branches: causal attention to what is written, cross-attention to the source, a "
-        "feed-forward.",
+        "Three branches: causal attention to what is written, cross-attention to the source, "
+        "a feed-forward.",
         "x = x + attention(norm(x))\nx = x + cross(norm(x), source)\ny = x + mlp(norm(x))",
         """\
 writer = reader.edit(cross_attention=ef.Attention.Config(heads=3, head_dim=7))
@@ -264,7 +265,8 @@ y = block(x, source, mask=ef.Causal())
     ),
     Stop(
         "Decoder",
-        "Decoder blocks between an embedding and a head; causal by itself, so a mask need not be given.",
+        "Decoder blocks between an embedding and a head; causal by itself, so a mask need not "
+        "be given.",
         "logits = head(norm(block_2(block_1(embed(tokens), source), source)))",
         """\
 config = ef.DecoderLM.Config(vocab=29, dim=11, embedding=embedding, blocks=(writer,) * 2)
@@ -276,8 +278,9 @@ logits = decoder(tokens, source)
     ),
     Stop(
         "Output layer",
-        "A score for every token of the vocabulary. Their log-softmax are log-probabilities: of the "
-        "exponentials each row sums to one. `ef.TiedHead` uses the embedding's own table.",
+        "A score for every token of the vocabulary. Their log-softmax are log-probabilities: "
+        "of the exponentials each row sums to one. `ef.TiedHead` uses the embedding's own "
+        "table.",
         "log_probabilities = log_softmax(x @ weight)",
         """\
 head = ef.LinearHead(11, 29, key=next(keys))
@@ -290,8 +293,8 @@ print(jnp.exp(log_probabilities).sum(-1))
     ),
     Stop(
         "Encoder-decoder",
-        "The first transformer, whole: the encoder reads 17 tokens, the decoder scores what follows "
-        "each of 5. `ef.families` has it, T5, GPT, Llama and BERT ready made.",
+        "The first transformer, whole: the encoder reads 17 tokens, the decoder scores what "
+        "follows each of 5. `ef.families` has it, T5, GPT, Llama and BERT ready made.",
         "logits = decoder(target, encoder(source))",
         """\
 config = ef.families.transformer(vocab=29, dim=11, layers=2, heads=3, head_dim=7, hidden=13)
@@ -304,8 +307,8 @@ print(ef.table(translator, depth=2))
     ),
     Stop(
         "Language model",
-        "A decoder without a source: at every place, the scores of the next token. The config is the "
-        "architecture; `config.edit` changes any part of it by its path.",
+        "A decoder without a source: at every place, the scores of the next token. The config "
+        "is the architecture; `config.edit` changes any part of it by its path.",
         "logits = head(norm(block_2(block_1(embed(tokens)))))",
         """\
 config = ef.DecoderLM.Config(vocab=29, dim=11, embedding=embedding, blocks=(reader,) * 2)
@@ -319,8 +322,8 @@ logits = model(tokens)
     ),
     Stop(
         "The cache",
-        "Keys and values of earlier tokens are kept, so that a new token costs one step. A cache has a "
-        "fixed number of slots; the logits are those of the whole text.",
+        "Keys and values of earlier tokens are kept, so that a new token costs one step. A "
+        "cache has a fixed number of slots; the logits are those of the whole text.",
         "keys[slot t] = key(x[t])    values[slot t] = value(x[t])",
         """\
 model = config.edit("blocks.*.attention", window=None).build(key=next(keys))
@@ -335,8 +338,8 @@ remembered = cache.blocks[0].attention.keys
     ),
     Stop(
         "Generation",
-        "The prompt in one pass, then a token a step: the likeliest, or one drawn at a temperature. A "
-        "key gives each row the same text in any batch.",
+        "The prompt in one pass, then a token a step: the likeliest, or one drawn at a "
+        "temperature. A key gives each row the same text in any batch.",
         "token ~ softmax(logits / temperature)",
         """\
 print(ef.generate(model, tokens, max_new_tokens=7))

@@ -110,7 +110,7 @@ def test_any_leading_axes_give_the_same_as_one_sequence_and_as_vmap(name):
 
 @pytest.mark.parametrize("name", ["writer", "parallel, one norm"])
 def test_a_key_switches_dropout_on_and_another_key_draws_anew(name):
-    edits = (("*_residual", "attention") if name == "writer" else ("", "attention"))
+    edits = ("*_residual", "attention") if name == "writer" else ("", "attention")
     config = BLOCKS[name]
     for path in edits:
         config = config.edit(path, dropout=0.5)
@@ -145,4 +145,3 @@ def test_a_source_is_remembered_once_and_gives_the_same():
         y, cache, _ = step(x[:, i : i + 1], cache)
         steps.append(y)
     close(np.concatenate(steps, axis=1), _run(part, x, source, mask=ef.Causal()))
-

@@ -90,7 +90,7 @@ def test_blocks_are_drawn_alike_in_every_layout_and_differ_among_themselves():
 
     @eqx.filter_jit
     def names(layout):
-        config = decoder(same, same, same, dim=2, layout=layout)
+        config = decoder(same.edit("attention", window=1), same, same, dim=2, layout=layout)
         return ef.named_arrays(config.build(key=jax.random.key(5)))
 
     single, stacked = names(ef.Unrolled()), names(ef.Scanned())
@@ -154,7 +154,9 @@ def test_what_is_not_saved_is_computed_again_in_the_backward_pass(kind):
         assert (found["checkpoint"] + found["remat2"] > 0) == (remat is not None)
         return found["dot_general"]
 
-    everything_saved, dots_saved, nothing_saved = map(products, (None, "dots_saved", "nothing_saved"))
+    everything_saved, dots_saved, nothing_saved = map(
+        products, (None, "dots_saved", "nothing_saved")
+    )
     assert everything_saved <= dots_saved < nothing_saved
 
 

@@ -141,7 +141,9 @@ def test_a_config_of_gigantic_sizes_is_compared_before_any_memory_is_used(small,
     values = json.loads(path.read_text())
     values["model"]["vocab"] = 10**12
     path.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"tokens\.weight is \(13, 6\), expected \(1000000000000, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"tokens\.weight is \(13, 6\), expected \(1000000000000, 6\)"
+    ):
         ef.load(tmp_path)
 
 

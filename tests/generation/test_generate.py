@@ -37,9 +37,7 @@ def _ragged():
 @pytest.mark.parametrize("name", ["gpt", "gemma", "experts and sinks", "relative"])
 def test_greedy_is_the_argmax_loop_for_ragged_rows_padded_on_either_side(name):
     ids, valid, texts = _ragged()
-    made = ef.generate(
-        model(name), jnp.asarray(ids), max_new_tokens=NEW, valid=jnp.asarray(valid)
-    )
+    made = ef.generate(model(name), jnp.asarray(ids), max_new_tokens=NEW, valid=jnp.asarray(valid))
     np.testing.assert_array_equal(made, _greedy(name, texts))
 
 
@@ -93,9 +91,7 @@ def test_any_of_several_stop_ids_ends_a_row_and_the_first_of_them_fills_it():
     prompts = tokens(2, 4)
     free = np.asarray(ef.generate(model("gpt"), prompts, max_new_tokens=NEW))
     filler = next(i for i in range(VOCAB) if i not in free)
-    made = ef.generate(
-        model("gpt"), prompts, max_new_tokens=NEW, stop=(filler, int(free[0, 0]))
-    )
+    made = ef.generate(model("gpt"), prompts, max_new_tokens=NEW, stop=(filler, int(free[0, 0])))
     assert made[0].tolist() == [int(free[0, 0])] + [filler] * (NEW - 1)
 
 
@@ -242,8 +238,6 @@ def test_what_cannot_be_generated_is_refused_with_the_reason(name, changes, mess
 
 
 def test_an_encoder_refuses_a_source_longer_than_its_positions():
-    config = SEQ2SEQ["t5"].edit(
-        "encoder.embedding", positions=ef.LearnedPositions.Config(length=4)
-    )
+    config = SEQ2SEQ["t5"].edit("encoder.embedding", positions=ef.LearnedPositions.Config(length=4))
     with pytest.raises(ValueError, match="The encoder has 4 positions; got a source of 5 tokens"):
         ef.generate(filled(config), tokens(1, 5), max_new_tokens=1, start=0)

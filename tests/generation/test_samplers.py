@@ -45,9 +45,7 @@ def test_top_k_keeps_the_likeliest_and_their_proportions():
 
 def test_top_k_of_one_is_greedy_and_of_more_than_all_changes_nothing():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((50, 7)), jnp.float32)
-    np.testing.assert_array_equal(
-        _draw(ef.Sample(5.0, top_k=1), logits), ef.Greedy()(logits, None)
-    )
+    np.testing.assert_array_equal(_draw(ef.Sample(5.0, top_k=1), logits), ef.Greedy()(logits, None))
     np.testing.assert_array_equal(_draw(ef.Sample(top_k=99), logits), _draw(ef.Sample(), logits))
 
 

@@ -72,7 +72,7 @@ def test_no_batch_axis_one_and_two_are_the_same_function_and_equal_vmap(name):
     assert_close((two, outer, one, none), (mapped, mapped, mapped[0], mapped[0, 0]), 1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["layer norm", "gated mlp", "experts", "attention"])
 def test_jit_changes_nothing(name):
     x = normal(1, 2, SEQ, DIM)
     compiled = quick_jit(lambda part, x: call(part, name, x))(part(name), x)

@@ -106,12 +106,17 @@ def test_sinusoids_start_with_sines_of_zero_and_cosines_of_zero():
 def test_positions_take_one_sequence_or_batches(learned):
     positions = jnp.array([[[0, 1], [1, 4]]])
     for part in (learned, ef.Sinusoids(4)):
-        whole = part(positions)
+
+        @jax.jit
+        def forms(positions, part=part):
+            each = part(positions[0]), part(positions[0, 0]), part(positions[:, :0])
+            return part(positions), jax.vmap(jax.vmap(part))(positions), *each
+
+        whole, mapped, one, none, empty = map(np.asarray, forms(positions))
         assert whole.shape == (1, 2, 2, 4)
-        assert (whole[0] == part(positions[0])).all()
-        assert (whole[0, 0] == part(positions[0, 0])).all()
-        np.testing.assert_array_equal(jax.vmap(jax.vmap(part))(positions), whole)
-        assert part(jnp.zeros((2, 0), jnp.int32)).shape == (2, 0, 4)
+        assert empty.shape == (1, 0, 2, 4)
+        for found, expected in [(mapped, whole), (one, whole[0]), (none, whole[0, 0])]:
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_an_embedding_of_no_ids_is_empty(table):

