@@ -10,7 +10,15 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_end_with_their_file():
+    """What a file has compiled is let go after it: a worker would grow to gigabytes otherwise."""
+    yield
+    jax.clear_caches()

@@ -228,12 +228,7 @@ class Attention(eqx.Module):
         Raises `NotImplementedError` for a config with rotary positions or a window, which are for
         places in one sequence.
         """
-        for name in ("rotary", "window"):
-            if getattr(self.config, name) is not None:
-                raise NotImplementedError(
-                    f"`{name}` is for self-attention; in cross-attention it must be None, "
-                    f"got {getattr(self.config, name)}."
-                )
+        self._refuse_places()
         seen = _blank_padding(source.keys, source.values, mask)
         y = attend(
             self._queries(x),
@@ -261,6 +256,7 @@ class Attention(eqx.Module):
     ) -> Float[Array, "*batch heads seq keys"]:
         """How much of each key goes into each query's result, per head; arguments as in a call."""
         if source is not None:
+            self._refuse_places()
             query, keys = self._queries(x), self.remember(source).keys
             places = _counted(x, keys)
         else:
@@ -312,6 +308,15 @@ class Attention(eqx.Module):
     def _keys_values(self, source: Array) -> tuple[Array, Array]:
         keys = self._heads(self.key(source), self.head_dim, self.key_norm)
         return keys, _split(self.value(source), self.value_dim)
+
+    def _refuse_places(self) -> None:
+        for name in ("rotary", "window"):
+            value = getattr(self.config, name)
+            if value is not None:
+                raise NotImplementedError(
+                    f"`{name}` is for self-attention; in cross-attention it must be None, "
+                    f"got {value}."
+                )
 
     def _heads(self, x: Array, size: int, norm: Norm) -> Array:
         """[*batch seq heads*size] to [*batch heads seq size], normalised before or after."""

@@ -91,6 +91,16 @@ def test_a_run_directory_that_cannot_be_made(here, capsys):
     assert [path.name for path in here.iterdir()] == ["file"]
 
 
+def test_ctrl_c_before_training_leaves_nothing(command, here, monkeypatch):
+    def press(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eqxformer.training.recipes.language_model.read_corpus", press)
+    code, out, err = command("train")
+    assert (code, out, err.strip()) == (130, "", "Error: interrupted.")
+    assert not list(here.iterdir())
+
+
 def test_a_command_that_does_not_exist(command, here):
     assert "No such command 'trian'; see eqxformer --help" in refused(command, here, "trian")
 

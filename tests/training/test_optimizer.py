@@ -6,7 +6,10 @@ import optax
 import pytest
 from jaxtyping import Array, Float
 
+from eqxformer.blocks import Scanned, Unrolled
+from eqxformer.checkpoints.native import shapes
 from eqxformer.config import Config
+from eqxformer.models import families
 from eqxformer.training.optimizer import SGD, AdamW, ClipByNorm, ClipByValue, decays, trainable
 from eqxformer.training.schedules import (
     InverseSquareRoot,
@@ -62,6 +65,15 @@ def test_stacked_vectors_stay_vectors_for_the_decay():
     model = Stacked(jnp.ones((3, 4)), jnp.ones((3, 4, 8)), jnp.ones((2, 8)))
     mask = decays(model)
     assert (mask.gain, mask.weight, mask.bias) == (False, True, False)
+
+
+@pytest.mark.parametrize("layout", [Unrolled(), Scanned()])
+def test_norms_and_biases_of_a_model_never_decay_however_its_layers_are_stored(layout):
+    config = families.gpt(vocab=11, dim=8, layers=3, heads=2, context=8).edit(layout=layout)
+    mask = jax.tree_util.tree_leaves_with_path(decays(shapes(config)))
+    for path, decaying in mask:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        assert decaying == (name.endswith("weight") and "norm" not in name), name
 
 
 def test_arrays_without_axis_words_decay_by_their_number_of_axes():
