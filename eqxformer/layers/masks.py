@@ -178,6 +178,9 @@ class Segments(Mask):
 class Prefix(Mask):
     """Prefix-LM: the first `length` tokens see each other, the rest is causal (Raffel et al. 2020).
 
+    `length` counts places from the start of a row: with padding on the left, count the padding too,
+    except with a cache, which holds no padding and counts real tokens alone.
+
     Drawn for `length = 2`:
 
         ■ ■ · ·

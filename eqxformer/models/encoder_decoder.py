@@ -116,6 +116,7 @@ class EncoderDecoder(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "*batch seq dim"], RouterLosses | None]:
         """The decoder's hidden states before the head, and the routers' losses of both sides."""
+        across = _across(source_mask, cross_mask)
         encoder_key, decoder_key = split(key, 2)
         encoded, encoder_losses = self.encoder.run(
             source, mask=source_mask, positions=source_positions, key=encoder_key
@@ -125,7 +126,7 @@ class EncoderDecoder(eqx.Module):
             encoded,
             mask=mask,
             positions=positions,
-            source_mask=_across(source_mask, cross_mask),
+            source_mask=across,
             table=self._shared_table(),
             key=decoder_key,
         )

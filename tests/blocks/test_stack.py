@@ -82,10 +82,10 @@ def test_a_window_keeps_a_ring_of_its_own_length_and_other_blocks_keep_everythin
 
 
 def test_blocks_are_drawn_alike_in_every_layout_and_differ_among_themselves():
-    linear = ef.Linear.Config(init=ef.Normal(1.0))
+    drawn, zero = ef.Linear.Config(init=ef.Normal(1.0)), ef.Linear.Config(init=ef.Zeros())
     same = ef.Block.Config(
-        ef.Attention.Config(1, query=linear, key=linear, value=linear, out=linear),
-        ef.MLP.Config(hidden=2, up=linear, down=linear),
+        ef.Attention.Config(1, query=drawn, key=drawn, value=zero, out=zero),
+        ef.MLP.Config(hidden=2, up=zero, down=zero),
     )
 
     @eqx.filter_jit

@@ -1,0 +1,5 @@
+"""`python -m eqxformer` is `eqxformer`."""
+
+from eqxformer.cli import main
+
+main()
