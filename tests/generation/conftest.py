@@ -1,0 +1,3 @@
+from tests.helpers.quick import compiled_quickly
+
+__all__ = ["compiled_quickly"]
