@@ -12,6 +12,7 @@ from eqxformer.__about__ import __version__
 from eqxformer.checks import ShapeError, check_shapes
 
 if TYPE_CHECKING:  # what `__getattr__` finds, said to editors and type checkers
+    from eqxformer.architectures import *  # noqa: F403
     from eqxformer.axes import GLOSSARY, Axes, leaf_axes
     from eqxformer.blocks import *  # noqa: F403
     from eqxformer.checkpoints import *  # noqa: F403
@@ -20,11 +21,22 @@ if TYPE_CHECKING:  # what `__getattr__` finds, said to editors and type checkers
     from eqxformer.inspect import *  # noqa: F403
     from eqxformer.layers import *  # noqa: F403
     from eqxformer.models import *  # noqa: F403
+    from eqxformer.pretrained import *  # noqa: F403
     from eqxformer.training import *  # noqa: F403
 
 checks.install_from_environment()
 
-_ROOMS = ("layers", "blocks", "models", "checkpoints", "inspect", "generation", "training")
+_ROOMS = (
+    "layers",
+    "blocks",
+    "models",
+    "checkpoints",
+    "architectures",
+    "pretrained",
+    "inspect",
+    "generation",
+    "training",
+)
 _SINGLE = {"Config": "config", "Axes": "axes", "GLOSSARY": "axes", "leaf_axes": "axes"}
 
 

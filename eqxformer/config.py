@@ -1,5 +1,6 @@
 """The base of every `Config`: frozen, typed, printable, editable, to and from JSON."""
 
+import collections
 import dataclasses
 import difflib
 import fnmatch
@@ -159,9 +160,14 @@ def takes_options(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """The JSON object in a text; `ValueError` for anything else, also for a key given twice."""
+    """The JSON object in a text; `ValueError` for anything else.
+
+    That includes a key given twice and a number that is not finite.
+    """
     try:
-        values = json.loads(text, object_pairs_hook=_unique)
+        values = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"This is not JSON: {error}.") from None
     if not isinstance(values, dict):
@@ -303,10 +309,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; one that says a thing twice is refused, not read as its last word."""
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"`{twice}` is there twice")
+        (twice, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"`{repr(twice[:80])[1:-1]}` is there twice")
     return values
+
+
+def _finite(text: str) -> float:
+    """A JSON number; the words that Python reads as one, and 1e999, are refused."""
+    value = float(text)
+    if not math.isfinite(value):
+        wanted = "a number" if math.isnan(value) else "finite"
+        raise ValueError(f"a value must be {wanted}; got {text[:20].lower()}")
+    return value
 
 
 def _plain(value: Any) -> Any:
@@ -356,7 +370,7 @@ def _lines(config: Config, indent: int = 0, label: str = "") -> list[str]:
     shown = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if not _required(field) and value == field.default:
+        if not field.repr or (not _required(field) and value == field.default):
             continue
         shown.append(_field_lines(field.name, value, indent + 2))
     line = f"{label}{config.type_name}({', '.join(lines[0] for lines in shown)})"

@@ -4,57 +4,74 @@ Names in the file are the paths of the model's arrays. Nothing a file names is e
 executed; a tensor too many, too few or of another shape is an error that lists all of them.
 """
 
+import contextlib
 import json
 import os
 import pathlib
-import tempfile
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from eqxformer.blocks.block import AbstractBlock
+from eqxformer.checkpoints._replacing import sync
+from eqxformer.checkpoints._writing import write_file
+from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.names import named_arrays
 from eqxformer.checkpoints.rebuild import differences, expected, shapes, with_arrays
-from eqxformer.config import Config, json_object
+from eqxformer.checkpoints.tensor_files import WEIGHTS, TensorFiles, read_json
+from eqxformer.config import Config, paths
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
 _FORMAT = "eqxformer"
+_MAX_CONFIG = 4 * 2**20  # bytes; a block of many options has some 3,000
+_MAX_BLOCKS = 2048
 
 
 def save(model: eqx.Module, directory: str | os.PathLike[str]) -> None:
     """Writes a model to a directory, which is made if it is not there.
 
-    Each file is written beside its place and then renamed, so that a reader never sees half of it.
+    Each file is written beside its place and then renamed, so that a reader never sees half of it;
+    after an exception both are what they were. Where the config is the one that is there already,
+    only the weights are replaced, in one step. Otherwise the old config goes first and the new one
+    comes last: a process killed in between leaves no config, and never weights beside the config of
+    another model.
 
     Arguments:
         model: any model with a `config` that builds it.
-        directory: where `config.json` and `model.safetensors` go.
+        directory: where `config.json` and `model.safetensors` go. Other files stay as they are.
 
-    Raises `ValueError` for arrays that the config would not make, since `load` could not read them.
+    Raises `ValueError` for what `load` could not read: arrays that the config would not make, and
+    more than 2,048 blocks.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, Config):
         raise ValueError(f"`save` needs a model with a `config`; {type(model).__name__} has none.")
-    arrays = {key: np.asarray(value) for key, value in named_arrays(model).items()}
+    arrays = named_arrays(model)
     wrong = differences({k: v.shape for k, v in arrays.items()}, expected(shapes(config)))
     if wrong:
         raise ValueError("The model is not the one of its config:\n  " + "\n  ".join(wrong))
-    text = json.dumps({"format": _FORMAT, "model": config.to_dict()}, indent=2)
+    values = {"format": _FORMAT, "model": config.to_dict()}
+    text = (json.dumps(values, indent=2) + "\n").encode()
+    if len(text) > _MAX_CONFIG or _listed(values) > _MAX_BLOCKS:
+        raise ValueError(f"The format has room for {_MAX_BLOCKS:,} blocks; the model has more.")
     folder = pathlib.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / WEIGHTS, lambda path: save_file(arrays, path, metadata={"format": _FORMAT}))
-    _replace(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    with _hidden(folder, WEIGHTS) as weights, _hidden(folder, CONFIG) as settings:
+        write_file(weights, _tensors(arrays), {"format": _FORMAT})
+        _write(settings, text)
+        _put(folder, {WEIGHTS: weights, CONFIG: settings}, text)
 
 
 def load(directory: str | os.PathLike[str]) -> Any:
     """The model that `save` wrote to a directory.
 
-    Raises `FileNotFoundError` for a file that is not there, and `ValueError` for one that is not
-    what it should be: every missing, unexpected or wrongly shaped tensor is listed.
+    Raises `CheckpointError`, a `ValueError`, for files that are not what they should be: every
+    missing, unexpected or wrongly shaped tensor is listed. Where a file is not there the error is a
+    `FileNotFoundError` too. All of it is found before any number is read.
 
     Example:
         >>> import equinox as eqx, eqxformer as ef, jax, tempfile
@@ -67,54 +84,116 @@ def load(directory: str | os.PathLike[str]) -> Any:
         True
     """
     folder = pathlib.Path(directory)
-    skeleton = shapes(load_config(folder))
-    return with_arrays(skeleton, _read(folder / WEIGHTS, expected(skeleton)))
+    config, files = load_config(folder), TensorFiles.open(folder)
+    skeleton = _skeleton(config, files, folder / CONFIG)
+    found = {name: files.shape(name) for name in files.names}
+    wrong = differences(found, expected(skeleton))
+    if wrong:
+        lines = "\n  ".join(wrong)
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit its {CONFIG}:\n  {lines}")
+    for name in files.names:
+        _check_kept(folder / WEIGHTS, name, files.dtype(name))
+    return with_arrays(skeleton, {n: jax.numpy.asarray(files.read(n)) for n in files.names})
 
 
 def load_config(directory: str | os.PathLike[str]) -> Config:
     """The config tree in a directory that `save` wrote; errors as for `load`."""
     path = pathlib.Path(directory) / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"No {CONFIG} in {path.parent}; is this a saved model?")
-    try:
-        values = json_object(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    values = read_json(path, limit_bytes=_MAX_CONFIG)
     if values.get("format") != _FORMAT or not isinstance(values.get("model"), dict):
-        raise ValueError(f"{path} was not written by eqxformer's `save`.")
-    return Config.from_dict(values["model"])
-
-
-def _read(path: pathlib.Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, Array]:
-    if not path.is_file():
-        raise FileNotFoundError(f"No {WEIGHTS} in {path.parent}; is this a saved model?")
+        raise CheckpointError(f"{path} was not written by eqxformer's `save`.")
+    if _listed(values) > _MAX_BLOCKS:
+        raise CheckpointError(f"{path} may describe {_MAX_BLOCKS:,} blocks; it describes more.")
     try:
-        with safe_open(path, framework="numpy") as file:
-            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-            wrong = differences(found, wanted)
-            if wrong:
-                raise ValueError(f"{path} does not fit its {CONFIG}:\n  " + "\n  ".join(wrong))
-            return {key: _on_device(path, key, file.get_tensor(key)) for key in found}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
+        return Config.from_dict(values["model"])
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
-def _on_device(path: pathlib.Path, key: str, array: np.ndarray) -> Array:
-    """The array for JAX, which would turn float64 into float32 without a word."""
-    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
-        raise ValueError(
-            f"{path}: {key} is {array.dtype}, which JAX only keeps with `jax_enable_x64` on."
+def _skeleton(config: Config, files: TensorFiles, where: pathlib.Path) -> Any:
+    """The shapes of the model, made only if there are files for one of its kind."""
+    blocks = sum(isinstance(part, AbstractBlock.Config) for part in paths(config).values())
+    if blocks > 64 + len(files):  # a block without arrays is rare, and building one takes time
+        raise CheckpointError(
+            f"{where} describes {blocks:,} blocks; {len(files)} tensors are there."
         )
-    return jax.numpy.asarray(array)
-
-
-def _replace(path: pathlib.Path, write: Any) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
     try:
-        write(pathlib.Path(temporary))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
+        return shapes(config)
+    except (ValueError, TypeError, OverflowError) as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{where} describes no model: {first}") from error
+
+
+def _listed(values: Any) -> int:
+    """How many objects of a JSON value are items of a list: the blocks of a config."""
+    if isinstance(values, dict):
+        return sum(map(_listed, values.values()))
+    if isinstance(values, list):
+        return sum(isinstance(v, dict) + _listed(v) for v in values)
+    return 0
+
+
+def _check_kept(path: pathlib.Path, name: str, dtype: np.dtype[Any]) -> None:
+    """Raises for float64, which JAX would turn into float32 without a word."""
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise CheckpointError(
+            f"{path}: {name} is {dtype}, which JAX only keeps with `jax_enable_x64` on."
+        )
+
+
+def _tensors(
+    arrays: Mapping[str, Any],
+) -> Iterator[tuple[str, Callable[[], np.ndarray], tuple[int, ...], Any]]:
+    for name, array in arrays.items():
+        yield name, lambda array=array: np.asarray(array), array.shape, array.dtype
+
+
+@contextlib.contextmanager
+def _hidden(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+    """A path beside a file's own, which no reader looks at; in the end nothing is left there."""
+    path = folder / f".{name}.{secrets.token_hex(8)}"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write(path: pathlib.Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _put(folder: pathlib.Path, new: Mapping[str, pathlib.Path], config: bytes) -> None:
+    """Renames the new files to their names; the old ones are put back if anything fails."""
+    names = [WEIGHTS] if _same(folder / CONFIG, config) else [CONFIG, WEIGHTS]
+    with contextlib.ExitStack() as undo:
+        # The rename alone replaces a file; two files need the old ones out of the way before.
+        old = [_aside(folder / name, undo) for name in names[1:] and names]
+        for name in reversed(names):
+            os.replace(new[name], folder / name)
+        undo.pop_all()
+    for path in old:
+        path.unlink(missing_ok=True)
+    sync(folder)
+
+
+def _aside(path: pathlib.Path, undo: contextlib.ExitStack) -> pathlib.Path:
+    """Moves a file, if it is there, to a hidden path; `undo` makes all as it was."""
+    aside, there = path.with_name(f".{path.name}.{secrets.token_hex(8)}"), path.exists()
+
+    def put_back() -> None:
+        if aside.exists():
+            os.replace(aside, path)
+        elif not there:
+            path.unlink(missing_ok=True)
+
+    undo.callback(put_back)
+    if there:
+        os.replace(path, aside)
+    return aside
+
+
+def _same(path: pathlib.Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content

@@ -1,0 +1,164 @@
+"""What all decoder-only architectures are used as: a language model, its body, a classifier."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from eqxformer.checkpoints.architecture import Architecture, Task
+from eqxformer.checkpoints.rules import Rule, Rules, turned, under, unprefixed
+from eqxformer.checkpoints.settings import THEIR_ACTIVATIONS, Settings
+from eqxformer.layers.linear import Linear
+from eqxformer.models.decoder_lm import DecoderLM
+from eqxformer.models.encoder import Encoder, EncoderWithHead
+from eqxformer.models.heads import LabelHead, LinearHead, Pooling, SequenceHead, TiedHead
+
+# Buffers that older versions wrote beside the weights.
+BUFFERS = (
+    *("*.rotary_emb.inv_freq", "*.attn.bias", "*.attn.masked_bias"),
+    *("*.attention.bias", "*.attention.masked_bias"),
+)
+# The words of the GPTs, whose tanh GELU is rounded otherwise than the one that others name.
+GPT_ACTIVATIONS = {**THEIR_ACTIVATIONS, "gelu_tanh": "gelu_new"}
+
+
+def decoder(
+    model_type: str,
+    name: str,
+    config: Callable[[Settings], DecoderLM.Config],
+    rules: Rules | Callable[[Any], Rules],
+    *,
+    prefix: str = "model.",
+    causal: str = "ForCausalLM",
+    score: Rule = turned("head.linear", "score"),
+    token_score: Rule = turned("head.linear", "score"),
+    ignored: tuple[str, ...] = (),
+    describe: Callable[[DecoderLM.Config], Mapping[str, Any]] | None = None,
+) -> Architecture:
+    """An architecture whose four classes are made from the config and the rules of one.
+
+    Arguments:
+        name: what the names of the classes begin with.
+        config, rules: of the language model; names of theirs with the prefix.
+        causal: how the name of the language model's class ends.
+        score, token_score: where the heads are that score the labels of a text and of a token.
+        ignored: patterns of tensors without use.
+        describe: the settings of a language model's config.
+    """
+    of = rules if callable(rules) else lambda _: rules
+
+    def whole(settings: Settings) -> DecoderLM.Config:
+        settings.skip("classifier_dropout")  # of one head
+        return config(settings)
+
+    def body(settings: Settings) -> Encoder.Config:
+        return without_head(whole(settings))
+
+    def sequence(settings: Settings) -> EncoderWithHead.Config:
+        labels = SequenceHead.Config(
+            settings.labels(), Pooling.Config(take="last"), linear=Linear.Config(bias=False)
+        )
+        return EncoderWithHead.Config(body(settings), labels)
+
+    def tokens(settings: Settings) -> EncoderWithHead.Config:
+        rate = settings.rate("classifier_dropout", 0.1)
+        return EncoderWithHead.Config(body(settings), LabelHead.Config(settings.labels(), rate))
+
+    def headed(rule: Rule) -> Callable[[EncoderWithHead.Config], Rules]:
+        return lambda tree: (*under("encoder", "", *of(tree.encoder)), rule)
+
+    def bare(tree: Encoder.Config) -> Rules:
+        return unprefixed(of(tree), prefix)
+
+    ignored = (*BUFFERS, *ignored)
+    return Architecture(
+        model_type,
+        {
+            name + causal: Task(whole, of, prefix, ignored),
+            name + "Model": Task(body, bare, prefix, ignored),
+            name + "ForSequenceClassification": Task(sequence, headed(score), prefix, ignored),
+            name + "ForTokenClassification": Task(tokens, headed(token_score), prefix, ignored),
+        },
+        None if describe is None else _describing(describe),
+    )
+
+
+def without_head(tree: DecoderLM.Config) -> Encoder.Config:
+    """A decoder's body as an encoder that looks back only; it pools the last token."""
+    return Encoder.Config(
+        vocab=tree.vocab,
+        dim=tree.dim,
+        blocks=tree.blocks,
+        embedding=tree.embedding,
+        norm=tree.norm,
+        bias=tree.bias,
+        pooling=Pooling.Config(take="last"),
+        direction="causal",
+    )
+
+
+def with_head(tree: Encoder.Config) -> DecoderLM.Config:
+    """The language model that `without_head` takes to this body."""
+    return DecoderLM.Config(
+        vocab=tree.vocab,
+        dim=tree.dim,
+        blocks=tree.blocks,
+        embedding=tree.embedding,
+        norm=tree.norm,
+        bias=tree.bias,
+    )
+
+
+def derived(parent: Callable[[Any], Mapping[str, Any]], *left_out: str, **changes: Any) -> Any:
+    """A `describe` that says what another does and something more, less what is `left_out`."""
+    return lambda tree: {
+        **{key: value for key, value in parent(tree).items() if key not in left_out},
+        **{key: value(tree) if callable(value) else value for key, value in changes.items()},
+    }
+
+
+def output(
+    settings: Settings,
+    linear: Linear.Config,
+    table: str,
+    *,
+    tied: bool,
+    head: str = "lm_head.weight",
+) -> TiedHead.Config | LinearHead.Config:
+    """The token table as output, or a projection of its own where the two are not tied.
+
+    Arguments:
+        linear: the projection; a tied head has its bias too.
+        table: the name of the token table's tensor.
+        tied: what an absent `tie_word_embeddings` means.
+        head: the name of the projection's tensor.
+    """
+    if settings.tied(head, table, default=tied):
+        return TiedHead.Config(bias=linear.bias)
+    return LinearHead.Config(linear)
+
+
+def sizes(tree: DecoderLM.Config) -> dict[str, Any]:
+    """The settings that nearly all decoders have, in the words of most of them."""
+    block: Any = tree.blocks[0]
+    return {
+        "vocab_size": tree.vocab,
+        "hidden_size": tree.dim,
+        "num_hidden_layers": len(tree.blocks),
+        "num_attention_heads": block.attention.heads,
+    }
+
+
+def _describing(
+    describe: Callable[[DecoderLM.Config], Mapping[str, Any]],
+) -> Callable[[Any], Mapping[str, Any]]:
+    """The settings of a language model, of its body, or of its body with a head."""
+
+    def found(tree: Any) -> Mapping[str, Any]:
+        body, head = getattr(tree, "encoder", tree), getattr(tree, "head", None)
+        labels = getattr(head, "labels", None)
+        named = {str(i): f"LABEL_{i}" for i in range(labels)} if labels else None
+        more = {} if named is None else {"id2label": named}
+        more |= {"classifier_dropout": head.dropout} if isinstance(head, LabelHead.Config) else {}
+        body = with_head(body) if isinstance(body, Encoder.Config) else body
+        return {**describe(body), "tie_word_embeddings": isinstance(head, TiedHead.Config), **more}
+
+    return found

@@ -1,0 +1,164 @@
+"""A checkpoint opened: everything known and checked, the numbers of its tensors still on disk."""
+
+import collections
+import fnmatch
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+from jaxtyping import Array, DTypeLike
+
+from eqxformer.architectures import architecture
+from eqxformer.checkpoints.architecture import Architecture
+from eqxformer.checkpoints.errors import CheckpointError, MissingFile
+from eqxformer.checkpoints.rebuild import expected, shapes, with_arrays
+from eqxformer.checkpoints.rules import Binding, bind
+from eqxformer.checkpoints.settings import Settings, nearest
+from eqxformer.checkpoints.stored import Stored
+from eqxformer.checkpoints.tensor_files import TensorFiles, read_json
+from eqxformer.models.encoder import Encoder
+from eqxformer.models.origin import Origin
+from eqxformer.pretrained.sentences import pooling_of
+
+CONFIG = "config.json"
+_LIMIT = 16 * 2**20  # bytes of a config.json; the largest known have some hundred kB
+
+Placement = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
+
+
+class Checkpoint:
+    """A checkpoint directory in the format of transformers, read but for the tensors' numbers.
+
+    Arguments:
+        directory: where `config.json` and the safetensors files lie.
+
+    Raises `CheckpointError`, before any number is read, for everything that does not fit: files,
+    settings, names and shapes of tensors.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = pathlib.Path(directory)
+        self.text, values = read_settings(self.directory)
+        self.architecture = architecture_of(values, self.directory / CONFIG)
+        self.files = TensorFiles.open(self.directory)
+        settings = Settings(values, where=str(self.directory / CONFIG))
+        self.class_name, self.task = self.architecture.task(settings)
+        self.stored = settings.stored = Stored(self.files, self.task.prefix)
+        config = read_tree(self.architecture, self.task.config, settings)
+        self.pooling = pooling_of(self.directory)
+        if self.pooling is not None and isinstance(config, Encoder.Config):
+            config = config.edit(pooling=self.pooling)
+        self.config = config.edit(origin=Origin(self.text, str(self.directory.resolve())))
+        self.skeleton = skeleton(self.config, settings.where)
+        self.bindings = bind(self.task.rules(self.config), expected(self.skeleton))
+        self._account()
+
+    def model(self, *, dtype: DTypeLike | None = None, sharding: Placement = None) -> Any:
+        """The model with its numbers, read tensor by tensor, the largest first.
+
+        Arguments:
+            dtype: the type of all weights; the file's own if None.
+            sharding: where every array goes: one sharding for all, or a function of an array's
+                path and shape.
+        """
+        arrays: dict[str, Array] = {}
+        largest = sorted(self.bindings, key=lambda b: -sum(map(np.prod, b.shapes)))
+        for binding in largest:
+            # No name outlives its use here: what is read and what is moved would both stay.
+            for path, numbers in self._numbers(binding):
+                arrays[path] = place(path, numbers, dtype, sharding)
+        return with_arrays(self.skeleton, arrays)
+
+    def _numbers(self, binding: Binding) -> list[tuple[str, np.ndarray]]:
+        theirs = [self.stored.read(name) for name in binding.theirs]
+        return list(zip(binding.ours, binding.move.read(theirs, binding.shapes), strict=True))
+
+    def _account(self) -> None:
+        """Raises `CheckpointError` with all tensors that are missing, left over or misshapen."""
+        wanted = {name: s for b in self.bindings for name, s in b.their_shapes().items()}
+        found = {name: self.stored.find(name) for name in (*wanted, *self.stored.repeats)}
+        used = collections.Counter(name for name in found.values() if name is not None)
+        ignored = self.task.ignored
+        left = [
+            name
+            for name in sorted(self.stored.names - set(used))
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored)
+            and not (self.pooling is not None and "pooler." in name)
+        ]
+        missing = [name for name in wanted if found[name] is None]
+        lines = [f"missing: {name} {wanted[name]}{nearest(name, left)}" for name in missing]
+        lines += [f"unexpected: {name} {self.files.shape(name)}" for name in left]
+        lines += [
+            f"shape: {name} is {self.stored.shape(name)}, expected {shape}"
+            for name, shape in wanted.items()
+            if found[name] is not None and self.stored.shape(name) != shape
+        ]
+        lines += [f"asked for {times} times: {name}" for name, times in used.items() if times > 1]
+        if lines:
+            raise CheckpointError(
+                f"{self.directory}: the tensors are not those of the {self.class_name} that "
+                f"{CONFIG} describes:\n  " + "\n  ".join(lines)
+            )
+
+
+def read_settings(directory: pathlib.Path) -> tuple[str, dict[str, Any]]:
+    """The text of a directory's `config.json`, and what it says."""
+    path = directory / CONFIG
+    if not path.is_file():
+        raise MissingFile(f"There is no {CONFIG} in {directory}; is it a checkpoint's directory?")
+    values = read_json(path, limit_bytes=_LIMIT)
+    return path.read_text(encoding="utf-8"), values
+
+
+def architecture_of(values: Mapping[str, Any], where: Any) -> Architecture:
+    """The architecture that settings name."""
+    if values.get("format") == "eqxformer":
+        raise CheckpointError(f"{where} is in eqxformer's own format; read it with `load`.")
+    named = values.get("model_type")
+    if not isinstance(named, str):
+        raise CheckpointError(f"{where} lacks `model_type`, which says what the checkpoint is.")
+    try:
+        return architecture(named)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+
+
+def read_tree(known: Architecture, config: Callable[[Settings], Any], settings: Settings) -> Any:
+    """The config tree that settings describe, every one of their keys accounted for."""
+    try:
+        tree = config(settings)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
+        raise CheckpointError(f"{settings.where} describes no model: {error}") from error
+    settings.check_all_read(known.model_type)
+    return tree
+
+
+def skeleton(config: Any, where: str) -> Any:
+    """The shapes of a model; an impossible config is the checkpoint's error."""
+    try:
+        return shapes(config)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{where} describes no model: {error}") from error
+
+
+def place(path: str, numbers: np.ndarray, dtype: DTypeLike | None, sharding: Placement) -> Array:
+    """An array in its type, on the devices it belongs to."""
+    if dtype is not None and jnp.issubdtype(numbers.dtype, jnp.floating):
+        numbers = numbers.astype(jnp.dtype(dtype), copy=False)
+    numbers = np.ascontiguousarray(numbers)
+    if jax.dtypes.canonicalize_dtype(numbers.dtype) != numbers.dtype:
+        raise CheckpointError(
+            f"`{path}` is stored as {numbers.dtype}, which JAX keeps with `jax_enable_x64` only; "
+            "pass `dtype='float32'`."
+        )
+    if sharding is None:
+        return jnp.asarray(numbers)
+    where = sharding if isinstance(sharding, Sharding) else sharding(path, numbers.shape)
+    return jax.make_array_from_callback(numbers.shape, where, lambda index: numbers[index])

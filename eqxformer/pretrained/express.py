@@ -1,0 +1,135 @@
+"""Config trees in the words of an architecture: the settings that describe a model."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from eqxformer.architectures import architecture, model_types
+from eqxformer.checkpoints.architecture import Architecture, Task
+from eqxformer.checkpoints.errors import CheckpointError
+from eqxformer.checkpoints.moves import Shape
+from eqxformer.checkpoints.rules import Binding, bind
+from eqxformer.checkpoints.settings import Settings
+from eqxformer.checkpoints.stored import Planned
+from eqxformer.config import Config, json_object
+from eqxformer.models.origin import Origin
+from eqxformer.pretrained.checkpoint import read_tree
+from eqxformer.pretrained.compare import OTHER_KIND, differences
+
+Shapes = Mapping[str, Shape]
+
+
+class Expression:
+    """A config tree in the words of an architecture: its settings and its task."""
+
+    def __init__(
+        self,
+        known: Architecture,
+        class_name: str,
+        settings: Mapping[str, Any],
+        text: str | None = None,
+    ) -> None:
+        self.architecture, self.class_name, self.settings = known, class_name, dict(settings)
+        self.text = text
+
+    @property
+    def task(self) -> Task:
+        """How the arrays are stored."""
+        return self.architecture.tasks[self.class_name]
+
+    def bindings(self, config: Config, arrays: Shapes) -> list[Binding]:
+        """Where the arrays of a model with this config are stored."""
+        return bind(self.task.rules(config), arrays)
+
+    def differences(self, config: Config, arrays: Shapes) -> list[str]:
+        """Where the tree that the settings describe is not `config`; nothing if it is.
+
+        Arguments:
+            arrays: the shapes of a model with this config by their paths.
+        """
+        names = (name for binding in self.bindings(config, arrays) for name in binding.theirs)
+        settings = Settings(
+            self.settings,
+            stored=Planned(names, self.task.prefix),
+            where=f"the settings of a {self.class_name}",
+        )
+        return differences(read_tree(self.architecture, self.task.config, settings), config)
+
+
+def expression(config: Config, arrays: Shapes, model_type: str | None = None) -> Expression:
+    """How a config tree is said in the settings of an architecture.
+
+    Arguments:
+        arrays: the shapes of a model with this config by their paths.
+        model_type: the architecture to use; if None, that of the checkpoint the model is from, or
+            the one that has the fewest words to say.
+
+    Raises `CheckpointError` where none can, with what stands in the way of the one that was asked
+    for or that the model is from.
+    """
+    origin = getattr(config, "origin", None)
+    if isinstance(origin, Origin):
+        values = json_object(origin.settings)
+        if model_type in (None, values["model_type"]):
+            return _of_origin(config, arrays, values, origin.settings)
+    if model_type is not None:
+        return _described(config, arrays, architecture(model_type), {})
+    found = []
+    for each in model_types():
+        with contextlib.suppress(CheckpointError):
+            found.append(_described(config, arrays, architecture(each), {}))
+    if not found:
+        raise CheckpointError(
+            "No architecture of transformers expresses this model; `save` writes it in the "
+            "library's own format. `model_type=` tells what is in the way of a certain one."
+        )
+    return min(found, key=lambda expression: len(expression.settings))
+
+
+def _of_origin(config: Config, arrays: Shapes, values: dict[str, Any], text: str) -> Expression:
+    """A loaded model in the words of its checkpoint, with new ones where it has been changed."""
+    known = architecture(values["model_type"])
+    class_name, task = known.task(Settings(values))
+    if task.saved_as is not None:
+        class_name = task.saved_as
+        values = {**values, "architectures": [class_name]}
+    as_loaded = Expression(known, class_name, values, None if task.saved_as else text)
+    tied = bool(values.get("tie_word_embeddings"))
+    for each in (as_loaded, _retied(as_loaded, not tied)):
+        if not each.differences(config, arrays):
+            return each
+    return _described(config, arrays, known, values)
+
+
+def _retied(expression: Expression, tied: bool) -> Expression:
+    """The same with the head tied or not, as a file's tensors may say against its settings."""
+    settings = {**expression.settings, "tie_word_embeddings": tied}
+    return Expression(expression.architecture, expression.class_name, settings)
+
+
+def _described(
+    config: Config, arrays: Shapes, known: Architecture, base: Mapping[str, Any]
+) -> Expression:
+    """A config tree as its architecture describes it, the other settings taken from `base`."""
+    name = known.model_type
+    if known.describe is None:
+        raise CheckpointError(f"A model can be saved as {name} only as it was loaded.")
+    try:
+        found = known.describe(config)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"This model cannot be expressed as {name}: {error}") from error
+    old = {k: v for k, v in base.items() if k not in ("rope_theta", "rope_scaling", "layer_types")}
+    reasons: list[list[str]] = []
+    for class_name in known.tasks:
+        head = {"architectures": [class_name], "model_type": name}
+        each = Expression(known, class_name, {**old, **head, **found})
+        try:
+            reasons.append(each.differences(config, arrays))
+        except (AttributeError, TypeError, ValueError) as error:  # of another kind of model
+            reasons.append([f"{OTHER_KIND}, as {class_name} shows: {error}"])
+        if not reasons[-1]:
+            return each
+    closest = min(reasons, key=lambda lines: (lines[0].startswith(OTHER_KIND), len(lines)))
+    raise CheckpointError(
+        f"This model cannot be expressed as {name}:\n  " + "\n  ".join(closest[:9])
+    )

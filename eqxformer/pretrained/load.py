@@ -1,0 +1,79 @@
+"""Models from checkpoints of transformers: a directory or an id of the Hub."""
+
+import os
+from typing import Any
+
+import jax
+from jaxtyping import DTypeLike
+
+from eqxformer.checkpoints.errors import CheckpointError, MissingFile
+from eqxformer.pretrained.checkpoint import Checkpoint, Placement
+from eqxformer.pretrained.locate import locate
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike | None = None,
+    sharding: Placement = None,
+    revision: str | None = None,
+) -> Any:
+    """The model in a checkpoint of transformers, as a plain Equinox module.
+
+    What kind of model it is follows from `architectures` in its `config.json`: a `DecoderLM`, an
+    `Encoder`, an `EncoderWithHead` or an `EncoderDecoder`. Only safetensors files are read, tensor
+    by tensor; every tensor and every setting is accounted for.
+
+    Arguments:
+        source: a directory, or an id of the Hugging Face Hub (with the extra `hub`).
+        dtype: the type of the weights. If None, float32 on a CPU, which is slow with anything
+            less, and the checkpoint's own elsewhere.
+        sharding: where the arrays go, as they are read: a `jax.sharding.Sharding` for all, or a
+            function of an array's path and shape that returns one.
+        revision: a branch, tag or commit on the Hub.
+
+    Raises `CheckpointError` for everything that is wrong with a checkpoint, before numbers are
+    read: files, settings it does not know, tensors that are missing, left over or misshapen.
+
+    Example:
+        >>> import eqxformer as ef, jax, tempfile
+        >>> config = ef.families.llama(vocab=65, dim=16, layers=2, heads=2, hidden=32)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ef.save_pretrained(config.build(key=jax.random.key(0)), f"{folder}/tiny")
+        ...     model = ef.from_pretrained(f"{folder}/tiny")
+        >>> model.config.origin is not None
+        True
+    """
+    checkpoint = Checkpoint(locate(source, revision=revision))
+    if dtype is None and jax.default_backend() == "cpu":
+        dtype = "float32"
+    return checkpoint.model(dtype=dtype, sharding=sharding)
+
+
+def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = None) -> Any:
+    """The `tokenizers.Tokenizer` of a checkpoint, from its `tokenizer.json` as it stands.
+
+    Needs the package tokenizers, which the extra `hub` brings. Raises `MissingFile` for a
+    checkpoint without that file: one with a sentencepiece model only must be converted once.
+    """
+    folder = locate(source, revision=revision)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        others = [f.name for f in sorted(folder.iterdir()) if f.suffix in (".model", ".spm")]
+        hint = (
+            f"It has {', '.join(others)}, which is of sentencepiece. transformers converts it: "
+            "AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+            if others
+            else "Its tokenizer is not in this directory."
+        )
+        raise MissingFile(f"There is no tokenizer.json in {folder}. {hint}")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ImportError(
+            "`load_tokenizer` needs tokenizers: pip install 'eqxformer[hub]'."
+        ) from None
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exceptions
+        raise CheckpointError(f"{path} is no tokenizer: {error}.") from None

@@ -1,0 +1,141 @@
+"""Models to directories that transformers loads."""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eqxformer.checkpoints.errors import CheckpointError
+from eqxformer.checkpoints.names import named_arrays
+from eqxformer.checkpoints.rebuild import differences, expected, shapes
+from eqxformer.checkpoints.rules import Binding
+from eqxformer.checkpoints.tensor_files import parse_size, replaced_directory, write_tensors
+from eqxformer.config import Config
+from eqxformer.models.encoder import Encoder
+from eqxformer.models.heads import Pooling
+from eqxformer.models.origin import Origin
+from eqxformer.pretrained.checkpoint import CONFIG
+from eqxformer.pretrained.express import expression
+from eqxformer.pretrained.sentences import MODULES, describe_pooling
+
+# Files beside the weights that belong to a checkpoint and say nothing about its numbers.
+CARRIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "target.spm",
+    "preprocessor_config.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+
+
+def save_pretrained(
+    model: Any,
+    directory: str | os.PathLike[str],
+    *,
+    model_type: str | None = None,
+    shard_size: int | str = "5GB",
+    overwrite: bool = False,
+) -> None:
+    """Writes a model as a checkpoint that transformers loads, with equal results.
+
+    A model that was loaded is written in the words of its own checkpoint, with the tokenizer and
+    the other files beside it. Any other model is written as the first architecture that can say
+    what it is. The directory appears whole or not at all.
+
+    Arguments:
+        model: a model with a config.
+        directory: where it goes.
+        model_type: the architecture to write it as; None leaves the choice.
+        shard_size: the most bytes of one file of weights, a number or a text such as `500MB`.
+        overwrite: whether a directory that is there and not empty is replaced.
+
+    Raises `CheckpointError` for a model that no architecture expresses (`save` stores any), and
+    `FileExistsError` for a directory that is not empty.
+    """
+    arrays, known = _checked(model), expected(model)
+    written = expression(model.config, known, model_type)
+    bindings = written.bindings(model.config, known)
+    settings = {**written.settings, **_dtype(written.settings, arrays.values())}
+    shard_bytes = parse_size(shard_size)
+    with replaced_directory(directory, overwrite=overwrite) as folder:
+        _carry(model.config, folder)
+        changed = settings != written.settings or written.text is None
+        text = json.dumps(settings, indent=2) + "\n" if changed else written.text
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        write_tensors(
+            folder,
+            sorted(_tensors(bindings, arrays), key=lambda tensor: tensor[0]),
+            shard_bytes=shard_bytes,
+        )
+
+
+def _checked(model: Any) -> dict[str, Any]:
+    """The arrays of a model by their paths, if they are those of its config."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, Config) or not hasattr(config, "origin"):
+        raise CheckpointError(f"{type(model).__name__} is no whole model, which has a config.")
+    arrays = named_arrays(model)
+    found = {path: tuple(array.shape) for path, array in arrays.items()}
+    wrong = differences(found, expected(shapes(config)))
+    if wrong:
+        raise CheckpointError("The model is not the one of its config:\n  " + "\n  ".join(wrong))
+    return arrays
+
+
+def _dtype(settings: Mapping[str, Any], arrays: Iterable[Any]) -> dict[str, str]:
+    """The key that says the type of the weights, in the words of the settings' version."""
+    types = {jnp.dtype(a.dtype).name for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)}
+    key = "torch_dtype" if "torch_dtype" in settings else "dtype"
+    return {key: types.pop()} if len(types) == 1 else {}
+
+
+def _tensors(bindings: list[Binding], arrays: Mapping[str, Any]) -> Iterable[Any]:
+    """Every tensor to write: its name, a function that gives it, its shape and type."""
+    for binding in bindings:
+        dtype = np.dtype(arrays[binding.ours[0]].dtype)
+        for i, (name, shape) in enumerate(binding.their_shapes().items()):
+
+            def numbers(binding: Binding = binding, i: int = i) -> np.ndarray:
+                ours = [np.asarray(jax.device_get(arrays[path])) for path in binding.ours]
+                return np.ascontiguousarray(binding.move.write(ours)[i])
+
+            yield name, numbers, shape, dtype
+
+
+def _carry(config: Config, folder: pathlib.Path) -> None:
+    """The files of the checkpoint that the model is from, and what says how an encoder pools."""
+    origin = getattr(config, "origin", None)
+    if isinstance(origin, Origin) and origin.directory is not None:
+        for name in CARRIED:
+            file = pathlib.Path(origin.directory) / name
+            if file.is_file():
+                shutil.copyfile(file, folder / name)
+    if isinstance(config, Encoder.Config) and _said_in_files(config.pooling, origin):
+        for name, values in describe_pooling(config.pooling, config.dim).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _said_in_files(pooling: Pooling.Config, origin: Origin | None) -> bool:
+    """Whether an encoder's pooling is that of a sentence-transformers directory."""
+    if origin is not None and origin.directory is not None:
+        return (pathlib.Path(origin.directory) / MODULES).is_file()
+    return pooling.dense is None and (pooling.take != "mean" or pooling.unit_length)

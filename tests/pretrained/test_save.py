@@ -1,0 +1,190 @@
+"""Saving: whole or not at all, in an architecture's words, with what lay beside the weights."""
+
+import json
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import eqxformer as ef
+from eqxformer.pretrained import save
+from tests.helpers.models import filled
+from tests.pretrained.tiny import CONFIG, MODEL, edit_settings
+
+
+def settings(directory):
+    """What is in a directory's `config.json`."""
+    return json.loads((directory / "config.json").read_text())
+
+
+def arrays_equal(a, b):
+    """Whether two models have the same arrays, bit for bit."""
+    one, other = ef.named_arrays(a), ef.named_arrays(b)
+    return one.keys() == other.keys() and all(
+        one[k].dtype == other[k].dtype and np.array_equal(one[k], other[k]) for k in one
+    )
+
+
+FAMILIES = {
+    "gpt2": ef.families.gpt(vocab=11, dim=12, layers=2, heads=3, context=9),
+    "llama": ef.families.llama(vocab=11, dim=12, layers=2, heads=3, hidden=14),
+    "bert": ef.families.bert(vocab=11, dim=12, layers=2, heads=3, hidden=14, context=9),
+    "t5": ef.families.t5(vocab=11, dim=12, layers=2, heads=3, head_dim=5, hidden=14),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_built_here_is_saved_as_the_simplest_architecture_that_says_it(name, tmp_path):
+    model = filled(FAMILIES[name])
+    ef.save_pretrained(model, tmp_path / "out")
+    assert settings(tmp_path / "out")["model_type"] == name
+    again = ef.from_pretrained(tmp_path / "out")
+    assert arrays_equal(again, model)
+    assert again.config.edit(origin=None).to_dict().keys() == model.config.to_dict().keys()
+
+
+def test_a_model_that_nobody_else_has_words_for_says_to_use_save(tmp_path):
+    odd = filled(CONFIG.edit("blocks.1.attention", sinks=ef.Normal(0.1)))
+    with pytest.raises(ef.CheckpointError, match="`save` writes it"):
+        ef.save_pretrained(odd, tmp_path / "out")
+    with pytest.raises(ef.CheckpointError, match=r"blocks\.1\.attention\.sinks: Normal, not None"):
+        ef.save_pretrained(odd, tmp_path / "out", model_type="llama")
+    assert list(tmp_path.iterdir()) == []
+    ef.save(odd, tmp_path / "native")
+    assert arrays_equal(ef.load(tmp_path / "native"), odd)
+
+
+def test_the_words_of_the_checkpoint_are_kept_byte_for_byte(tiny, tmp_path):
+    edit_settings(tiny, bos_token_id=7, _name_or_path="somewhere", torch_dtype="float32")
+    edit_settings(tiny, "dtype")
+    ef.save_pretrained(ef.from_pretrained(tiny), tmp_path / "out")
+    kept = (tmp_path / "out/config.json").read_bytes()
+    assert kept == (tiny / "config.json").read_bytes()
+
+
+def test_the_type_that_is_written_is_the_type_that_is_named(tiny, tmp_path):
+    ef.save_pretrained(ef.from_pretrained(tiny, dtype="bfloat16"), tmp_path / "out")
+    assert settings(tmp_path / "out")["dtype"] == "bfloat16"
+    with safe_open(tmp_path / "out/model.safetensors", framework="numpy") as file:
+        assert file.get_slice("model.norm.weight").get_dtype() == "BF16"
+
+
+def test_a_changed_model_is_described_anew_and_keeps_its_other_words(tiny, tmp_path):
+    edit_settings(tiny, bos_token_id=7)
+    model = ef.from_pretrained(tiny)
+    turned = ef.rebuild(
+        model, model.config.edit("blocks.*.attention", rotary=ef.Rotary(base=9000.0))
+    )
+    ef.save_pretrained(turned, tmp_path / "out")
+    assert settings(tmp_path / "out")["rope_parameters"]["rope_theta"] == 9000.0
+    assert settings(tmp_path / "out")["bos_token_id"] == 7
+    shown = ef.from_pretrained(tmp_path / "out")
+    assert shown.config.blocks[0].attention.rotary.base == 9000.0
+
+
+def test_a_change_that_the_architecture_has_no_words_for_is_refused_by_name(tiny, tmp_path):
+    model = ef.from_pretrained(tiny)
+    capped = ef.rebuild(model, model.config.edit("blocks.*.attention", softcap=5.0))
+    with pytest.raises(ef.CheckpointError, match=r"attention\.softcap: 5\.0, not None"):
+        ef.save_pretrained(capped, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_dropout_layout_and_initialisation_are_no_change(tiny, tmp_path):
+    model = ef.from_pretrained(tiny)
+    config = model.config.edit("blocks.*.attention", dropout=0.1).edit(layout=ef.Scanned())
+    ef.save_pretrained(ef.rebuild(model, config), tmp_path / "out")
+    assert (tmp_path / "out/config.json").read_bytes() == (tiny / "config.json").read_bytes()
+    assert arrays_equal(ef.from_pretrained(tmp_path / "out"), model)
+
+
+def test_the_tokenizer_and_generation_settings_are_carried_along(tiny, tmp_path):
+    beside = {"tokenizer.json": "{}", "generation_config.json": '{"a": 1}', "vocab.txt": "a\nb\n"}
+    for name, text in beside.items():
+        (tiny / name).write_text(text)
+    (tiny / "pytorch_model.bin").write_bytes(b"never opened")
+    (tiny / "modeling_tiny.py").write_text("raise SystemExit")
+    ef.save_pretrained(ef.from_pretrained(tiny), tmp_path / "out")
+    found = {f.name for f in (tmp_path / "out").iterdir()}
+    assert found == {*beside, "config.json", "model.safetensors"}
+    assert all((tmp_path / "out" / n).read_text() == text for n, text in beside.items())
+
+
+@pytest.mark.parametrize("size", [1500, "1.5kB"])
+def test_shards_are_at_most_as_large_as_asked_and_load_again(tiny, tmp_path, size):
+    model = ef.from_pretrained(tiny)
+    ef.save_pretrained(model, tmp_path / "out", shard_size=size)
+    shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(shards) > 3
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {f.name for f in shards}
+    for shard in shards:
+        with safe_open(shard, framework="numpy") as file:
+            sizes = [file.get_tensor(k).nbytes for k in file.keys()]  # noqa: SIM118
+        assert sum(sizes) <= 1500 or len(sizes) == 1
+    assert arrays_equal(ef.from_pretrained(tmp_path / "out"), model)
+
+
+def test_a_directory_that_holds_something_is_replaced_only_when_asked(tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    model = ef.from_pretrained(tiny)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        ef.save_pretrained(model, tmp_path / "out")
+    assert [f.name for f in (tmp_path / "out").iterdir()] == ["notes.txt"]
+    ef.save_pretrained(model, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
+    assert arrays_equal(ef.from_pretrained(tmp_path / "out"), model)
+
+
+def test_a_model_can_be_saved_over_the_checkpoint_it_is_from(tiny):
+    (tiny / "tokenizer.json").write_text("{}")
+    model = ef.from_pretrained(tiny)
+    moved = eqx.tree_at(lambda m: m.norm.weight, model, replace_fn=lambda w: w + 1.0)
+    ef.save_pretrained(moved, tiny, overwrite=True)
+    assert arrays_equal(ef.from_pretrained(tiny), moved)
+    assert (tiny / "tokenizer.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space")])
+def test_a_save_that_is_interrupted_leaves_what_was_there(tiny, tmp_path, monkeypatch, error):
+    model, before = ef.from_pretrained(tiny), (tiny / "model.safetensors").read_bytes()
+    moved = eqx.tree_at(lambda m: m.norm.weight, model, replace_fn=lambda w: w + 1.0)
+    write = save.write_tensors
+
+    def interrupted(folder, tensors, **options):
+        write(folder, tensors, **options)
+        raise error
+
+    monkeypatch.setattr(save, "write_tensors", interrupted)
+    with pytest.raises(error if isinstance(error, type) else OSError):
+        ef.save_pretrained(moved, tiny, overwrite=True)
+    assert (tiny / "model.safetensors").read_bytes() == before
+    with pytest.raises(error if isinstance(error, type) else OSError):
+        ef.save_pretrained(moved, tmp_path / "new")
+    assert [f.name for f in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_a_wrong_size_of_shards_is_an_error_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="5GB"):
+        ef.save_pretrained(MODEL, tmp_path / "out", shard_size="much")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_a_config_cannot_be_saved(tmp_path):
+    norm = ef.RMSNorm(4)
+    with pytest.raises(ef.CheckpointError, match="RMSNorm is no whole model"):
+        ef.save_pretrained(norm, tmp_path / "out")
+
+
+def test_weights_that_are_not_numbers_of_the_config_are_refused(tmp_path):
+    wide = eqx.tree_at(lambda m: m.norm.weight, MODEL, jnp.ones(13))
+    with pytest.raises(ef.CheckpointError, match=r"norm\.weight is \(13,\), expected \(12,\)"):
+        ef.save_pretrained(wide, tmp_path / "out")
+
+
+def test_saving_names_the_nearest_architecture_for_one_that_is_not_known(tmp_path):
+    with pytest.raises(ef.CheckpointError, match="Did you mean `llama`"):
+        ef.save_pretrained(MODEL, tmp_path / "out", model_type="lama")
