@@ -3,7 +3,8 @@
 A parameter's axes are written once, in the annotation of its field, as in
 `weight: Float[Array, "vocab dim"]`. A part that is used in several places (a `Linear`, a norm) has
 words of its own, and whoever holds it says what they mean there:
-`query: Annotated[Linear, Axes(in_dim="dim", out_dim="heads*head_dim")]`.
+`query: Annotated[Linear, Axes(in_dim="dim", out_dim="heads*head_dim")]`. Where that depends on its
+config, its method `field_axes` says it, given the field's name; None is what the annotation says.
 """
 
 import dataclasses
@@ -19,11 +20,16 @@ GLOSSARY: dict[str, str] = {
     "seq": "tokens of a sequence, on the side of the queries",
     "keys": "tokens that are looked at, on the side of the keys and values",
     "dim": "width of the residual stream",
+    "width": "width of the token table, where it is not that of the residual stream",
     "source_dim": "width of what cross-attention looks at",
     "heads": "query heads",
     "kv_heads": "key and value heads; equal to heads or a divisor of it",
     "head_dim": "size of a query or key head",
     "value_dim": "size of a value head; head_dim unless it is said otherwise",
+    "latent": "width of what keys and values are made from in latent attention",
+    "query_latent": "width of what queries are made from in latent attention",
+    "rotary_dim": "numbers of a head that are rotated, in latent attention",
+    "plain_dim": "numbers of a head that are not rotated, in latent attention",
     "hidden": "inner width of a feed-forward",
     "experts": "feed-forwards of a mixture",
     "vocab": "token ids",
@@ -83,7 +89,8 @@ def _walk(
                 if child is not None:
                     yield inner, front + tuple(words.get(w, w) for w in own[name])
                 continue
-            axes = _axes_of(hint)
+            spoken = getattr(node, "field_axes", lambda _: None)(name)
+            axes = _axes_of(hint) if spoken is None else spoken
             renamed = {k: words.get(v, v) for k, v in axes.words.items()}
             more = front + ((axes.stacked,) if axes.stacked else ())
             leading = getattr(node, "leading_axes", None)

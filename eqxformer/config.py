@@ -269,13 +269,15 @@ def _edit(node: Any, path: list[str], changes: Mapping[str, Any]) -> tuple[Any, 
         pairs = [(str(i), v) for i, v in enumerate(node)]
     else:
         pairs = [(f.name, getattr(node, f.name)) for f in dataclasses.fields(node)]
-    new, count = {}, 0
+    new, count, done = {}, 0, {}
     for name, value in pairs:
         inner = isinstance(value, Config) or (
             isinstance(value, tuple) and any(map(_is_config, value))
         )
         if inner and fnmatch.fnmatchcase(name, head) and (rest or isinstance(value, Config)):
-            new[name], found = _edit(value, rest, changes)
+            if id(value) not in done:  # most blocks are one and the same config
+                done[id(value)] = _edit(value, rest, changes)
+            new[name], found = done[id(value)]
             count += found
     if not count:
         return node, 0
@@ -305,6 +307,7 @@ def _nearest(name: Any, names: Iterable[str]) -> str:
     return f" Did you mean `{spelled[near[0]]}`?" if near else ""
 
 
+@typing.no_type_check  # called for every object of a file, which may have millions
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; one that says a thing twice is refused, not read as its last word."""
     values = dict(pairs)
@@ -314,6 +317,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+@typing.no_type_check  # called for every number
 def _finite(text: str) -> float:
     """A JSON number; the words that Python reads as one, and 1e999, are refused."""
     value = float(text)

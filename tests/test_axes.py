@@ -44,6 +44,24 @@ def test_words_are_those_of_the_place_where_a_part_is_used():
     )
 
 
+@pytest.mark.parametrize(
+    ("over", "query", "key"),
+    [
+        ("head", ("head_dim",), ("head_dim",)),
+        ("each_head", ("heads", "head_dim"), ("kv_heads", "head_dim")),
+        ("projection", ("heads*head_dim",), ("kv_heads*head_dim",)),
+    ],
+)
+def test_a_norm_of_queries_and_keys_has_the_axes_that_it_is_over(over, query, key):
+    config = ef.Attention.Config(4, 2, qk_norm=ef.LayerNorm.Config(), qk_norm_over=over)
+    part = eqx.filter_eval_shape(lambda key: config.build(8, key=key), jax.random.key(0))
+    axes, leaves = ef.leaf_axes(part), _leaves(part)
+    sizes = {"heads": 4, "kv_heads": 2, "head_dim": 2, "heads*head_dim": 8, "kv_heads*head_dim": 4}
+    for norm, words in (("query_norm", query), ("key_norm", key)):
+        assert axes[f"{norm}.weight"] == axes[f"{norm}.bias"] == words
+        assert leaves[f"{norm}.weight"].shape == tuple(sizes[word] for word in words)
+
+
 def test_stacking_puts_its_axis_in_front_for_experts_and_for_scanned_layers():
     config = DECODERS["experts and sinks"].edit(layout=ef.Scanned())
     axes, leaves = ef.leaf_axes(ef.shapes(config)), _leaves(ef.shapes(config))

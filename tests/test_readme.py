@@ -2,10 +2,14 @@
 
 import pathlib
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 import eqxformer as ef
 
@@ -36,8 +40,26 @@ def presupposed():
     }
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A directory in which the checkpoints that the page names are tiny ones."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    words = {"[UNK]": 0, "hello": 1, "world": 2, "a": 3, "longer": 4, "sentence": 5}
+    encoder = ef.families.bert(vocab=len(words), dim=32, layers=1, heads=4, hidden=64)
+    sentences = folder / "sentence-transformers" / "all-MiniLM-L6-v2"
+    ef.save_pretrained(encoder.build(key=jax.random.key(0)), sentences, model_type="bert")
+    tokenizer = Tokenizer(WordLevel(words, "[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(sentences / "tokenizer.json"))
+    decoder = ef.families.llama(vocab=65, dim=32, layers=1, heads=4, hidden=64)
+    model = decoder.build(key=jax.random.key(0))
+    ef.save_pretrained(model, folder / "path" / "or" / "hub-id", model_type="llama")
+    return folder
+
+
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_a_snippet_runs(number, tmp_path, monkeypatch):
+def test_a_snippet_runs(number, checkpoints, tmp_path, monkeypatch):
+    shutil.copytree(checkpoints, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     with jax.debug_key_reuse(False):  # a page may use `key` for several things
         exec(compile(BLOCKS[number], f"README block {number}", "exec"), presupposed())

@@ -30,16 +30,18 @@ def decoder(
     causal: str = "ForCausalLM",
     score: Rule = turned("head.linear", "score"),
     token_score: Rule = turned("head.linear", "score"),
+    lacks: tuple[str, ...] = (),
     ignored: tuple[str, ...] = (),
     describe: Callable[[DecoderLM.Config], Mapping[str, Any]] | None = None,
 ) -> Architecture:
-    """An architecture whose four classes are made from the config and the rules of one.
+    """An architecture whose classes are made from the config and the rules of one.
 
     Arguments:
         name: what the names of the classes begin with.
         config, rules: of the language model; names of theirs with the prefix.
         causal: how the name of the language model's class ends.
         score, token_score: where the heads are that score the labels of a text and of a token.
+        lacks: how the names end of classes that transformers does not have.
         ignored: patterns of tensors without use.
         describe: the settings of a language model's config.
     """
@@ -59,7 +61,7 @@ def decoder(
         return EncoderWithHead.Config(body(settings), labels)
 
     def tokens(settings: Settings) -> EncoderWithHead.Config:
-        rate = settings.rate("classifier_dropout", 0.1)
+        rate = settings.rate("classifier_dropout", settings.rate("hidden_dropout", 0.1))
         return EncoderWithHead.Config(body(settings), LabelHead.Config(settings.labels(), rate))
 
     def headed(rule: Rule) -> Callable[[EncoderWithHead.Config], Rules]:
@@ -69,20 +71,20 @@ def decoder(
         return unprefixed(of(tree), prefix)
 
     ignored = (*BUFFERS, *ignored)
-    return Architecture(
-        model_type,
-        {
-            name + causal: Task(whole, of, prefix, ignored),
-            name + "Model": Task(body, bare, prefix, ignored),
-            name + "ForSequenceClassification": Task(sequence, headed(score), prefix, ignored),
-            name + "ForTokenClassification": Task(tokens, headed(token_score), prefix, ignored),
-        },
-        None if describe is None else _describing(describe),
-    )
+    tasks = {
+        causal: Task(whole, of, prefix, ignored),
+        "Model": Task(body, bare, prefix, ignored),
+        "ForSequenceClassification": Task(sequence, headed(score), prefix, ignored),
+        "ForTokenClassification": Task(tokens, headed(token_score), prefix, ignored),
+    }
+    named = {name + ending: task for ending, task in tasks.items() if ending not in lacks}
+    return Architecture(model_type, named, None if describe is None else _describing(describe))
 
 
 def without_head(tree: DecoderLM.Config) -> Encoder.Config:
     """A decoder's body as an encoder that looks back only; it pools the last token."""
+    if getattr(tree.head, "project", None) is not None:
+        raise ValueError("the projection before a tied head is there only with the head")
     return Encoder.Config(
         vocab=tree.vocab,
         dim=tree.dim,
@@ -136,15 +138,20 @@ def output(
     return LinearHead.Config(linear)
 
 
-def sizes(tree: DecoderLM.Config) -> dict[str, Any]:
-    """The settings that nearly all decoders have, in the words of most of them."""
+def sizes(tree: DecoderLM.Config, **own: str) -> dict[str, Any]:
+    """The settings that nearly all decoders have, in the words of most of them.
+
+    `own` are an architecture's own words for these, as in `Settings.synonyms`.
+    """
     block: Any = tree.blocks[0]
-    return {
+    found = {
         "vocab_size": tree.vocab,
         "hidden_size": tree.dim,
         "num_hidden_layers": len(tree.blocks),
         "num_attention_heads": block.attention.heads,
     }
+    words = {other: key for key, other in own.items()}
+    return {words.get(key, key): value for key, value in found.items()}
 
 
 def _describing(
@@ -159,6 +166,9 @@ def _describing(
         more = {} if named is None else {"id2label": named}
         more |= {"classifier_dropout": head.dropout} if isinstance(head, LabelHead.Config) else {}
         body = with_head(body) if isinstance(body, Encoder.Config) else body
-        return {**describe(body), "tie_word_embeddings": isinstance(head, TiedHead.Config), **more}
+        more |= {"tie_word_embeddings": isinstance(head, TiedHead.Config)}
+        # Those that transformers supposes may lie outside of the vocabulary.
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+        return {**ids, **describe(body), **more}
 
     return found

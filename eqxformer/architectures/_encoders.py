@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from eqxformer.checkpoints.architecture import Architecture, Task
 from eqxformer.checkpoints.rules import Rules, same, turned, under, unprefixed
@@ -21,6 +21,7 @@ from eqxformer.models.heads import (
 
 Body = Callable[[Settings], Encoder.Config]
 Rate = Callable[[Settings], float]
+Layer = Callable[[Settings, Encoder.Config], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ def encoder(
     prefix: str,
     ignored: tuple[str, ...] = (),
     describe: Callable[[Encoder.Config], Mapping[str, Any]] | None = None,
+    describe_head: Callable[[Any], Mapping[str, Any]] = lambda head: {},
 ) -> Architecture:
     """An architecture whose classes share one body.
 
@@ -56,6 +58,7 @@ def encoder(
         heads: by how the names of the classes end that have them; the body by itself is `Model`.
         ignored: patterns of tensors without use, of other heads for example.
         describe: the settings of an encoder's config.
+        describe_head: those of a head, but for how many labels it has and whether it is tied.
     """
     ignored = ("*.position_ids", "*.token_type_ids", *ignored)
 
@@ -81,8 +84,32 @@ def encoder(
 
     tasks = {name + "Model": Task(bare, lambda _: unprefixed(rules, prefix), prefix, ignored)}
     tasks |= {name + ending: task(head) for ending, head in heads.items()}
-    described = None if describe is None else _describing(describe)
+    described = None if describe is None else _describing(describe, describe_head)
     return Architecture(model_type, tasks, described, body=name + "Model")
+
+
+def body_dropout(settings: Settings) -> float:
+    """The rate of the body."""
+    return settings.rate("hidden_dropout_prob", 0.1)
+
+
+def classifier_dropout(settings: Settings) -> float:
+    """The rate before a classifier: its own, or that of the body."""
+    return settings.rate("classifier_dropout", body_dropout(settings))
+
+
+def layer(activation: Callable[[Settings], Activation] = lambda _: "gelu") -> Layer:
+    """A layer that a head begins with, with a bias."""
+
+    def found(settings: Settings, tree: Encoder.Config) -> dict[str, Any]:
+        return {"dense": linear_of(tree), "activation": activation(settings)}
+
+    return found
+
+
+def linear_of(tree: Encoder.Config) -> Linear.Config:
+    """A projection that begins as the tree's tables do."""
+    return Linear.Config(init=tree.embedding.tokens.init)
 
 
 def masked(
@@ -92,30 +119,29 @@ def masked(
     *,
     table: str,
     bias: str | None = None,
-    activation: Callable[[Settings], Activation] = lambda _: "gelu",
+    first: Layer = layer(),
+    biased: Callable[[Settings], bool] = lambda _: True,
 ) -> Head:
     """The head for masked tokens; its output is the token table unless the file has its own.
 
     Arguments:
         dense, norm, output: the names of its parts.
         table: the name of the token table's tensor.
-        bias: the name of the bias of a tied output; it may be there again as that of `output`.
-        activation: after `dense`.
+        bias: the name of a tied output's bias, if it is not that of `output`.
+        first: the layer it begins with.
+        biased: whether the output has a bias.
     """
     own = f"{output}.bias"
     bias = bias or own
 
     def config(settings: Settings, tree: Encoder.Config) -> MaskedLMHead.Config:
-        linear = Linear.Config(init=tree.embedding.tokens.init)
         tied = settings.tied(f"{output}.weight", table, default=True)
         if bias != own:
             _one_bias(settings, own, bias, tied=tied)
-        return MaskedLMHead.Config(
-            dense=linear,
-            activation=activation(settings),
-            norm=tree.embedding.norm,
-            output=TiedHead.Config(bias=True) if tied else LinearHead.Config(linear),
-        )
+        linear = linear_of(tree).edit(bias=biased(settings))
+        last = TiedHead.Config(bias=linear.bias) if tied else LinearHead.Config(linear)
+        parts = first(settings, tree)
+        return MaskedLMHead.Config(**parts, norm=tree.embedding.norm, output=last)
 
     rules = (
         turned("head.dense", dense),
@@ -138,60 +164,78 @@ def _one_bias(settings: Settings, own: str, bias: str, *, tied: bool) -> None:
 def pooled(
     dense: str,
     linear: str = "classifier",
+    norm: str | None = None,
     *,
-    rate: Rate,
-    activation: Activation = "tanh",
-    twice: bool = True,
+    rate: Rate = classifier_dropout,
+    first: Layer = layer(lambda _: "tanh"),
+    dropped: Literal["twice", "once"] = "once",
+    take: Callable[[Settings], Any] = lambda _: "first",
 ) -> Head:
-    """Labels of a text from its first token: `linear(dropout(act(dense(dropout(x)))))`.
+    """Labels of a text: `linear(dropout(norm(act(dense(dropout(take(x)))))))`.
 
     Arguments:
-        dense, linear: the names of its parts.
-        rate: of dropout; without `twice` there is none before `dense`.
+        dense, linear, norm: the names of its parts, of which the last may lack.
+        rate: of dropout, which is there `twice` or before the labels alone.
+        first: the layer it begins with.
+        take: what of the tokens is taken.
     """
 
     def config(settings: Settings, tree: Encoder.Config) -> SequenceHead.Config:
-        layer = Linear.Config(init=tree.embedding.tokens.init)
-        dropped = rate(settings)
-        before = dropped if twice else 0.0
-        pooling = Pooling.Config("first", layer, activation, dropout=before)
-        return SequenceHead.Config(settings.labels(), pooling, dropped, layer)
+        pooling = Pooling.Config(
+            take(settings),
+            **first(settings, tree),
+            dropout=rate(settings) if dropped == "twice" else 0.0,
+            norm=None if norm is None else tree.embedding.norm,
+        )
+        return SequenceHead.Config(settings.labels(), pooling, rate(settings), linear_of(tree))
 
-    return Head(config, (turned("head.pooling.dense", dense), turned("head.linear", linear)))
-
-
-def classifier_dropout(settings: Settings) -> float:
-    """The rate before a classifier: its own, or that of the body."""
-    return settings.rate("classifier_dropout", settings.rate("hidden_dropout_prob", 0.1))
+    rules = _named("head.pooling", dense, norm)
+    return Head(config, (*rules, turned("head.linear", linear)))
 
 
-def tokens(linear: str = "classifier", *, rate: Rate = classifier_dropout) -> Head:
-    """Labels of every token: `linear(dropout(x))`."""
-
-    def config(settings: Settings, tree: Encoder.Config) -> LabelHead.Config:
-        layer = Linear.Config(init=tree.embedding.tokens.init)
-        return LabelHead.Config(settings.labels(), rate(settings), layer)
-
-    return Head(config, (turned("head.linear", linear),))
-
-
-def questions(*, rate: Rate = lambda _: 0.0) -> Head:
-    """Where an answer starts and where it ends: two scores of every token."""
+def tokens(
+    linear: str = "classifier",
+    dense: str | None = None,
+    norm: str | None = None,
+    *,
+    rate: Rate = classifier_dropout,
+    first: Layer = layer(),
+    labels: Callable[[Settings], int] = Settings.labels,
+) -> Head:
+    """Labels of every token: `linear(dropout(norm(act(dense(x)))))`; arguments as in `pooled`."""
 
     def config(settings: Settings, tree: Encoder.Config) -> LabelHead.Config:
-        return LabelHead.Config(2, rate(settings), Linear.Config(init=tree.embedding.tokens.init))
+        return LabelHead.Config(
+            labels(settings),
+            rate(settings),
+            linear_of(tree),
+            **({} if dense is None else first(settings, tree)),
+            norm=None if norm is None else tree.embedding.norm,
+        )
 
-    return Head(config, (turned("head.linear", "qa_outputs"),))
+    return Head(config, (*_named("head", dense, norm), turned("head.linear", linear)))
+
+
+def _named(part: str, dense: str | None, norm: str | None) -> Rules:
+    """Where the layer and the norm are that a head may begin with."""
+    layers = () if dense is None else (turned(f"{part}.dense", dense),)
+    return layers if norm is None else (*layers, same(f"{part}.norm", norm))
+
+
+# Where an answer starts and where it ends.
+QUESTIONS = tokens("qa_outputs", rate=lambda _: 0.0, labels=lambda _: 2)
 
 
 def _describing(
     describe: Callable[[Encoder.Config], Mapping[str, Any]],
+    describe_head: Callable[[Any], Mapping[str, Any]],
 ) -> Callable[[Any], Mapping[str, Any]]:
     """The settings of an encoder, with or without a head."""
 
     def found(tree: Any) -> Mapping[str, Any]:
         head = getattr(tree, "head", None)
         labels, more = getattr(head, "labels", None), {}
+        more |= {} if head is None else describe_head(head)
         if labels is not None:
             more["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
         if isinstance(head, MaskedLMHead.Config):

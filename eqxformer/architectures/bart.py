@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from eqxformer.architectures._seq2seq import HEAD, seq2seq, token_head
+from eqxformer.architectures._seq2seq import HEAD, one_table, seq2seq
 from eqxformer.blocks.block import Block
 from eqxformer.blocks.residual import post_norm
 from eqxformer.checkpoints.rules import Rules, same, turned, under
@@ -23,10 +23,13 @@ Side = Literal["encoder", "decoder"]
 
 
 def config(settings: Settings) -> EncoderDecoder.Config:
-    """The config tree of a BART; architectures that change it start from here."""
-    settings.skip(*OLD, "encoder_layerdrop", "decoder_layerdrop")
-    table = "model.shared.weight"
-    settings.copies(table, "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
+    """The config tree of a BART."""
+    return one_table(settings, sides(settings), Linear.Config())
+
+
+def sides(settings: Settings) -> EncoderDecoder.Config:
+    """Both sides but for the head and what they share; architectures like it start from here."""
+    settings.skip(*WITHOUT_USE)
     vocab, dim = settings.size("vocab_size"), settings.size("d_model")
     init = Normal(settings.number("init_std", 0.02))
     embedding = InputEmbedding.Config(
@@ -48,9 +51,7 @@ def config(settings: Settings) -> EncoderDecoder.Config:
             embedding=embedding,
             blocks=_blocks(settings, "decoder"),
             norm=None,
-            head=token_head(settings, table, Linear.Config(init=init)),
         ),
-        tokens="shared",
     )
 
 
@@ -82,12 +83,87 @@ def _blocks(settings: Settings, side: Side) -> tuple[Block.Config, ...]:
     return (block,) * settings.layers(f"{side}_layers")
 
 
-# What files of before version 4 say of the wiring, which the `model_type` says since.
-OLD = (
+def describe(tree: Any) -> dict[str, Any]:
+    """The settings of a config tree of this kind."""
+    embedding, block = tree.encoder.embedding, tree.encoder.blocks[0]
+    sides = {
+        key: value
+        for side in ("encoder", "decoder")
+        for blocks in [getattr(tree, side).blocks]
+        for key, value in {
+            f"{side}_layers": len(blocks),
+            f"{side}_attention_heads": blocks[0].attention.heads,
+            f"{side}_ffn_dim": blocks[0].feed_forward.hidden,
+        }.items()
+    }
+    return {
+        **sides,
+        "vocab_size": tree.encoder.vocab,
+        "d_model": tree.encoder.dim,
+        "activation_function": THEIR_ACTIVATIONS[block.feed_forward.activation],
+        "max_position_embeddings": getattr(embedding.positions, "length", 512),
+        "scale_embedding": embedding.scale == "sqrt(dim)",
+        "dropout": embedding.dropout,
+        "attention_dropout": block.attention.dropout,
+        "activation_dropout": block.feed_forward.dropout,
+        "tie_word_embeddings": True,  # of the two sides; the file tells whether the head is too
+    }
+
+
+def _side(name: Side) -> Rules:
+    def attention(ours: str, theirs: str) -> Rules:
+        parts = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+        return under(ours, theirs, *(turned(*pair) for pair in parts.items()))
+
+    def norm(ours: str, theirs: str) -> Rules:
+        return same(f"{ours}.out_norm", theirs), same(f"{ours}.pre_norm", theirs)
+
+    block = (
+        *attention("attention", "self_attn"),
+        *norm("attention_residual", "self_attn_layer_norm"),
+        *attention("cross_attention", "encoder_attn"),
+        *norm("cross_residual", "encoder_attn_layer_norm"),
+        turned("feed_forward.up", "fc1"),
+        turned("feed_forward.down", "fc2"),
+        *norm("feed_forward_residual", "final_layer_norm"),
+    )
+    return under(
+        name,
+        f"model.{name}",
+        same("embedding.positions", "embed_positions"),
+        same("embedding.norm", "layernorm_embedding"),
+        *under("blocks.*", "layers.*", *block),
+        same("norm", "layer_norm"),
+    )
+
+
+RULES = (
+    same("encoder.embedding.tokens", "model.shared"),
+    *_side("encoder"),
+    *_side("decoder"),
+    *HEAD,
+)
+IGNORED = ("*.version",)
+# Of training; and what files of before version 4 say of the wiring, which `model_type` says since.
+WITHOUT_USE = [
+    "encoder_layerdrop",
+    "decoder_layerdrop",
+    "classifier_dropout",
+    "classif_dropout",
+    "num_hidden_layers",
+    "force_bos_token_to_be_generated",
+    "save_step",
+    "replacing_rate",
+    "student_encoder_layers",
+    "student_decoder_layers",
     "normalize_before",
     "normalize_embedding",
     "add_final_layer_norm",
     "add_bias_logits",
     "static_position_embeddings",
     "extra_pos_embeddings",
+]
+
+ARCHITECTURE = seq2seq(
+    "bart", "Bart", config, RULES, prefix="model.", ignored=IGNORED, describe=describe
 )

@@ -4,11 +4,11 @@ import dataclasses
 from typing import Any
 
 from eqxformer.architectures._encoders import (
-    classifier_dropout,
+    QUESTIONS,
     encoder,
+    layer,
     masked,
     pooled,
-    questions,
     tokens,
 )
 from eqxformer.blocks.block import Block
@@ -81,7 +81,9 @@ def describe(tree: Encoder.Config) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
     block: Any = tree.blocks[0]
     embedding: Any = tree.embedding
+    types = {} if embedding.types is None else {"type_vocab_size": embedding.types.count}
     return {
+        **types,
         "vocab_size": tree.vocab,
         "hidden_size": tree.dim,
         "num_hidden_layers": len(tree.blocks),
@@ -90,7 +92,6 @@ def describe(tree: Encoder.Config) -> dict[str, Any]:
         "hidden_act": THEIR_ACTIVATIONS[block.feed_forward.activation],
         "layer_norm_eps": embedding.norm.eps,
         "max_position_embeddings": embedding.positions.length,
-        "type_vocab_size": embedding.types.count,
         "hidden_dropout_prob": block.attention_residual.dropout,
         "attention_probs_dropout_prob": block.attention.dropout,
     }
@@ -129,7 +130,7 @@ MASKED = masked(
     "cls.predictions.decoder",
     bias="cls.predictions.bias",
     table="bert.embeddings.word_embeddings.weight",
-    activation=activation,
+    first=layer(activation),
 )
 
 ARCHITECTURE = encoder(
@@ -140,11 +141,9 @@ ARCHITECTURE = encoder(
     {
         "ForMaskedLM": MASKED,
         "ForPreTraining": dataclasses.replace(MASKED, saved_as="ForMaskedLM"),
-        "ForSequenceClassification": pooled(
-            "bert.pooler.dense", rate=classifier_dropout, twice=False
-        ),
+        "ForSequenceClassification": pooled("bert.pooler.dense"),
         "ForTokenClassification": tokens(),
-        "ForQuestionAnswering": questions(),
+        "ForQuestionAnswering": QUESTIONS,
     },
     prefix="bert.",
     ignored=("cls.seq_relationship.*",),

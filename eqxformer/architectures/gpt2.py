@@ -17,17 +17,30 @@ from eqxformer.layers.positions import LearnedPositions
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.models.embedding import InputEmbedding
 
+# Its own words and those of others.
+WORDS = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+}
 # Those of the class with two heads, of older versions, and how numbers are rounded on the way.
-WITHOUT_EFFECT = (
-    "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout "
-    "n_ctx n_special predict_special_tokens reorder_and_upcast_attn"
-).split()
+WITHOUT_EFFECT = [
+    "summary_type",
+    "summary_use_proj",
+    "summary_activation",
+    "summary_proj_to_labels",
+    "summary_first_dropout",
+    "n_ctx",
+    "n_special",
+    "predict_special_tokens",
+    "reorder_and_upcast_attn",
+]
 
 
 def config(settings: Settings) -> DecoderLM.Config:
     """The config tree of a GPT-2."""
-    settings.synonyms(n_embd="hidden_size", n_layer="num_hidden_layers")
-    settings.synonyms(n_head="num_attention_heads", n_positions="max_position_embeddings")
+    settings.synonyms(**WORDS)
     settings.skip(*WITHOUT_EFFECT)
     dim, layers = settings.size("n_embd", 768), settings.layers("n_layer", 12)
     std, rate = settings.number("initializer_range", 0.02), settings.rate("resid_pdrop", 0.1)
@@ -78,7 +91,7 @@ def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
     first, last, embedding = tree.blocks[0], tree.blocks[-1], tree.embedding
     return {
-        **sizes(tree),
+        **sizes(tree, **WORDS),
         "n_positions": embedding.positions.length,
         "n_inner": first.feed_forward.hidden,
         "activation_function": GPT_ACTIVATIONS[first.feed_forward.activation],

@@ -2,7 +2,14 @@
 
 from eqxformer.architectures import bert, roberta
 from eqxformer.architectures._decoders import derived
-from eqxformer.architectures._encoders import encoder, masked, pooled, questions, tokens
+from eqxformer.architectures._encoders import (
+    QUESTIONS,
+    body_dropout,
+    encoder,
+    masked,
+    pooled,
+    tokens,
+)
 from eqxformer.checkpoints.rules import same, turned, under
 from eqxformer.checkpoints.settings import Settings
 from eqxformer.layers.biases import RelativeBias
@@ -14,15 +21,10 @@ _PADDING = 1  # whatever the settings say
 def config(settings: Settings) -> Encoder.Config:
     """BERT's tree without types; the bias always has 32 buckets, up to a distance of 128."""
     settings.only("relative_attention_num_buckets", 32)
-    settings.skip("type_vocab_size")
+    settings.skip("type_vocab_size", "pad_token_id")
     tree = roberta.shifted(bert.config(settings, prefix="mpnet"), _PADDING)
     init = tree.embedding.tokens.init
     return tree.edit("embedding", types=None).edit(bias=RelativeBias.Config(32, 128, init=init))
-
-
-def rate(settings: Settings) -> float:
-    """Dropout before a classifier."""
-    return settings.rate("hidden_dropout_prob", 0.1)
 
 
 BLOCK = (
@@ -52,11 +54,11 @@ ARCHITECTURE = encoder(
             table="mpnet.embeddings.word_embeddings.weight",
         ),
         "ForSequenceClassification": pooled(
-            "classifier.dense", "classifier.out_proj", rate=rate
+            "classifier.dense", "classifier.out_proj", rate=body_dropout, dropped="twice"
         ),
-        "ForTokenClassification": tokens(rate=rate),
-        "ForQuestionAnswering": questions(),
+        "ForTokenClassification": tokens(rate=body_dropout),
+        "ForQuestionAnswering": QUESTIONS,
     },
     prefix="mpnet.",
-    describe=derived(bert.describe, max_position_embeddings=roberta.rows, type_vocab_size=None),
+    describe=derived(bert.describe, max_position_embeddings=roberta.rows),
 )

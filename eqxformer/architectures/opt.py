@@ -1,4 +1,4 @@
-"""OPT: learned positions that start at row 2, ReLU, pre-norm; OPT-350m: post-norm, narrow tables."""
+"""OPT: positions from row 2 on, ReLU, pre-norm; OPT-350m with post-norm and a narrow table."""
 
 from typing import Any
 
@@ -27,7 +27,8 @@ def config(settings: Settings) -> DecoderLM.Config:
     init, rate = Normal(settings.number("init_std", 0.02)), settings.rate("dropout", 0.1)
     affine = settings.flag("layer_norm_elementwise_affine", True)
     linear = Linear.Config(settings.flag("enable_bias", True), init)
-    norm, before = LayerNorm.Config(bias=affine, gain=affine), settings.flag("do_layer_norm_before", True)
+    norm = LayerNorm.Config(bias=affine, gain=affine)
+    before = settings.flag("do_layer_norm_before", True)
     wiring = (pre_norm if before else post_norm)(norm, rate)
     block = Block.Config(
         attention=Attention.Config(
@@ -120,4 +121,6 @@ RULES = (
     turned("head.linear", "lm_head"),
 )
 
-ARCHITECTURE = decoder("opt", "OPT", config, RULES, describe=describe)
+ARCHITECTURE = decoder(
+    "opt", "OPT", config, RULES, lacks=("ForTokenClassification",), describe=describe
+)

@@ -6,12 +6,11 @@ from typing import Any
 from eqxformer.architectures import bert
 from eqxformer.architectures._decoders import derived
 from eqxformer.architectures._encoders import (
+    QUESTIONS,
     Head,
-    classifier_dropout,
     encoder,
     masked,
     pooled,
-    questions,
     tokens,
 )
 from eqxformer.checkpoints.settings import Settings
@@ -27,9 +26,7 @@ def shifted(tree: Encoder.Config, padding: int) -> Encoder.Config:
     """The tree with positions that start after the id of padding, whose own row comes before."""
     positions: Any = tree.embedding.positions
     unused = padding + 1
-    return tree.edit(
-        "embedding.positions", offset=unused, length=positions.length - unused
-    )
+    return tree.edit("embedding.positions", offset=unused, length=positions.length - unused)
 
 
 def rows(tree: Any) -> int:
@@ -51,11 +48,9 @@ MASKED = masked(
 )
 HEADS: Mapping[str, Head] = {
     "ForMaskedLM": MASKED,
-    "ForSequenceClassification": pooled(
-        "classifier.dense", "classifier.out_proj", rate=classifier_dropout
-    ),
+    "ForSequenceClassification": pooled("classifier.dense", "classifier.out_proj", dropped="twice"),
     "ForTokenClassification": tokens(),
-    "ForQuestionAnswering": questions(),
+    "ForQuestionAnswering": QUESTIONS,
 }
 
 ARCHITECTURE = encoder(

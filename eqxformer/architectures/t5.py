@@ -6,7 +6,7 @@ Version 1.0 has a ReLU, and the token table divided by the root of the width as 
 
 from typing import Any
 
-from eqxformer.architectures._seq2seq import HEAD, seq2seq, token_head
+from eqxformer.architectures._seq2seq import HEAD, one_table, seq2seq
 from eqxformer.checkpoints.rules import Rules, same, turned, under
 from eqxformer.checkpoints.settings import ACTIVATIONS, THEIR_ACTIVATIONS, Settings
 from eqxformer.layers.feed_forward import MLP, FeedForward, GatedMLP
@@ -21,13 +21,12 @@ IGNORED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weig
 def config(settings: Settings, *, proj: str = "relu") -> EncoderDecoder.Config:
     """The config tree of a T5 of any version; `proj` is its feed-forward if nothing names another."""
     settings.skip("n_positions", "classifier_dropout", "scalable_attention")
-    settings.copies("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-    dim, eps = settings.size("d_model"), settings.number("layer_norm_epsilon", 1e-6)
+    eps = settings.number("layer_norm_epsilon", 1e-6)
     readers = settings.layers("num_layers")
     writers = settings.layers("num_decoder_layers", readers)
     tree = families.t5(
         vocab=settings.size("vocab_size"),
-        dim=dim,
+        dim=settings.size("d_model"),
         layers=1,
         heads=settings.size("num_heads"),
         head_dim=settings.size("d_kv", 64),
@@ -37,21 +36,19 @@ def config(settings: Settings, *, proj: str = "relu") -> EncoderDecoder.Config:
     mlp: Any = tree.encoder.blocks[0]
     mlp = mlp.feed_forward
     scaled = settings.flag("scale_decoder_outputs", settings.flag("tie_word_embeddings", True))
-    head = token_head(settings, "shared.weight", mlp.up, narrowed=dim if scaled else None)
     tree = (
         tree.edit("*.blocks.*", feed_forward=_feed_forward(settings, mlp, proj))
         .edit("*.blocks.*.*_residual.pre_norm", eps=eps)
         .edit("*.norm", eps=eps)
-        .edit("decoder", head=head)
         .edit(
             "*.bias",
             buckets=settings.size("relative_attention_num_buckets", 32),
             max_distance=settings.size("relative_attention_max_distance", 128),
         )
     )
-    return tree.edit("encoder", blocks=tree.encoder.blocks * readers).edit(
-        "decoder", blocks=tree.decoder.blocks * writers
-    )
+    tree = tree.edit("encoder", blocks=tree.encoder.blocks * readers)
+    tree = tree.edit("decoder", blocks=tree.decoder.blocks * writers)
+    return one_table(settings, tree, mlp.up, prefix="", bias=False, narrowed=scaled)
 
 
 def _feed_forward(settings: Settings, mlp: MLP.Config, proj: str) -> FeedForward.Config:

@@ -1,6 +1,7 @@
 """Blocks, their residual wiring, and stacks of them."""
 
 from eqxformer.blocks.block import AbstractBlock, Block, BlockCache, Context, ParallelBlock
+from eqxformer.blocks.repeated import Repeated
 from eqxformer.blocks.residual import Residual, post_norm, pre_norm, sandwich_norm
 from eqxformer.blocks.stack import Layout, Scanned, Stack, Unrolled
 
@@ -11,6 +12,7 @@ __all__ = [
     "Context",
     "Layout",
     "ParallelBlock",
+    "Repeated",
     "Residual",
     "Scanned",
     "Stack",

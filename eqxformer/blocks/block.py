@@ -12,6 +12,7 @@ from eqxformer.axes import Axes
 from eqxformer.blocks.residual import Residual, pre_norm
 from eqxformer.config import Config, takes_options
 from eqxformer.keys import split
+from eqxformer.layers.abstract_attention import AbstractAttention
 from eqxformer.layers.attention import Attention
 from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.cache import Cache, SourceCache
@@ -61,6 +62,11 @@ class AbstractBlock(eqx.Module):
         def reads_source(self) -> bool:
             """Whether the block looks at a source; a block of your own that does says True."""
             return False
+
+        @property
+        def reads_positions(self) -> bool:
+            """Whether places matter beside the mask; one of your own that needs none says False."""
+            return True
 
         def build(
             self, dim: int, *, source_dim: int | None = None, key: PRNGKeyArray
@@ -123,7 +129,7 @@ class Block(AbstractBlock):
     class Config(AbstractBlock.Config):
         """The parts and, for each, its residual wiring; pre-norm layer norm unless said."""
 
-        attention: Attention.Config
+        attention: AbstractAttention.Config
         feed_forward: FeedForward.Config
         cross_attention: Attention.Config | None = None
         attention_residual: Residual.Config = pre_norm()
@@ -134,11 +140,15 @@ class Block(AbstractBlock):
         def reads_source(self) -> bool:
             return self.cross_attention is not None
 
+        @property
+        def reads_positions(self) -> bool:
+            return self.attention.reads_positions
+
         def build(self, dim: int, *, source_dim: int | None = None, key: PRNGKeyArray) -> "Block":
             """The block of a model of width `dim`, with a source of width `source_dim`."""
             return Block(dim, self, source_dim=source_dim, key=key)
 
-    attention: Annotated[Attention, Axes(source_dim="dim")]
+    attention: Annotated[AbstractAttention, Axes(source_dim="dim")]
     cross_attention: Attention | None
     feed_forward: FeedForward
     attention_residual: Residual
@@ -236,11 +246,15 @@ class ParallelBlock(AbstractBlock):
     class Config(AbstractBlock.Config):
         """The parts, the norms before them, and dropout after them."""
 
-        attention: Attention.Config
+        attention: AbstractAttention.Config
         feed_forward: FeedForward.Config
         norm: Norm.Config = LayerNorm.Config()
         feed_forward_norm: Norm.Config | None = None
         dropout: float = 0.0
+
+        @property
+        def reads_positions(self) -> bool:
+            return self.attention.reads_positions
 
         def build(
             self, dim: int, *, source_dim: int | None = None, key: PRNGKeyArray
@@ -248,7 +262,7 @@ class ParallelBlock(AbstractBlock):
             """The block of a model of width `dim`; it does not look at a source."""
             return ParallelBlock(dim, self, key=key)
 
-    attention: Annotated[Attention, Axes(source_dim="dim")]
+    attention: Annotated[AbstractAttention, Axes(source_dim="dim")]
     feed_forward: FeedForward
     norm: Norm
     feed_forward_norm: Norm | None

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from eqxformer.config import Config, takes_options
 from eqxformer.keys import split
 from eqxformer.layers.dropout import check_rate, drop_path, dropout
-from eqxformer.layers.norms import LayerNorm, Norm, build_norm
+from eqxformer.layers.norms import LayerNorm, Norm, build_norm, scaled
 
 Aux = TypeVar("Aux")
 
@@ -81,7 +81,7 @@ class Residual(eqx.Module):
         y, aux = branch(self.pre_norm(x))
         y = dropout(self.post_norm(y), self.config.dropout, number_key)
         y = drop_path(y, self.config.drop_path, path_key)
-        return self.out_norm(x + self.config.scale * y), aux
+        return self.out_norm(x + scaled(y, self.config.scale)), aux
 
 
 def pre_norm(norm: Norm.Config | None = None, dropout: float = 0.0) -> Residual.Config:

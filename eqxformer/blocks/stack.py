@@ -8,6 +8,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from eqxformer.blocks.block import AbstractBlock, Context
@@ -64,9 +65,13 @@ class Stack(eqx.Module):
         key: PRNGKeyArray,
     ) -> "Stack":
         """The blocks of these configs; the `i`-th is drawn from the key folded with `i`."""
+        shared: dict[AbstractBlock.Config, Callable[..., AbstractBlock]] = {}
 
         def block(config: AbstractBlock.Config, index: int | Array) -> AbstractBlock:
-            return config.build(dim, source_dim=source_dim, key=jax.random.fold_in(key, index))
+            if config not in shared:
+                build = functools.partial(config.build, dim, source_dim=source_dim)
+                shared[config] = _traced_once(build) if isinstance(key, Tracer) else build
+            return shared[config](key=jax.random.fold_in(key, index))
 
         groups, sizes, layer = [], [], 0
         for config, size in _groups(layout, configs):
@@ -145,6 +150,23 @@ class Stack(eqx.Module):
 
     def __getitem__(self, index: int) -> AbstractBlock:
         return tuple(self)[index]
+
+
+def _traced_once(build: Callable[..., AbstractBlock]) -> Callable[..., AbstractBlock]:
+    """`build`, whose first trace serves all further calls: deep models have few kinds of blocks."""
+    found: list[AbstractBlock] = []
+
+    @jax.jit
+    def arrays(key: PRNGKeyArray) -> AbstractBlock:
+        of_arrays, rest = eqx.partition(build(key=key), eqx.is_array)
+        found.append(rest)
+        return of_arrays
+
+    def built(*, key: PRNGKeyArray) -> AbstractBlock:
+        of_arrays = arrays(key)
+        return eqx.combine(of_arrays, found[0])
+
+    return built
 
 
 def _runs(configs: tuple[AbstractBlock.Config, ...]) -> Runs:

@@ -52,6 +52,8 @@ def contained(directory: pathlib.Path, name: str) -> pathlib.Path:
             )
         if linked and not real.exists():
             raise MissingFile(f"{path} is a link to {real}, which is not there.")
+    except MissingFile:
+        raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
     return path

@@ -7,6 +7,7 @@ from typing import Any
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.rules import Rules
 from eqxformer.checkpoints.settings import Settings
+from eqxformer.checkpoints.stored import Computed
 from eqxformer.config import Config
 
 
@@ -23,6 +24,7 @@ class Task:
             buffers and the parts of another head.
         saved_as: the name of the class that a model of this task is saved as, where the task's own
             has parts that ours goes without.
+        computed: tensors that are written though they follow from the settings, by their names.
     """
 
     config: Callable[[Settings], Any]
@@ -30,6 +32,7 @@ class Task:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     saved_as: str | None = None
+    computed: Callable[[Settings], Mapping[str, Computed]] = lambda _: {}
 
 
 @dataclasses.dataclass(frozen=True)

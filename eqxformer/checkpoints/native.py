@@ -83,6 +83,17 @@ def load(directory: str | os.PathLike[str]) -> Any:
         ...     bool(eqx.tree_equal(ef.load(folder), model))
         True
     """
+    skeleton, files = open_saved(directory)
+    for name in files.names:
+        _check_kept(pathlib.Path(directory) / WEIGHTS, name, files.dtype(name))
+    return with_arrays(skeleton, {n: jax.numpy.asarray(files.read(n)) for n in files.names})
+
+
+def open_saved(directory: str | os.PathLike[str]) -> tuple[Any, TensorFiles]:
+    """The shapes of the model in a directory that `save` wrote, and its tensors, none of them read.
+
+    Errors as for `load`.
+    """
     folder = pathlib.Path(directory)
     config, files = load_config(folder), TensorFiles.open(folder)
     skeleton = _skeleton(config, files, folder / CONFIG)
@@ -91,9 +102,7 @@ def load(directory: str | os.PathLike[str]) -> Any:
     if wrong:
         lines = "\n  ".join(wrong)
         raise CheckpointError(f"{folder / WEIGHTS} does not fit its {CONFIG}:\n  {lines}")
-    for name in files.names:
-        _check_kept(folder / WEIGHTS, name, files.dtype(name))
-    return with_arrays(skeleton, {n: jax.numpy.asarray(files.read(n)) for n in files.names})
+    return skeleton, files
 
 
 def load_config(directory: str | os.PathLike[str]) -> Config:

@@ -9,8 +9,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from eqxformer.checkpoints.errors import CheckpointError
-from eqxformer.checkpoints.stored import Planned, Stored
+from eqxformer.checkpoints.stored import Computed, Planned, Stored
 from eqxformer.layers.activations import Activation
 
 _REQUIRED: Any = object()
@@ -256,6 +258,25 @@ class Settings:
             stored.call(original, there.pop(0))
         for name in there:
             self.repeats(name, original)
+
+    def follows(self, name: str, computed: Computed) -> None:
+        """Says that files may hold a tensor that is computed; `CheckpointError` for another one.
+
+        It may have been computed, and rounded, in a smaller type.
+        """
+        stored = self.stored
+        if stored is None or stored.find(name) is None:
+            return
+        right = stored.shape(name) == computed.shape
+        if right:
+            found = stored.read(name).astype(np.float32)
+            right = np.allclose(found, computed.numbers(), rtol=0, atol=1e-2)
+        if not right:
+            raise CheckpointError(
+                f"{self.where}: the tensor {name} must be the one that follows from the settings, "
+                f"of shape {computed.shape}; it has other numbers, or another shape."
+            )
+        stored.repeats.add(name)
 
     def wrong(self, key: str, expected: str, got: Any) -> CheckpointError:
         """The error for a key whose value is not what it should be."""

@@ -1,6 +1,7 @@
 """The tensors of a checkpoint by the names that their architecture gives them today."""
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,14 @@ class Tensors(Protocol):
     def read(self, name: str) -> np.ndarray:
         """The numbers of a tensor."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """A tensor that follows from the settings: its shape, and what makes its numbers."""
+
+    shape: tuple[int, ...]
+    numbers: Callable[[], np.ndarray]
 
 
 class Stored:

@@ -1,7 +1,8 @@
 """The parts: every one acts on the trailing axes of a whole batch."""
 
+from eqxformer.layers.abstract_attention import AbstractAttention
 from eqxformer.layers.activations import Activation, activation
-from eqxformer.layers.attention import Attention, HeadSum, SumHeads
+from eqxformer.layers.attention import Attention
 from eqxformer.layers.biases import ALiBi, ExplicitBias, PositionBias, RelativeBias
 from eqxformer.layers.cache import Cache, FullCache, RingCache, SourceCache
 from eqxformer.layers.dot_product import Choice, Scoring, attend, attention_weights, backend_report
@@ -14,7 +15,14 @@ from eqxformer.layers.experts import (
     SoftmaxThenTopK,
     TopKThenSoftmax,
 )
-from eqxformer.layers.feed_forward import MLP, FeedForward, GatedMLP, RouterLosses
+from eqxformer.layers.feed_forward import (
+    MLP,
+    ClampedGatedMLP,
+    FeedForward,
+    GatedMLP,
+    RouterLosses,
+)
+from eqxformer.layers.head_axis import HeadSum, SumHeads
 from eqxformer.layers.initializers import (
     FanInUniform,
     Glorot,
@@ -26,6 +34,7 @@ from eqxformer.layers.initializers import (
     TruncatedNormal,
     Zeros,
 )
+from eqxformer.layers.latent_attention import LatentAttention
 from eqxformer.layers.linear import GroupedLinear, Groups, Linear
 from eqxformer.layers.masks import (
     Causal,
@@ -53,11 +62,13 @@ from eqxformer.layers.rotary import (
 __all__ = [
     "MLP",
     "ALiBi",
+    "AbstractAttention",
     "Activation",
     "Attention",
     "Cache",
     "Causal",
     "Choice",
+    "ClampedGatedMLP",
     "DynamicNTK",
     "Embedding",
     "Experts",
@@ -75,6 +86,7 @@ __all__ = [
     "HeadSum",
     "Identity",
     "Initializer",
+    "LatentAttention",
     "LayerNorm",
     "LeCun",
     "LearnedPositions",

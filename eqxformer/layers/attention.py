@@ -8,42 +8,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from eqxformer.axes import Axes
-from eqxformer.config import Config, takes_options
+from eqxformer.config import takes_options
+from eqxformer.layers.abstract_attention import AbstractAttention
 from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.cache import Cache, Seen, SourceCache, empty_cache
 from eqxformer.layers.dot_product import Backend, Scoring, attend, attention_weights
 from eqxformer.layers.dropout import check_rate
+from eqxformer.layers.head_axis import HeadSum, SumHeads, merge_heads, split_heads
 from eqxformer.layers.initializers import Initializer
 from eqxformer.layers.linear import Linear
-from eqxformer.layers.masks import Mask, Window, for_cache, join, parts, valid_keys
-from eqxformer.layers.norms import Norm, build_norm
+from eqxformer.layers.masks import (
+    Mask,
+    Window,
+    blank_padding,
+    for_cache,
+    join,
+    parts,
+    valid_keys,
+)
+from eqxformer.layers.norms import Norm, build_norm, each_norm, norm_each
 from eqxformer.layers.rotary import Rotary
 
 
-class SumHeads(Config):
-    """The heads' values are summed into the residual, with no output projection."""
-
-    def build(self, in_dim: int, out_dim: int, *, key: PRNGKeyArray) -> "HeadSum":
-        """The sum of `in_dim / out_dim` slices; raises `ValueError` where that is not whole."""
-        if in_dim % out_dim:
-            raise ValueError(
-                "Without an output projection, `heads * value_dim` must be a multiple of the "
-                f"model's width; got {in_dim} and {out_dim}. Set `value_dim` to that width, or to "
-                "its share per head to lay the heads side by side."
-            )
-        return HeadSum(out_dim)
-
-
-class HeadSum(eqx.Module):
-    """`y = sum over h of x[h * dim : (h + 1) * dim]`; with one such slice, `x` itself."""
-
-    dim: int = eqx.field(static=True)
-
-    def __call__(self, x: Float[Array, "*batch wide"]) -> Float[Array, "*batch dim"]:
-        return x.reshape(*x.shape[:-1], x.shape[-1] // self.dim, self.dim).sum(-2)
-
-
-class Attention(eqx.Module):
+class Attention(AbstractAttention):
     """Attention: `out(concat over h of softmax(scale * q_h k_h^T + bias) v_h)`.
 
     Vaswani et al. 2017; with fewer `kv_heads` than `heads`, grouped-query attention (Ainslie et
@@ -56,7 +43,7 @@ class Attention(eqx.Module):
         (2, 5, 32)
     """
 
-    class Config(Config):
+    class Config(AbstractAttention.Config):
         """The heads, the projections and what happens between them.
 
         Arguments:
@@ -72,13 +59,14 @@ class Attention(eqx.Module):
             sinks: how a logit per head starts that takes weight from all keys; None for none.
             query, key, value, out: the projections, or `SumHeads()` for no output projection.
             qk_norm: the norm of queries and keys, before positions.
-            qk_norm_over: whether that norm is over each head or over the whole projection.
+            qk_norm_over: whether that norm is over each head, with parameters that all heads share
+                or with each head's own (StableLM, Cohere), or over the whole projection.
+            clip: bound of queries, keys and values as they are projected, on both sides (OLMo).
             rotary: rotary positions.
             bias: a bias of the scores by distance.
             backend: the kernel; `auto` is the fastest that can serve.
         """
 
-        heads: int
         kv_heads: int | None = None
         head_dim: int | None = None
         value_dim: int | None = None
@@ -92,7 +80,8 @@ class Attention(eqx.Module):
         value: Linear.Config = Linear.Config()
         out: Linear.Config | SumHeads = Linear.Config()
         qk_norm: Norm.Config | None = None
-        qk_norm_over: Literal["head", "projection"] = "head"
+        qk_norm_over: Literal["head", "each_head", "projection"] = "head"
+        clip: float | None = None
         rotary: Rotary | None = None
         bias: PositionBias.Config | None = None
         backend: Backend = "auto"
@@ -112,8 +101,14 @@ class Attention(eqx.Module):
                 raise ValueError(f"`window` must be positive; got {self.window}.")
             if isinstance(self.window, tuple) and min(self.window) < 0:
                 raise ValueError(f"`window` must not be negative; got {self.window}.")
-            if self.softcap is not None and self.softcap <= 0:
-                raise ValueError(f"`softcap` must be positive, or None; got {self.softcap}.")
+            for name in ("softcap", "clip"):
+                bound = getattr(self, name)
+                if bound is not None and bound <= 0:
+                    raise ValueError(f"`{name}` must be positive, or None; got {bound}.")
+
+        @property
+        def reads_positions(self) -> bool:
+            return self.rotary is not None or self.bias is not None
 
         def build(
             self, dim: int, *, source_dim: int | None = None, key: PRNGKeyArray
@@ -151,9 +146,8 @@ class Attention(eqx.Module):
         self.key = config.key.build(source_dim, kv_heads * head_dim, key=keys[1])
         self.value = config.value.build(source_dim, kv_heads * value_dim, key=keys[2])
         self.out = config.out.build(heads * value_dim, dim, key=keys[3])
-        whole = config.qk_norm_over == "projection"
-        self.query_norm = build_norm(config.qk_norm, heads * head_dim if whole else head_dim)
-        self.key_norm = build_norm(config.qk_norm, kv_heads * head_dim if whole else head_dim)
+        self.query_norm = _build_norm(config, heads, head_dim)
+        self.key_norm = _build_norm(config, kv_heads, head_dim)
         self.bias = None if config.bias is None else config.bias.build(heads, key=keys[4])
         self.sinks = None if config.sinks is None else config.sinks(keys[5], (1, heads))[0]
         self.config = config
@@ -211,7 +205,7 @@ class Attention(eqx.Module):
             backend=self.config.backend,
             key=key,
         )
-        y = self.out(_merge(y))
+        y = self.out(merge_heads(y))
         return (y if cache is None else cache.poison(y)), cache
 
     def look(
@@ -229,7 +223,7 @@ class Attention(eqx.Module):
         places in one sequence.
         """
         self._refuse_places()
-        seen = _blank_padding(source.keys, source.values, mask)
+        seen = blank_padding(source.keys, source.values, mask)
         y = attend(
             self._queries(x),
             *seen,
@@ -239,7 +233,7 @@ class Attention(eqx.Module):
             backend=self.config.backend,
             key=key,
         )
-        return self.out(_merge(y))
+        return self.out(merge_heads(y))
 
     def remember(self, source: Float[Array, "*batch keys source_dim"]) -> SourceCache:
         """The keys and values of a source, for `look`."""
@@ -265,6 +259,16 @@ class Attention(eqx.Module):
         scores_bias = self._bias(places, bias)
         return attention_weights(query, keys, scoring=self._scoring(), mask=mask, bias=scores_bias)
 
+    def field_axes(self, field: str) -> Axes | None:
+        """What the axes of the norms are, where their annotations do not say it."""
+        over = self.config.qk_norm_over
+        heads = {"query_norm": "heads", "key_norm": "kv_heads"}.get(field)
+        if heads is None or over == "head":
+            return None
+        if over == "projection":
+            return Axes(dim=f"{heads}*head_dim")
+        return Axes(dim="head_dim", stacked=heads)
+
     def init_cache(
         self, batch: tuple[int, ...], slots: int, dtype: DTypeLike = jnp.float32
     ) -> Cache:
@@ -289,7 +293,7 @@ class Attention(eqx.Module):
     ) -> tuple[Array, Seen, tuple[Array, Array], Cache | None]:
         """Queries, what they look at, the places of both, and the cache with it."""
         seq, valid = x.shape[-2], valid_keys(mask)
-        keys, values = _blank_padding(*self._keys_values(x), mask)
+        keys, values = blank_padding(*self._keys_values(x), mask)
         at = jnp.arange(seq) if cache is None else cache.places(seq, valid)
         query = self._queries(x)
         if self.config.rotary is not None:
@@ -307,7 +311,7 @@ class Attention(eqx.Module):
 
     def _keys_values(self, source: Array) -> tuple[Array, Array]:
         keys = self._heads(self.key(source), self.head_dim, self.key_norm)
-        return keys, _split(self.value(source), self.value_dim)
+        return keys, split_heads(self._clipped(self.value(source)), self.value_dim)
 
     def _refuse_places(self) -> None:
         for name in ("rotary", "window"):
@@ -320,9 +324,18 @@ class Attention(eqx.Module):
 
     def _heads(self, x: Array, size: int, norm: Norm) -> Array:
         """[*batch seq heads*size] to [*batch heads seq size], normalised before or after."""
-        if self.config.qk_norm_over == "projection":
-            return _split(norm(x), size)
-        return norm(_split(x, size))
+        x, over = self._clipped(x), self.config.qk_norm_over
+        if over == "projection":
+            return split_heads(norm(x), size)
+        return (
+            norm_each(norm, split_heads(x, size))
+            if over == "each_head"
+            else norm(split_heads(x, size))
+        )
+
+    def _clipped(self, x: Array) -> Array:
+        clip = self.config.clip
+        return x if clip is None else jnp.clip(x, -clip, clip)
 
     def _scoring(self) -> Scoring:
         config = self.config
@@ -353,19 +366,10 @@ def _counted(x: Array, keys: Array) -> tuple[Array, Array]:
     return jnp.arange(x.shape[-2]), jnp.arange(keys.shape[-2])
 
 
-def _split(x: Array, size: int) -> Array:
-    return jnp.swapaxes(x.reshape(*x.shape[:-1], x.shape[-1] // size, size), -3, -2)
-
-
-def _merge(x: Array) -> Array:
-    x = jnp.swapaxes(x, -3, -2)
-    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
-
-
-def _blank_padding(keys: Array, values: Array, mask: Mask | None) -> tuple[Array, Array]:
-    """Zeros in place of padding: a weight of zero does not remove a NaN, since 0 * NaN is NaN."""
-    valid = valid_keys(mask)
-    if valid is None:
-        return keys, values
-    kept = jnp.broadcast_to(valid, (*keys.shape[:-3], keys.shape[-2]))[..., None, :, None]
-    return jnp.where(kept, keys, 0), jnp.where(kept, values, 0)
+def _build_norm(config: Attention.Config, heads: int, head_dim: int) -> Norm:
+    """The norm of queries or of keys."""
+    if config.qk_norm is None or config.qk_norm_over == "head":
+        return build_norm(config.qk_norm, head_dim)
+    if config.qk_norm_over == "projection":
+        return config.qk_norm.build(heads * head_dim)
+    return each_norm(config.qk_norm, head_dim, heads)

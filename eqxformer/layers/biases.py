@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -31,31 +32,51 @@ class PositionBias(eqx.Module):
 
 
 class ALiBi(PositionBias):
-    """Attention with linear biases: `-slope[head] * |key - query|` (Press et al. 2021).
+    """Attention with linear biases: `-scale * slope[head] * |key - query|` (Press et al. 2021).
 
     The slopes are a geometric sequence for a power of two of heads; for other counts, those of the
     next lower power, then every second one of the next higher. They are not trained.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> ef.ALiBi(2)(jnp.arange(3), jnp.arange(3))[0, 2].tolist()
+        [-0.125, -0.0625, 0.0]
     """
 
     class Config(PositionBias.Config):
-        """No hyperparameters: the slopes follow from the number of heads."""
+        """A factor of the bias, and whether it is rounded as Falcon was trained.
+
+        `bfloat16` gives `scale * slope[head] * key` with slopes, places and products rounded to it;
+        without that, the same but for one number per query. It is for causal models alone.
+        """
+
+        scale: float = 1.0
+        rounding: Literal["none", "bfloat16"] = "none"
 
         def build(self, heads: int, *, key: PRNGKeyArray) -> "ALiBi":
             """The bias for so many heads; the key is not used, since nothing is drawn."""
-            return ALiBi(heads)
+            return ALiBi(heads, self)
 
     heads: int = eqx.field(static=True)
+    config: Config = eqx.field(static=True)
 
-    def __init__(self, heads: int):
+    @takes_options
+    def __init__(self, heads: int, config: Config):
         self.heads = heads
+        self.config = config
 
     def __call__(
         self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
     ) -> Float[Array, "*#batch heads seq keys"]:
-        distance = jnp.abs(_distances(queries, keys)).astype(jnp.float32)[..., None, :, :]
-        shape = (*distance.shape[:-3], self.heads, *distance.shape[-2:])
+        query, key = _grid(queries, keys)
         slopes = jnp.asarray(alibi_slopes(self.heads), jnp.float32)[:, None, None]
-        return -jnp.broadcast_to(slopes, shape) * distance
+        if self.config.rounding == "bfloat16":
+            slopes, steps = _rounded(slopes), _rounded(key.astype(jnp.float32))
+        else:
+            steps = -jnp.abs(key - query).astype(jnp.float32)
+        shape = (*steps.shape[:-2], self.heads, *steps.shape[-2:])
+        bias = jnp.broadcast_to(slopes, shape) * jnp.broadcast_to(steps[..., None, :, :], shape)
+        return self.config.scale * (_rounded(bias) if self.config.rounding == "bfloat16" else bias)
 
 
 class RelativeBias(PositionBias):
@@ -158,11 +179,25 @@ def alibi_slopes(heads: int) -> Float[np.ndarray, " heads"]:
     return np.concatenate([slopes, between])
 
 
+def _rounded(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """Float32 numbers rounded to bfloat16; a cast there and back may be optimised away."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
 def _distances(
     queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
 ) -> Int[Array, "*#batch seq keys"]:
+    query, key = _grid(queries, keys)
+    return key - query
+
+
+def _grid(
+    queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
+) -> tuple[Int[Array, "*full seq keys"], Int[Array, "*full seq keys"]]:
+    """Queries down, keys across, over their common leading axes."""
     shape = jnp.broadcast_shapes(queries.shape[:-1], keys.shape[:-1])
     full = (*shape, queries.shape[-1], keys.shape[-1])
-    return jnp.broadcast_to(keys[..., None, :], full) - jnp.broadcast_to(
-        queries[..., :, None], full
+    return (
+        jnp.broadcast_to(queries[..., :, None], full),
+        jnp.broadcast_to(keys[..., None, :], full),
     )

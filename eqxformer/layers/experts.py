@@ -15,7 +15,8 @@ from eqxformer.axes import Axes
 from eqxformer.config import Config, takes_options
 from eqxformer.keys import split
 from eqxformer.layers.feed_forward import FeedForward, RouterLosses
-from eqxformer.layers.linear import GroupedLinear, Groups, Linear
+from eqxformer.layers.initializers import Initializer
+from eqxformer.layers.linear import GroupedLinear, Groups, Linear, along_last
 from eqxformer.layers.norms import widen
 
 Chosen = tuple[Float[Array, "tokens top"], Int[Array, "tokens top"], Float[Array, "tokens experts"]]
@@ -24,8 +25,19 @@ Chosen = tuple[Float[Array, "tokens top"], Int[Array, "tokens top"], Float[Array
 class Routing(Config):
     """How a router's scores become a choice of experts and their weights."""
 
-    def choose(self, logits: Float[Array, "tokens experts"], top: int) -> Chosen:
-        """The weights and ids of the `top` experts of every token, and all probabilities."""
+    def check_sizes(self, count: int, top: int) -> None:
+        """Raises `ValueError` where `top` of `count` experts cannot be chosen so; all can here."""
+
+    def choose(
+        self,
+        logits: Float[Array, "tokens experts"],
+        top: int,
+        correction: Float[Array, " experts"] | None = None,
+    ) -> Chosen:
+        """The weights and ids of the `top` experts of every token, and all probabilities.
+
+        A correction per expert takes part in the choice alone, not in the weights.
+        """
         raise NotImplementedError(f"{self.type_name} must define `choose`.")
 
 
@@ -34,31 +46,85 @@ class SoftmaxThenTopK(Routing):
 
     normalize: bool = True
 
-    def choose(self, logits: Float[Array, "tokens experts"], top: int) -> Chosen:
+    def choose(
+        self,
+        logits: Float[Array, "tokens experts"],
+        top: int,
+        correction: Float[Array, " experts"] | None = None,
+    ) -> Chosen:
         probabilities = jax.nn.softmax(logits, axis=-1)
-        weights, ids = jax.lax.top_k(probabilities, top)
+        weights, ids = _largest(probabilities, corrected(probabilities, correction), top)
         return (normalized(weights) if self.normalize else weights), ids, probabilities
 
 
 class TopKThenSoftmax(Routing):
     """The largest scores, then a softmax over these alone (Mixtral, gpt-oss)."""
 
-    def choose(self, logits: Float[Array, "tokens experts"], top: int) -> Chosen:
-        largest, ids = jax.lax.top_k(logits, top)
+    def choose(
+        self,
+        logits: Float[Array, "tokens experts"],
+        top: int,
+        correction: Float[Array, " experts"] | None = None,
+    ) -> Chosen:
+        largest, ids = _largest(logits, corrected(logits, correction), top)
         return jax.nn.softmax(largest, axis=-1), ids, jax.nn.softmax(logits, axis=-1)
 
 
 class SigmoidTopK(Routing):
-    """A sigmoid per expert, then the largest, made to sum to `scale` (DeepSeek-V3)."""
+    """A sigmoid per expert, then the largest, made to sum to `scale` (DeepSeek-AI 2024, V3).
+
+    Experts may lie in `groups`, neighbours together: then a token chooses from `top_groups` of them
+    alone, those whose two best experts have the largest sum.
+    """
 
     normalize: bool = True
     scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
 
-    def choose(self, logits: Float[Array, "tokens experts"], top: int) -> Chosen:
+    def check(self) -> None:
+        if not 1 <= self.top_groups <= self.groups:
+            raise ValueError(
+                "`top_groups` must be between 1 and `groups`; "
+                f"got top_groups={self.top_groups}, groups={self.groups}."
+            )
+
+    def check_sizes(self, count: int, top: int) -> None:
+        if self.groups > 1 and (count % self.groups or count < 2 * self.groups):
+            raise ValueError(
+                "`groups` must divide the count of experts into groups of two or more; "
+                f"got groups={self.groups}, count={count}."
+            )
+        if top > count // self.groups * self.top_groups:
+            raise ValueError(
+                f"`top` experts must be there in `top_groups` groups of {count // self.groups}; "
+                f"got top={top}, top_groups={self.top_groups}."
+            )
+
+    def choose(
+        self,
+        logits: Float[Array, "tokens experts"],
+        top: int,
+        correction: Float[Array, " experts"] | None = None,
+    ) -> Chosen:
         scores = jax.nn.sigmoid(logits)
-        weights, ids = jax.lax.top_k(scores, top)
+        weights, ids = _largest(scores, self._within_groups(corrected(scores, correction)), top)
         weights = normalized(weights) if self.normalize else weights
         return self.scale * weights, ids, normalized(scores)
+
+    def _within_groups(
+        self, scores: Float[Array, "tokens experts"]
+    ) -> Float[Array, "tokens experts"]:
+        """The scores of the best groups; minus infinity for the experts of all others."""
+        if self.groups == 1:
+            return scores
+        tokens, count = scores.shape
+        grouped = scores.reshape(tokens, self.groups, count // self.groups)
+        best_two = jax.lax.top_k(grouped, 2)[0].sum(-1)
+        _, chosen = jax.lax.top_k(best_two, self.top_groups)
+        kept = jax.nn.one_hot(chosen, self.groups, dtype=jnp.int32).sum(-2) > 0
+        kept = jnp.broadcast_to(kept[..., None], grouped.shape)
+        return jnp.where(kept, grouped, -jnp.inf).reshape(tokens, count)
 
 
 class Experts(FeedForward):
@@ -81,6 +147,9 @@ class Experts(FeedForward):
             routing: how scores become weights.
             router: the projection to scores.
             shared: a feed-forward for every token, beside the chosen experts.
+            correction: how a number per expert starts that is added to its score where experts are
+                chosen; None for none. It keeps the load even: it gets no gradient and is moved by
+                whoever trains (Wang et al. 2024).
         """
 
         count: int
@@ -89,12 +158,14 @@ class Experts(FeedForward):
         routing: Routing = SoftmaxThenTopK()
         router: Linear.Config = Linear.Config(bias=False)
         shared: FeedForward.Config | None = None
+        correction: Initializer | None = None
 
         def check(self) -> None:
             if not 1 <= self.top <= self.count:
                 raise ValueError(
                     f"`top` must be between 1 and `count`; got top={self.top}, count={self.count}."
                 )
+            self.routing.check_sizes(self.count, self.top)
             for name in ("expert", "shared"):
                 if isinstance(getattr(self, name), Experts.Config):
                     raise ValueError(f"`{name}` cannot itself be a mixture of experts.")
@@ -106,17 +177,21 @@ class Experts(FeedForward):
     router: Annotated[Linear, Axes(in_dim="dim", out_dim="experts")]
     experts: Annotated[FeedForward, Axes(stacked="experts")]
     shared: FeedForward | None
+    correction: Float[Array, " experts"] | None
     config: Config = eqx.field(static=True)
 
     @takes_options
     def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
-        router, experts, shared = jax.random.split(key, 3)
+        router, experts, shared, correction = jax.random.split(key, 4)
         self.router = config.router.build(dim, config.count, key=router)
         self.experts = eqx.filter_vmap(lambda k: config.expert.build(dim, key=k))(
             jax.random.split(experts, config.count)
         )
         _refuse_ungrouped(self.experts)
         self.shared = None if config.shared is None else config.shared.build(dim, key=shared)
+        self.correction = None
+        if config.correction is not None:
+            self.correction = config.correction(correction, (1, config.count))[0]
         self.config = config
 
     def run(
@@ -124,8 +199,12 @@ class Experts(FeedForward):
     ) -> tuple[Float[Array, "*batch dim"], RouterLosses]:
         routed_key, shared_key = split(key, 2)
         tokens = x.reshape(-1, x.shape[-1])
-        logits = widen(self.router(tokens))
-        weights, ids, probabilities = self.config.routing.choose(logits, self.config.top)
+        # In float32 all through: rounded scores would send tokens to other experts.
+        router = jax.tree.map(lambda a: widen(a) if eqx.is_inexact_array(a) else a, self.router)
+        logits = router(widen(tokens))
+        weights, ids, probabilities = self.config.routing.choose(
+            logits, self.config.top, self.correction
+        )
         y = self._mix(tokens, weights, ids, routed_key).reshape(x.shape)
         if self.shared is not None:
             y = y + self.shared(x, key=shared_key)
@@ -160,9 +239,26 @@ def router_losses(
     return RouterLosses(load_balance=experts * (share * mean).sum(), z=z)
 
 
+def corrected(
+    scores: Float[Array, "tokens experts"], correction: Float[Array, " experts"] | None
+) -> Float[Array, "tokens experts"]:
+    """`scores + correction`, for a choice: neither gets a gradient through it."""
+    if correction is not None:
+        scores = scores + along_last(widen(correction), scores)
+    return jax.lax.stop_gradient(scores)
+
+
 def normalized(weights: Float[Array, "tokens n"]) -> Float[Array, "tokens n"]:
     """Weights that sum to one per token."""
     return weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-20)
+
+
+def _largest(
+    scores: Float[Array, "tokens experts"], by: Float[Array, "tokens experts"], top: int
+) -> tuple[Float[Array, "tokens top"], Int[Array, "tokens top"]]:
+    """The scores and ids of the experts that are largest in `by`."""
+    _, ids = jax.lax.top_k(by, top)
+    return jnp.take_along_axis(scores, ids, axis=-1), ids
 
 
 def _refuse_ungrouped(experts: FeedForward) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqxformer.axes import Axes
@@ -127,6 +128,62 @@ class GatedMLP(FeedForward):
         self, x: Float[Array, "*batch dim"], *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "*batch dim"], None]:
         hidden = activation(self.config.activation)(self.gate(x)) * self.up(x)
+        return self.down(dropout(hidden, self.config.dropout, key)), None
+
+
+class ClampedGatedMLP(FeedForward):
+    """Clamped gated feed-forward: `down((up + 1) * gate * sigmoid(alpha * gate))` (gpt-oss, 2025).
+
+    `gate` is bounded above by `limit`, `up` on both sides, before they are multiplied.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> mlp = ef.ClampedGatedMLP(8, hidden=32, key=jax.random.key(0))
+        >>> mlp(jnp.ones((2, 3, 8))).shape
+        (2, 3, 8)
+    """
+
+    class Config(FeedForward.Config):
+        """The inner width, the slope of the sigmoid, the bound, dropout, and the projections."""
+
+        hidden: int
+        alpha: float = 1.702
+        limit: float = 7.0
+        dropout: float = 0.0
+        gate: Linear.Config = Linear.Config()
+        up: Linear.Config = Linear.Config()
+        down: Linear.Config = Linear.Config()
+
+        def check(self) -> None:
+            check_hidden(self.hidden)
+            check_rate("dropout", self.dropout)
+            if not self.limit > 0.0:
+                raise ValueError(f"`limit` must be above 0; got {self.limit}.")
+
+        def build(self, dim: int, *, key: PRNGKeyArray) -> "ClampedGatedMLP":
+            """A `ClampedGatedMLP` for this width."""
+            return ClampedGatedMLP(dim, self, key=key)
+
+    gate: Annotated[Linear, Axes(in_dim="dim", out_dim="hidden")]
+    up: Annotated[Linear, Axes(in_dim="dim", out_dim="hidden")]
+    down: Annotated[Linear, Axes(in_dim="hidden", out_dim="dim")]
+    config: Config = eqx.field(static=True)
+
+    @takes_options
+    def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
+        gate, up, down = jax.random.split(key, 3)
+        self.gate = config.gate.build(dim, config.hidden, key=gate)
+        self.up = config.up.build(dim, config.hidden, key=up)
+        self.down = config.down.build(config.hidden, dim, key=down)
+        self.config = config
+
+    def run(
+        self, x: Float[Array, "*batch dim"], *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "*batch dim"], None]:
+        limit = self.config.limit
+        gate = jnp.minimum(self.gate(x), limit)
+        up = jnp.clip(self.up(x), -limit, limit)
+        hidden = (up + 1.0) * gate * jax.nn.sigmoid(self.config.alpha * gate)
         return self.down(dropout(hidden, self.config.dropout, key)), None
 
 

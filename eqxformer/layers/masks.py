@@ -12,12 +12,13 @@ Every mask draws itself: rows are queries, columns are keys, a full square is an
 """
 
 import abc
+import dataclasses
 from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Mask(eqx.Module):
@@ -25,9 +26,12 @@ class Mask(eqx.Module):
 
     `ordered` says whether the description fixes what happens to keys *ahead* of a query. A decoder
     adds `Causal()` to a mask that does not, so that padding alone never opens up the future.
+    `own_axes` is how many axes its arrays have behind those of the batch, which can then be
+    compared with a call's; None leaves that to chance.
     """
 
     ordered: ClassVar[bool] = False
+    own_axes: ClassVar[int | None] = None
 
     @abc.abstractmethod
     def allows(
@@ -135,6 +139,7 @@ class Padding(Mask):
         · ■ ■
     """
 
+    own_axes: ClassVar[int | None] = 1
     valid: Bool[Array, "*#batch keys"]
 
     def allows(
@@ -155,6 +160,7 @@ class Segments(Mask):
         · · ■
     """
 
+    own_axes: ClassVar[int | None] = 1
     query_ids: Int[Array, "*#batch seq"]
     key_ids: Int[Array, "*#batch keys"]
 
@@ -190,6 +196,7 @@ class Prefix(Mask):
     """
 
     ordered: ClassVar[bool] = True
+    own_axes: ClassVar[int | None] = 0
     length: Int[Array, "*#batch"]
 
     def __init__(self, length: Int[Array, "*#batch"] | int):
@@ -208,6 +215,7 @@ class Prefix(Mask):
 class Explicit(Mask):
     """Any boolean array: `allowed[query, key]`, the same for all heads."""
 
+    own_axes: ClassVar[int | None] = 2
     allowed: Bool[Array, "*#batch seq keys"]
 
     def allows(
@@ -221,6 +229,7 @@ class Explicit(Mask):
 class PerHead(Mask):
     """Any boolean array with an axis of heads: `allowed[head, query, key]`."""
 
+    own_axes: ClassVar[int | None] = 3
     allowed: Bool[Array, "*#batch heads seq keys"]
 
     def allows(
@@ -256,6 +265,41 @@ def valid_keys(mask: Mask | None) -> Bool[Array, "*batch keys"] | None:
         if isinstance(part, Padding):
             valid = part.valid if valid is None else _and(valid, part.valid)
     return valid
+
+
+def check_batch(mask: Mask | None, batch: tuple[int, ...]) -> None:
+    """Raises `ValueError` for a mask of another batch than the tokens of a call."""
+    for part in parts(mask):
+        if part.own_axes is None:
+            continue
+        for field in dataclasses.fields(part):
+            shape = getattr(part, field.name).shape
+            own = shape[: len(shape) - part.own_axes]
+            pairs = zip(own[::-1], batch[::-1], strict=False)
+            if len(own) > len(batch) or any(a not in (1, b) for a, b in pairs):
+                raise ValueError(
+                    f"`{type(part).__name__}.{field.name}` is for a batch of {own}; "
+                    f"this call has {batch}."
+                )
+
+
+def blank_padding(
+    keys: Float[Array, "*batch kv_heads keys head_dim"],
+    values: Float[Array, "*batch kv_heads keys value_dim"],
+    mask: Mask | None,
+) -> tuple[
+    Float[Array, "*batch kv_heads keys head_dim"], Float[Array, "*batch kv_heads keys value_dim"]
+]:
+    """Zeros in place of padding: a weight of zero does not remove a NaN, since 0 * NaN is NaN.
+
+    Raises `ValueError` for a mask of another batch.
+    """
+    check_batch(mask, keys.shape[:-3])
+    valid = valid_keys(mask)
+    if valid is None:
+        return keys, values
+    kept = jnp.broadcast_to(valid, (*keys.shape[:-3], keys.shape[-2]))[..., None, :, None]
+    return jnp.where(kept, keys, 0), jnp.where(kept, values, 0)
 
 
 def for_cache(mask: Mask | None) -> Mask | None:

@@ -44,22 +44,23 @@ class LayerNorm(Norm):
     """
 
     class Config(Norm.Config):
-        """`eps` keeps the root away from zero; without `bias` only the gain is learned."""
+        """`eps` keeps the root away from zero; without `gain` and `bias` nothing is learned."""
 
         eps: float = 1e-5
         bias: bool = True
+        gain: bool = True
 
         def build(self, dim: int) -> "LayerNorm":
             """A `LayerNorm` over `dim` numbers."""
             return LayerNorm(dim, self)
 
-    weight: Float[Array, " dim"]
+    weight: Float[Array, " dim"] | None
     bias: Float[Array, " dim"] | None
     config: Config = eqx.field(static=True)
 
     @takes_options
     def __init__(self, dim: int, config: Config):
-        self.weight = jnp.ones(dim, jnp.float32)
+        self.weight = jnp.ones(dim, jnp.float32) if config.gain else None
         self.bias = jnp.zeros(dim, jnp.float32) if config.bias else None
         self.config = config
 
@@ -67,11 +68,9 @@ class LayerNorm(Norm):
         wide = widen(x)
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
-        y = (
-            centred
-            * jax.lax.rsqrt(variance + self.config.eps)
-            * along_last(widen(self.weight), wide)
-        )
+        y = centred * jax.lax.rsqrt(variance + self.config.eps)
+        if self.weight is not None:
+            y = y * along_last(widen(self.weight), wide)
         if self.bias is not None:
             y = y + along_last(widen(self.bias), wide)
         return y.astype(x.dtype)
@@ -113,9 +112,29 @@ def build_norm(config: Norm.Config | None, dim: int) -> Norm:
     return Identity() if config is None else config.build(dim)
 
 
+def each_norm(config: Norm.Config, dim: int, count: int) -> Norm:
+    """So many norms over `dim` numbers in one, their parameters stacked; for `norm_each`."""
+    return eqx.filter_vmap(lambda: config.build(dim), axis_size=count)()
+
+
+def norm_each(
+    norms: Norm, x: Float[Array, "*batch heads seq dim"]
+) -> Float[Array, "*batch heads seq dim"]:
+    """The `i`-th of stacked norms applied to `x[..., i, :, :]`."""
+    every = eqx.filter_vmap(
+        lambda norm, head: norm(head), in_axes=(eqx.if_array(0), -3), out_axes=-3
+    )
+    return every(norms, x)
+
+
 def widen(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """`x` in float32 at least; float64 stays float64."""
     return x.astype(wide_dtype(x))
+
+
+def scaled(x: Float[Array, "*any"], factor: float) -> Float[Array, "*any"]:
+    """`factor * x` in the type of `x`, rounded once: a small type need not hold the factor."""
+    return x if factor == 1.0 else (factor * widen(x)).astype(x.dtype)
 
 
 def wide_dtype(x: Float[Array, "*any"]) -> DTypeLike:

@@ -71,14 +71,23 @@ class Sinusoids(Positions):
 
     Vaswani et al. 2017. `interleaved` puts sines on even and cosines on odd columns, as the paper
     does; `halves` puts all sines first (Marian). An odd `dim` has one sine more than cosines.
+    Frequencies fall from 1 towards `1 / base`: the paper's `open` spread stops a step before it,
+    the `closed` one ends there, `f[i] = base^(-i / (dim / 2 - 1))` (tensor2tensor, fairseq).
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> nllb = ef.Sinusoids(8, layout="halves", spread="closed", offset=2)
+        >>> nllb(jnp.arange(5)).shape
+        (5, 8)
     """
 
     class Config(Positions.Config):
-        """The layout of the columns, the base of the frequencies, and an offset of positions."""
+        """The layout of the columns, the base and spread of the frequencies, and an offset."""
 
         layout: Literal["interleaved", "halves"] = "interleaved"
         base: float = 10_000.0
         offset: int = 0
+        spread: Literal["open", "closed"] = "open"
 
         def build(self, dim: int, *, key: PRNGKeyArray) -> "Sinusoids":
             """Waves for this width; the key is not used, since nothing is drawn."""
@@ -89,12 +98,15 @@ class Sinusoids(Positions):
 
     @takes_options
     def __init__(self, dim: int, config: Config):
+        if config.spread == "closed" and (dim % 2 or dim < 4):
+            raise ValueError(
+                f"A closed spread of frequencies needs an even width of at least 4; got {dim}."
+            )
         self.dim = dim
         self.config = config
 
     def __call__(self, positions: Int[Array, "*batch seq"]) -> Float[Array, "*batch seq dim"]:
-        steps = np.arange(0, self.dim, 2, dtype=np.float64) / self.dim
-        frequencies = (self.config.base**-steps).astype(np.float32)
+        frequencies = self._frequencies()
         where = (positions + self.config.offset).astype(jnp.float32)[..., None]
         angles = where * jnp.broadcast_to(frequencies, (*positions.shape, frequencies.size))
         sin, cos = jnp.sin(angles), jnp.cos(angles[..., : self.dim // 2])
@@ -102,3 +114,8 @@ class Sinusoids(Positions):
             return jnp.concatenate([sin, cos], axis=-1)
         waves = jnp.zeros((*positions.shape, self.dim), jnp.float32)
         return waves.at[..., 0::2].set(sin).at[..., 1::2].set(cos)
+
+    def _frequencies(self) -> Float[np.ndarray, " pairs"]:
+        last = 2.0 if self.config.spread == "closed" else 0.0
+        steps = np.arange(0, self.dim, 2, dtype=np.float64) / (self.dim - last)
+        return (self.config.base**-steps).astype(np.float32)

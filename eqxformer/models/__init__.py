@@ -14,6 +14,7 @@ from eqxformer.models.heads import (
     TiedHead,
     TokenHead,
 )
+from eqxformer.models.origin import Origin
 
 __all__ = [
     "DecoderLM",
@@ -25,6 +26,7 @@ __all__ = [
     "LinearHead",
     "MaskedLMHead",
     "ModelCache",
+    "Origin",
     "Pooling",
     "SequenceHead",
     "TiedHead",

@@ -11,14 +11,15 @@ from eqxformer.blocks.block import AbstractBlock, Context
 from eqxformer.blocks.stack import Layout, Stack, Unrolled
 from eqxformer.config import Config, takes_options
 from eqxformer.keys import split
-from eqxformer.layers.attention import Attention
+from eqxformer.layers.abstract_attention import AbstractAttention
 from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.feed_forward import RouterLosses
-from eqxformer.layers.masks import Causal, Mask, ordered, valid_keys
+from eqxformer.layers.masks import Causal, Mask, check_batch, ordered, valid_keys
 from eqxformer.layers.norms import LayerNorm, Norm, build_norm
 from eqxformer.models.embedding import InputEmbedding, places
 from eqxformer.models.heads import TiedHead, TokenHead
+from eqxformer.models.origin import Origin, unknown
 
 
 class ModelCache(eqx.Module):
@@ -56,6 +57,7 @@ class DecoderLM(eqx.Module):
             bias: a position bias that all blocks share (T5).
             source_dim: width of what cross-attention looks at; `dim` if None.
             layout: how the blocks are stored and run.
+            origin: the checkpoint this is from.
         """
 
         vocab: int
@@ -67,6 +69,7 @@ class DecoderLM(eqx.Module):
         bias: PositionBias.Config | None = None
         source_dim: int | None = None
         layout: Layout = Unrolled()
+        origin: Origin | None = unknown()
 
         def check(self) -> None:
             check_sizes(vocab=self.vocab, dim=self.dim)
@@ -94,7 +97,8 @@ class DecoderLM(eqx.Module):
             key=blocks,
         )
         self.norm = build_norm(config.norm, config.dim)
-        self.head = config.head.build(config.dim, config.vocab, key=head)
+        width = config.embedding.width
+        self.head = config.head.build(config.dim, config.vocab, width=width, key=head)
         self.bias = build_bias(config.bias, config.blocks, bias)
         self.config = config
 
@@ -149,8 +153,10 @@ class DecoderLM(eqx.Module):
 
         Arguments as in a call; `mask` is over the new tokens where there is a cache.
         """
-        if source is not None:
+        if source is not None or source_mask is not None:
             check_reads_source(self.config.blocks)
+        check_reads_positions(self.config, positions)
+        check_batch(mask, tokens.shape[:-1])
         embedding_key, blocks_key = split(key, 2)
         valid = valid_keys(mask)
         at = positions
@@ -235,18 +241,29 @@ def build_bias(
     if config is None:
         return None
     attentions = (getattr(block, "attention", None) for block in blocks)
-    heads = sorted({a.heads for a in attentions if isinstance(a, Attention.Config)})
+    heads = sorted({a.heads for a in attentions if isinstance(a, AbstractAttention.Config)})
     if len(heads) != 1:
         raise ValueError(f"A shared `bias` needs blocks of one number of heads; got {heads}.")
     return config.build(heads[0], key=key)
 
 
 def check_reads_source(blocks: tuple[AbstractBlock.Config, ...]) -> None:
-    """Raises `ValueError` where a source is given to blocks none of which would look at it."""
+    """Raises `ValueError` for a source, or its mask, given to blocks none of which looks at it."""
     if not any(block.reads_source for block in blocks):
         raise ValueError(
             "A source was given, and no block looks at it; set `cross_attention` in the blocks."
         )
+
+
+def check_reads_positions(config: Any, positions: Array | None) -> None:
+    """Raises `ValueError` for positions given to a model in which they would change nothing."""
+    somewhere = config.embedding.positions is not None or config.bias is not None
+    if positions is None or somewhere or any(b.reads_positions for b in config.blocks):
+        return
+    raise ValueError(
+        "`positions` were given, and nothing in this model depends on them; set `positions` in its "
+        "embedding, or `rotary` or `bias` in its attention."
+    )
 
 
 def check_sizes(**sizes: int) -> None:

@@ -1,5 +1,7 @@
 """An encoder: every token sees every other. With a head, a masked LM or a classifier."""
 
+from typing import Literal
+
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -11,11 +13,12 @@ from eqxformer.keys import split
 from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.feed_forward import RouterLosses
-from eqxformer.layers.masks import Mask, valid_keys
+from eqxformer.layers.masks import Causal, Mask, check_batch, ordered, valid_keys
 from eqxformer.layers.norms import Norm, build_norm
-from eqxformer.models.decoder_lm import build_bias, check_sizes
+from eqxformer.models.decoder_lm import build_bias, check_reads_positions, check_sizes
 from eqxformer.models.embedding import InputEmbedding, places
 from eqxformer.models.heads import LabelHead, Pooling, SequenceHead, TokenHead
+from eqxformer.models.origin import Origin, unknown
 
 
 class Encoder(eqx.Module):
@@ -41,7 +44,9 @@ class Encoder(eqx.Module):
             norm: the norm after the last block; None for post-norm models.
             bias: a position bias that all blocks share (T5).
             pooling: how `embed` makes one vector of a sequence.
+            direction: whether a token also looks ahead; `causal` is a decoder without its head.
             layout: how the blocks are stored and run.
+            origin: the checkpoint this is from.
         """
 
         vocab: int
@@ -51,7 +56,9 @@ class Encoder(eqx.Module):
         norm: Norm.Config | None = None
         bias: PositionBias.Config | None = None
         pooling: Pooling.Config = Pooling.Config()
+        direction: Literal["bidirectional", "causal"] = "bidirectional"
         layout: Layout = Unrolled()
+        origin: Origin | None = unknown()
 
         def check(self) -> None:
             check_sizes(vocab=self.vocab, dim=self.dim)
@@ -114,9 +121,13 @@ class Encoder(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "*batch seq dim"], RouterLosses | None]:
         """The hidden states, and the losses of routers; arguments as in a call."""
+        check_reads_positions(self.config, positions)
+        check_batch(mask, tokens.shape[:-1])
         embedding_key, blocks_key = split(key, 2)
         at = places(tokens.shape[-1], valid_keys(mask), positions)
         x = self.embedding(tokens, table=table, positions=at, types=types, key=embedding_key)
+        if self.config.direction == "causal":
+            mask = ordered(mask, Causal())
         x, _, losses = self.blocks.run(x, Context(mask, at, self.bias), key=blocks_key)
         return self.norm(x), losses
 
@@ -144,10 +155,11 @@ class EncoderWithHead(eqx.Module):
     """
 
     class Config(Config):
-        """The encoder and the head."""
+        """The encoder, the head, and the checkpoint both are from."""
 
         encoder: Encoder.Config
         head: TokenHead.Config | SequenceHead.Config | LabelHead.Config
+        origin: Origin | None = unknown()
 
         def build(self, *, key: PRNGKeyArray) -> "EncoderWithHead":
             """The model, freshly initialised."""
@@ -161,7 +173,8 @@ class EncoderWithHead(eqx.Module):
     def __init__(self, config: Config, *, key: PRNGKeyArray):
         encoder, head = jax.random.split(key)
         self.encoder = config.encoder.build(key=encoder)
-        self.head = config.head.build(config.encoder.dim, config.encoder.vocab, key=head)
+        inner = config.encoder
+        self.head = config.head.build(inner.dim, inner.vocab, width=inner.embedding.width, key=head)
         self.config = config
 
     def __call__(

@@ -13,6 +13,7 @@ from eqxformer.layers.feed_forward import RouterLosses
 from eqxformer.layers.masks import Mask, Padding, Segments, join, parts
 from eqxformer.models.decoder_lm import DecoderLM, ModelCache, check_reads_source
 from eqxformer.models.encoder import Encoder
+from eqxformer.models.origin import Origin, unknown
 
 
 class EncoderDecoder(eqx.Module):
@@ -27,19 +28,22 @@ class EncoderDecoder(eqx.Module):
     """
 
     class Config(Config):
-        """The two sides, and whether the decoder uses the encoder's token table."""
+        """The two sides, whether they share a token table, and the checkpoint they are from."""
 
         encoder: Encoder.Config
         decoder: DecoderLM.Config
         tokens: Literal["separate", "shared"] = "separate"
+        origin: Origin | None = unknown()
 
         def check(self) -> None:
-            same = (self.encoder.vocab, self.encoder.dim) == (self.decoder.vocab, self.decoder.dim)
-            if self.tokens == "shared" and not same:
+            tables = [
+                f"{side.vocab} x {side.embedding.width or side.dim}"
+                for side in (self.encoder, self.decoder)
+            ]
+            if self.tokens == "shared" and tables[0] != tables[1]:
                 raise ValueError(
                     "To share a token table, encoder and decoder need one vocabulary and width; "
-                    f"got {self.encoder.vocab} x {self.encoder.dim} and "
-                    f"{self.decoder.vocab} x {self.decoder.dim}."
+                    f"got {tables[0]} and {tables[1]}."
                 )
             if self.decoder.source_dim not in (None, self.encoder.dim):
                 raise ValueError(

@@ -10,11 +10,12 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from eqxformer.axes import Axes
 from eqxformer.config import Config, takes_options
+from eqxformer.keys import split
 from eqxformer.layers.activations import Activation, activation
 from eqxformer.layers.dropout import check_rate, dropout
 from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.linear import Linear, along_last
-from eqxformer.layers.norms import LayerNorm, Norm, build_norm, widen
+from eqxformer.layers.norms import LayerNorm, Norm, build_norm, scaled, widen
 
 
 def softcap(logits: Float[Array, "*any"], cap: float | None) -> Float[Array, "*any"]:
@@ -34,8 +35,10 @@ class TokenHead(eqx.Module):
     class Config(Config):
         """The hyperparameters of a head."""
 
-        def build(self, dim: int, vocab: int, *, key: PRNGKeyArray) -> "TokenHead":
-            """The head of a model of this width and vocabulary."""
+        def build(
+            self, dim: int, vocab: int, *, width: int | None = None, key: PRNGKeyArray
+        ) -> "TokenHead":
+            """The head of a model of this width and vocabulary, with a token table of `width`."""
             raise NotImplementedError(f"{self.type_name} must define `build`.")
 
     @abc.abstractmethod
@@ -46,28 +49,47 @@ class TokenHead(eqx.Module):
 
 
 class TiedHead(TokenHead):
-    """The token table as output: `softcap(scale * x @ table.T + bias)` (Press & Wolf 2017)."""
+    """The token table as output: `softcap(scale * x @ table.T + bias)` (Press & Wolf 2017).
+
+    `x` is projected first where the table is narrower than the model.
+    """
 
     class Config(TokenHead.Config):
-        """A factor of the logits, a bias of its own, and a bound `c tanh(logits / c)`."""
+        """A factor of the logits, a bias of its own, and a bound `c tanh(logits / c)`.
+
+        `project` is the projection to the table's width, for tables that have one of their own.
+        """
 
         scale: float | Literal["1/sqrt(dim)"] = 1.0
         softcap: float | None = None
         bias: bool = False
+        project: Linear.Config | None = None
 
         def check(self) -> None:
             check_softcap(self.softcap)
 
-        def build(self, dim: int, vocab: int, *, key: PRNGKeyArray) -> "TiedHead":
-            """The head; the key is not used, since nothing is drawn."""
-            return TiedHead(dim, vocab, self)
+        def build(
+            self, dim: int, vocab: int, *, width: int | None = None, key: PRNGKeyArray
+        ) -> "TiedHead":
+            """The head; raises `ValueError` for a table of another width without `project`."""
+            return TiedHead(dim, vocab, self, width=width, key=key)
 
+    project: Annotated[Linear, Axes(in_dim="dim", out_dim="width")] | None
     bias: Float[Array, " vocab"] | None
     scale: float = eqx.field(static=True)
     config: Config = eqx.field(static=True)
 
     @takes_options
-    def __init__(self, dim: int, vocab: int, config: Config):
+    def __init__(
+        self, dim: int, vocab: int, config: Config, *, width: int | None = None, key: PRNGKeyArray
+    ):
+        width = dim if width is None else width
+        if config.project is None and width != dim:
+            raise ValueError(
+                f"The token table has a width of {width}, what it is tied to one of {dim}; set "
+                "`project=Linear.Config()` in the tied head, or take another head."
+            )
+        self.project = None if config.project is None else config.project.build(dim, width, key=key)
         self.bias = jnp.zeros(vocab, jnp.float32) if config.bias else None
         self.scale = dim**-0.5 if isinstance(config.scale, str) else config.scale
         self.config = config
@@ -75,7 +97,8 @@ class TiedHead(TokenHead):
     def __call__(
         self, x: Float[Array, "*batch dim"], table: Embedding
     ) -> Float[Array, "*batch vocab"]:
-        logits = table.attend(x if self.scale == 1.0 else self.scale * x)
+        x = x if self.project is None else self.project(x)
+        logits = table.attend(scaled(x, self.scale))
         if self.bias is not None:
             logits = logits + along_last(self.bias, logits)
         return softcap(logits, self.config.softcap)
@@ -94,7 +117,9 @@ class LinearHead(TokenHead):
         def check(self) -> None:
             check_softcap(self.softcap)
 
-        def build(self, dim: int, vocab: int, *, key: PRNGKeyArray) -> "LinearHead":
+        def build(
+            self, dim: int, vocab: int, *, width: int | None = None, key: PRNGKeyArray
+        ) -> "LinearHead":
             """The head of a model of this width and vocabulary."""
             return LinearHead(dim, vocab, self, key=key)
 
@@ -109,11 +134,14 @@ class LinearHead(TokenHead):
     def __call__(
         self, x: Float[Array, "*batch dim"], table: Embedding
     ) -> Float[Array, "*batch vocab"]:
-        return softcap(self.config.scale * self.linear(x), self.config.softcap)
+        return softcap(scaled(self.linear(x), self.config.scale), self.config.softcap)
 
 
 class MaskedLMHead(TokenHead):
-    """BERT's head for masked tokens: `output(norm(act(dense(x))))`."""
+    """BERT's head for masked tokens: `output(norm(act(dense(x))))`.
+
+    Where the token table is narrower than the model, `dense` leads to the table's width (ALBERT).
+    """
 
     class Config(TokenHead.Config):
         """The layer before the output, and the output: tied with a bias unless said."""
@@ -123,22 +151,35 @@ class MaskedLMHead(TokenHead):
         norm: Norm.Config | None = LayerNorm.Config()
         output: TokenHead.Config = TiedHead.Config(bias=True)
 
-        def build(self, dim: int, vocab: int, *, key: PRNGKeyArray) -> "MaskedLMHead":
-            """The head of a model of this width and vocabulary."""
-            return MaskedLMHead(dim, vocab, self, key=key)
+        def build(
+            self, dim: int, vocab: int, *, width: int | None = None, key: PRNGKeyArray
+        ) -> "MaskedLMHead":
+            """The head of a model of this width and vocabulary, with a token table of `width`."""
+            return MaskedLMHead(dim, vocab, self, width=width, key=key)
 
     dense: Annotated[Linear, Axes(in_dim="dim", out_dim="dim")]
     norm: Norm
     output: TokenHead
+    width: int | None = eqx.field(static=True)
     config: Config = eqx.field(static=True)
 
     @takes_options
-    def __init__(self, dim: int, vocab: int, config: Config, *, key: PRNGKeyArray):
+    def __init__(
+        self, dim: int, vocab: int, config: Config, *, width: int | None = None, key: PRNGKeyArray
+    ):
         dense, output = jax.random.split(key)
-        self.dense = config.dense.build(dim, dim, key=dense)
-        self.norm = build_norm(config.norm, dim)
-        self.output = config.output.build(dim, vocab, key=output)
+        inner = dim if width is None else width
+        self.dense = config.dense.build(dim, inner, key=dense)
+        self.norm = build_norm(config.norm, inner)
+        self.output = config.output.build(inner, vocab, width=width, key=output)
+        self.width = width
         self.config = config
+
+    def field_axes(self, field: str) -> Axes | None:
+        """The words after `dense`, where the token table has a width of its own."""
+        if self.width is None:
+            return None
+        return Axes(in_dim="dim", out_dim="width") if field == "dense" else Axes(dim="width")
 
     def __call__(
         self, x: Float[Array, "*batch dim"], table: Embedding
@@ -148,41 +189,62 @@ class MaskedLMHead(TokenHead):
 
 
 class Pooling(eqx.Module):
-    """One vector per sequence: a mean, a maximum, the first or last token; then a layer, a norm.
+    """One vector per sequence, of its real tokens: `unit(norm(act(dense(dropout(take(x))))))`.
 
     Padding takes no part: the mean, maximum, first and last are those of the real tokens. A
     sequence without any gives zeros.
     """
 
     class Config(Config):
-        """What is taken, a layer after it (BERT's pooler), and whether its length is made one."""
+        """What is taken of the tokens, and what is done with it.
+
+        Arguments:
+            take: their mean or maximum, or the first or last of them.
+            dense, activation: a layer after it (BERT's pooler); no activation without the layer.
+            unit_length: whether the vector's length is made one, last of all.
+            dropout: before the layer (RoBERTa's classifier).
+            norm: after the layer (ModernBERT's classifier).
+        """
 
         take: Literal["mean", "max", "first", "last"] = "mean"
         dense: Linear.Config | None = None
         activation: Activation = "tanh"
         unit_length: bool = False
+        dropout: float = 0.0
+        norm: Norm.Config | None = None
+
+        def check(self) -> None:
+            check_rate("dropout", self.dropout)
 
         def build(self, dim: int, *, key: PRNGKeyArray) -> "Pooling":
             """The pooling of a model of this width."""
             return Pooling(dim, self, key=key)
 
     dense: Annotated[Linear, Axes(in_dim="dim", out_dim="dim")] | None
+    norm: Norm
     config: Config = eqx.field(static=True)
 
     @takes_options
     def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
         self.dense = None if config.dense is None else config.dense.build(dim, dim, key=key)
+        self.norm = build_norm(config.norm, dim)
         self.config = config
 
     def __call__(
-        self, x: Float[Array, "*batch seq dim"], valid: Bool[Array, "*#batch seq"] | None = None
+        self,
+        x: Float[Array, "*batch seq dim"],
+        valid: Bool[Array, "*#batch seq"] | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch dim"]:
         """The vector of each sequence; `valid` is true for real tokens, everywhere if None."""
         real = jnp.ones(x.shape[:-1], bool) if valid is None else valid
         real = jnp.broadcast_to(real, x.shape[:-1])
         y = _POOL[self.config.take](jnp.where(real[..., None], x, 0), real)
+        y = dropout(y, self.config.dropout, key)
         if self.dense is not None:
             y = activation(self.config.activation)(self.dense(y))
+        y = self.norm(y)
         if self.config.unit_length:
             wide = widen(y)
             square = jnp.square(wide).sum(-1, keepdims=True)
@@ -205,7 +267,9 @@ class SequenceHead(eqx.Module):
             check_labels(self.labels)
             check_rate("dropout", self.dropout)
 
-        def build(self, dim: int, vocab: int, *, key: PRNGKeyArray) -> "SequenceHead":
+        def build(
+            self, dim: int, vocab: int, *, width: int | None = None, key: PRNGKeyArray
+        ) -> "SequenceHead":
             """The head of a model of this width."""
             return SequenceHead(dim, self, key=key)
 
@@ -227,33 +291,45 @@ class SequenceHead(eqx.Module):
         *,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch labels"]:
-        return self.linear(dropout(self.pooling(x, valid), self.config.dropout, key))
+        pooling_key, dropout_key = split(key, 2)
+        y = self.pooling(x, valid, key=pooling_key)
+        return self.linear(dropout(y, self.config.dropout, dropout_key))
 
 
 class LabelHead(eqx.Module):
-    """Scores of labels for every token: `linear(dropout(x))`."""
+    """Scores of labels for every token: `linear(dropout(norm(act(dense(x)))))`."""
 
     class Config(Config):
-        """How many labels, and dropout before the projection."""
+        """How many labels, dropout before the projection, and a layer and a norm before that."""
 
         labels: int
         dropout: float = 0.0
         linear: Linear.Config = Linear.Config()
+        dense: Linear.Config | None = None
+        activation: Activation = "gelu"
+        norm: Norm.Config | None = None
 
         def check(self) -> None:
             check_labels(self.labels)
             check_rate("dropout", self.dropout)
 
-        def build(self, dim: int, vocab: int, *, key: PRNGKeyArray) -> "LabelHead":
+        def build(
+            self, dim: int, vocab: int, *, width: int | None = None, key: PRNGKeyArray
+        ) -> "LabelHead":
             """The head of a model of this width."""
             return LabelHead(dim, self, key=key)
 
+    dense: Annotated[Linear, Axes(in_dim="dim", out_dim="dim")] | None
+    norm: Norm
     linear: Annotated[Linear, Axes(in_dim="dim", out_dim="labels")]
     config: Config = eqx.field(static=True)
 
     @takes_options
     def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
-        self.linear = config.linear.build(dim, config.labels, key=key)
+        dense, linear = jax.random.split(key)
+        self.dense = None if config.dense is None else config.dense.build(dim, dim, key=dense)
+        self.norm = build_norm(config.norm, dim)
+        self.linear = config.linear.build(dim, config.labels, key=linear)
         self.config = config
 
     def __call__(
@@ -263,7 +339,9 @@ class LabelHead(eqx.Module):
         *,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch seq labels"]:
-        return self.linear(dropout(x, self.config.dropout, key))
+        if self.dense is not None:
+            x = activation(self.config.activation)(self.dense(x))
+        return self.linear(dropout(self.norm(x), self.config.dropout, key))
 
 
 def check_labels(labels: int) -> None:

@@ -18,6 +18,21 @@ from eqxformer.pretrained.compare import OTHER_KIND, differences
 
 Shapes = Mapping[str, Shape]
 
+# Those that others are derived from; where one of these says it all, no other is asked.
+_FIRST = ("bart", "bert", "gpt2", "llama", "t5")
+
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+# What a `describe` or a `config` meets in a tree that is of another kind than it expects.
+_OTHERWISE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
+
 
 class Expression:
     """A config tree in the words of an architecture: its settings and its task."""
@@ -47,13 +62,16 @@ class Expression:
         Arguments:
             arrays: the shapes of a model with this config by their paths.
         """
-        names = (name for binding in self.bindings(config, arrays) for name in binding.theirs)
-        settings = Settings(
-            self.settings,
-            stored=Planned(names, self.task.prefix),
-            where=f"the settings of a {self.class_name}",
-        )
-        return differences(read_tree(self.architecture, self.task.config, settings), config)
+        settings = Settings(self.settings, where=f"the settings of a {self.class_name}")
+        unstored: list[str] = []
+        try:
+            bindings = self.bindings(config, arrays)
+            names = (name for binding in bindings for name in binding.theirs)
+            settings.stored = Planned(names, self.task.prefix)
+        except CheckpointError as error:  # what has no place mostly differs in the tree as well
+            unstored = [str(error)]
+        tree = read_tree(self.architecture, self.task.config, settings)
+        return differences(tree, config) or unstored
 
 
 def expression(config: Config, arrays: Shapes, model_type: str | None = None) -> Expression:
@@ -62,7 +80,7 @@ def expression(config: Config, arrays: Shapes, model_type: str | None = None) ->
     Arguments:
         arrays: the shapes of a model with this config by their paths.
         model_type: the architecture to use; if None, that of the checkpoint the model is from, or
-            the one that has the fewest words to say.
+            one that others are derived from, or else the one with the fewest settings.
 
     Raises `CheckpointError` where none can, with what stands in the way of the one that was asked
     for or that the model is from.
@@ -74,6 +92,9 @@ def expression(config: Config, arrays: Shapes, model_type: str | None = None) ->
             return _of_origin(config, arrays, values, origin.settings)
     if model_type is not None:
         return _described(config, arrays, architecture(model_type), {})
+    for each in _FIRST:
+        with contextlib.suppress(CheckpointError):
+            return _described(config, arrays, architecture(each), {})
     found = []
     for each in model_types():
         with contextlib.suppress(CheckpointError):
@@ -83,7 +104,7 @@ def expression(config: Config, arrays: Shapes, model_type: str | None = None) ->
             "No architecture of transformers expresses this model; `save` writes it in the "
             "library's own format. `model_type=` tells what is in the way of a certain one."
         )
-    return min(found, key=lambda expression: len(expression.settings))
+    return min(found, key=lambda each: len(each.settings))
 
 
 def _of_origin(config: Config, arrays: Shapes, values: dict[str, Any], text: str) -> Expression:
@@ -116,8 +137,10 @@ def _described(
         raise CheckpointError(f"A model can be saved as {name} only as it was loaded.")
     try:
         found = known.describe(config)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except _OTHERWISE as error:
         raise CheckpointError(f"This model cannot be expressed as {name}: {error}") from error
+    # Which ids are special is not in a tree: as far as it is known, it stays as it is.
+    found = {k: v for k, v in found.items() if v is not None or k not in base or k not in _IDS}
     old = {k: v for k, v in base.items() if k not in ("rope_theta", "rope_scaling", "layer_types")}
     reasons: list[list[str]] = []
     for class_name in known.tasks:
@@ -125,7 +148,7 @@ def _described(
         each = Expression(known, class_name, {**old, **head, **found})
         try:
             reasons.append(each.differences(config, arrays))
-        except (AttributeError, TypeError, ValueError) as error:  # of another kind of model
+        except _OTHERWISE as error:
             reasons.append([f"{OTHER_KIND}, as {class_name} shows: {error}"])
         if not reasons[-1]:
             return each

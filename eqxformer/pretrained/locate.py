@@ -3,20 +3,27 @@
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 from eqxformer.checkpoints.errors import MissingFile
 
 # What is downloaded: never a pickle, nothing that is code.
-_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja"]
+PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja")
 
 
-def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> pathlib.Path:
+def locate(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    patterns: Sequence[str] = PATTERNS,
+) -> pathlib.Path:
     """The directory of a checkpoint: `source` itself, or where the Hub's of this id now lies.
 
     Arguments:
         source: a directory, or an id such as `google/flan-t5-small`; a directory of that name
             goes first. Ids need huggingface-hub, the extra `hub`.
         revision: a branch, tag or commit on the Hub.
+        patterns: which files of a checkpoint on the Hub are downloaded.
 
     Raises `MissingFile` where there is neither.
     """
@@ -40,7 +47,7 @@ def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> pa
             "downloads it: pip install 'eqxformer[hub]'."
         ) from None
     try:
-        found = snapshot_download(source, revision=revision, allow_patterns=_PATTERNS)
+        found = snapshot_download(source, revision=revision, allow_patterns=list(patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingFile(

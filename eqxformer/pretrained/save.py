@@ -15,13 +15,15 @@ from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.names import named_arrays
 from eqxformer.checkpoints.rebuild import differences, expected, shapes
 from eqxformer.checkpoints.rules import Binding
+from eqxformer.checkpoints.settings import Settings
+from eqxformer.checkpoints.stored import Computed
 from eqxformer.checkpoints.tensor_files import parse_size, replaced_directory, write_tensors
 from eqxformer.config import Config
 from eqxformer.models.encoder import Encoder
 from eqxformer.models.heads import Pooling
 from eqxformer.models.origin import Origin
 from eqxformer.pretrained.checkpoint import CONFIG
-from eqxformer.pretrained.express import expression
+from eqxformer.pretrained.express import Expression, expression
 from eqxformer.pretrained.sentences import MODULES, describe_pooling
 
 # Files beside the weights that belong to a checkpoint and say nothing about its numbers.
@@ -82,7 +84,7 @@ def save_pretrained(
         (folder / CONFIG).write_text(text, encoding="utf-8")
         write_tensors(
             folder,
-            sorted(_tensors(bindings, arrays), key=lambda tensor: tensor[0]),
+            sorted((*_tensors(bindings, arrays), *_computed(written, arrays)), key=_name),
             shard_bytes=shard_bytes,
         )
 
@@ -118,6 +120,21 @@ def _tensors(bindings: list[Binding], arrays: Mapping[str, Any]) -> Iterable[Any
                 return np.ascontiguousarray(binding.move.write(ours)[i])
 
             yield name, numbers, shape, dtype
+
+
+def _computed(written: Expression, arrays: Mapping[str, Any]) -> Iterable[Any]:
+    """The same for tensors that files of this class hold though they follow from the settings."""
+    dtype = np.dtype(next(iter(arrays.values())).dtype)
+    for name, tensor in written.task.computed(Settings(written.settings)).items():
+
+        def numbers(tensor: Computed = tensor) -> np.ndarray:
+            return tensor.numbers().astype(dtype)
+
+        yield name, numbers, tensor.shape, dtype
+
+
+def _name(tensor: tuple[str, Any, Any, Any]) -> str:
+    return tensor[0]
 
 
 def _carry(config: Config, folder: pathlib.Path) -> None:

@@ -1,266 +1,401 @@
-"""Files made to do harm: one exception, one line that names the file, at once, without memory."""
+"""Directories made to do harm: files are plain files of the directory, and no pickle is opened."""
 
-import contextlib
 import json
 import os
+import pickle
+import signal
 import socket
-import sys
-import time
-import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from safetensors.numpy import save, save_file
+from safetensors.numpy import save_file
 
-from eqxformer.checkpoints import _header, _json, tensor_files
 from eqxformer.checkpoints.errors import CheckpointError, MissingFile
 from eqxformer.checkpoints.tensor_files import INDEX, WEIGHTS, TensorFiles, read_json
-from tests.helpers.safetensors import raw_file, shard_files, write_raw
+from tests.helpers.hostile import refused, watch_opened
+from tests.helpers.safetensors import shard_files
 
-SECONDS = 0.5
-MEMORY = 16 * 2**20  # bytes; the files here have 5 million at most, what they ask for is more
+# An index that says what it should not
 
-F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
-def refused(call, *reasons, kind=CheckpointError):
-    """Asserts the library's exception, on one line with all of `reasons`, soon and small."""
-    start = time.perf_counter()
+def sharded(folder, **index):
+    """A sound checkpoint of two shards, or one with entries of its index replaced."""
+    listed = {"a": ONE, "b": ONE, "c": TWO} | index
+    listed = {name: file for name, file in listed.items() if file is not None}
+    shard_files(folder, {ONE: {"a": np.zeros(1), "b": np.ones(2)}, TWO: {"c": np.ones(3)}}, listed)
+
+
+def test_the_shards_that_those_are_made_of_are_sound(tmp_path):
+    sharded(tmp_path)
+    files = TensorFiles.open(tmp_path)
+    assert [files.shape(name) for name in files.names] == [(1,), (2,), (3,)]
+    assert files.read("c").tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",
+        "/model.safetensors",
+        "../model.safetensors",
+        "../../../../../../etc/x.safetensors",
+        "sub/model.safetensors",
+        "sub/../model.safetensors",
+        "./model.safetensors",
+        "..\\model.safetensors",
+        "C:model.safetensors",
+        "\\\\host\\share\\model.safetensors",
+        "file:model.safetensors",
+        "",
+        ".",
+        "..",
+        ".safetensors",
+        "pytorch_model.bin",
+        "model.safetensors.bin",
+        "model.SAFETENSORS",
+        "model.safetensors/",
+        "model.safetensors ",
+        "model\x00.safetensors",
+        "model\n.safetensors",
+        "\u202emodel.safetensors",
+        "a" * 5000 + ".safetensors",
+        7,
+        None,
+        True,
+        ["model.safetensors"],
+        {"file": "model.safetensors"},
+    ],
+)
+def test_an_index_names_files_of_its_own_directory_only(name, tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoint"
+    save_file({"d": np.ones(4)}, tmp_path / "model.safetensors")
+    (folder / "sub").mkdir(parents=True)
+    sharded(folder)
+    values = json.loads((folder / INDEX).read_text())
+    values["weight_map"]["d"] = name
+    (folder / INDEX).write_text(json.dumps(values))
+    opened = watch_opened(monkeypatch)
+    refused(
+        lambda: TensorFiles.open(folder),
+        f"{folder / INDEX} may name files of its own directory that end in .safetensors",
+    )
+    assert set(opened) <= {str(folder / INDEX)}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{}", "must have a `weight_map` of tensors; got None"),
+        ('{"weight_map": {}}', "must have a `weight_map` of tensors; got {}"),
+        ('{"weight_map": ["a"]}', "must have a `weight_map` of tensors; got ['a']"),
+        ('{"weight_map": 3}', "must have a `weight_map` of tensors; got 3"),
+        ("[]", "must be a JSON object; got list"),
+        ("{", "not JSON"),
+        ("", "not JSON"),
+        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "`a` is there twice"),
+        ('{"weight_map": {}, "weight_map": {}}', "`weight_map` is there twice"),
+        ('{"metadata": {"total_size": NaN}, "weight_map": {}}', "must be a number; got nan"),
+        ('{"weight_map": ' * 10**5, "nested at most 100 deep"),
+        ("\xff", "not UTF-8"),
+    ],
+)
+def test_an_index_that_is_none(text, reason, tmp_path):
+    (tmp_path / INDEX).write_bytes(text.encode("latin-1"))
+    refused(lambda: TensorFiles.open(tmp_path), str(tmp_path / INDEX), reason)
+
+
+def test_an_index_larger_than_any_is_not_read(tmp_path):
+    (tmp_path / INDEX).write_bytes(b"{")
+    os.truncate(tmp_path / INDEX, 2**40)
+    refused(
+        lambda: TensorFiles.open(tmp_path),
+        f"{INDEX} may hold 12,582,912 bytes of JSON at most; it holds 1,099,511,627,776",
+    )
+
+
+@pytest.mark.parametrize(
+    ("index", "line"),
+    [
+        ({"b": None}, f"'b' is in {ONE}, and not meant to be"),
+        ({"b": TWO}, f"'b' is in {ONE}, and not meant to be"),
+        ({"d": TWO}, f"'d' is not in {TWO}"),
+        ({"\x1b[2J": TWO}, f"'\\x1b[2J' is not in {TWO}"),
+    ],
+)
+def test_an_index_fits_its_shards(index, line, tmp_path):
+    sharded(tmp_path, **index)
+    refused(lambda: TensorFiles.open(tmp_path), f"{INDEX} does not fit its shards:\n  {line}")
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    shards = {ONE: {"a": np.zeros(1), "c": np.zeros(1)}, TWO: {"a": np.ones(1), "b": np.ones(1)}}
+    shard_files(tmp_path, shards)
+    refused(lambda: TensorFiles.open(tmp_path), f"'a' is in {ONE}, and not meant to be")
+
+
+def test_all_that_does_not_fit_is_listed_up_to_a_length(tmp_path):
+    names = {f"t{n:03d}": np.zeros(1) for n in range(50)}
+    shard_files(tmp_path, {ONE: names}, {"other": ONE})
     with pytest.raises(CheckpointError) as caught:
-        call()
-    assert time.perf_counter() - start < SECONDS
-    with traced() as peak, pytest.raises(CheckpointError):
-        call()
-    assert peak() < MEMORY
-    message = str(caught.value)
-    assert isinstance(caught.value, kind)
-    assert all(reason in message for reason in reasons), message
-    first, *others = message.split("\n")
-    assert len(first) < 600
-    assert first.isprintable()
-    assert all(line.startswith("  ") for line in others)
-
-
-@contextlib.contextmanager
-def traced():
-    """Gives a function of the most bytes that Python had at a time since the block began."""
-    tracemalloc.start()
-    try:
-        yield lambda: tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-def entry(**changes):
-    """The header of a file of one tensor of eight bytes, changed."""
-    return json.dumps({"a": {**F32, **changes}})
-
-
-def entries(**spans):
-    """The header of a file of bytes by their spans."""
-    return json.dumps(
-        {
-            n: {"dtype": "U8", "shape": [b - a], "data_offsets": [a, b]}
-            for n, (a, b) in spans.items()
-        }
-    )
-
-
-# A file too short, or a header too long
-
-
-@pytest.mark.parametrize("count", range(8))
-def test_a_file_without_room_for_its_first_number(count, tmp_path):
-    (tmp_path / WEIGHTS).write_bytes(b"\1" * count)
-    refused(
-        lambda: TensorFiles.open(tmp_path),
-        f"{WEIGHTS} is not a whole safetensors file: it has {count} bytes",
-    )
-
-
-@pytest.mark.parametrize("length", [3, 2**31, 2**63 - 1, 2**63, 2**64 - 1])
-def test_a_header_longer_than_the_file(length, tmp_path):
-    write_raw(tmp_path / WEIGHTS, "{}", length=length)
-    refused(
-        lambda: TensorFiles.open(tmp_path),
-        f"{WEIGHTS} is not a whole safetensors file",
-        f"should have {length:,} bytes",
-    )
-
-
-@pytest.mark.parametrize("length", [_header.MAX_HEADER + 1, 101 * 10**6, 2**40])
-def test_a_header_longer_than_any(length, tmp_path):
-    write_raw(tmp_path / WEIGHTS, "{}", length=length)
-    os.truncate(tmp_path / WEIGHTS, 2**41)  # a hole: nothing is on the disk
-    refused(
-        lambda: TensorFiles.open(tmp_path),
-        WEIGHTS,
-        "its header may have 8,388,608 bytes at most",
-        f"it has {length:,}",
-    )
-
-
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
-def test_a_file_that_was_cut_off(kept, tmp_path):
-    data = save({f"tensor {n}": np.ones(n) for n in range(20)})
-    (tmp_path / WEIGHTS).write_bytes(data[: int(len(data) * kept)])
-    refused(lambda: TensorFiles.open(tmp_path), f"{WEIGHTS} is not a whole safetensors file")
-
-
-# A header that says what it should not
-
-
-HEADERS = {
-    "empty": ("", "must begin with a brace"),
-    "spaces": (" " * 8, "must begin with a brace"),
-    "words": ("not at all", "must begin with a brace"),
-    "list": ("[]", "must begin with a brace"),
-    "space before": (" " + entry(), "must begin with a brace"),
-    "byte order mark": (b"\xef\xbb\xbf" + entry().encode(), "must begin with a brace"),
-    "cut off": (entry()[:-1], "not JSON"),
-    "two": (entry() * 2, "not JSON"),
-    "pickle": (b"\x80\x04}q\0.", "must begin with a brace"),
-    "NUL behind": (entry().encode() + b"\0", "not JSON"),
-    "not UTF-8": (b'{"\xff":' + json.dumps(F32).encode() + b"}", "not UTF-8"),
-    "overlong UTF-8": (b'{"\xc0\xae":' + json.dumps(F32).encode() + b"}", "not UTF-8"),
-    "half a pair": ('{"\\ud800":' + json.dumps(F32) + "}", "half of a surrogate pair"),
-    "deep lists": ('{"a":' + "[" * 10**5 + "]" * 10**5 + "}", "nested at most 100 deep"),
-    "deep objects": ('{"a":' * 10**5 + "1" + "}" * 10**5, "nested at most 100 deep"),
-    "deep and open": ('{"a":' * 10**5, "nested at most 100 deep"),
-    "deep metadata": ('{"__metadata__":' + '{"a":' * 10**5, "nested at most 100 deep"),
-    "huge number": (entry().replace("[2]", f"[{'9' * 5000}]"), "not JSON"),
-    "same name twice": (f'{{"a":{json.dumps(F32)},"a":{json.dumps(F32)}}}', "`a` is there twice"),
-    "escaped twice": (
-        f'{{"a":{json.dumps(F32)},"\\u0061":{json.dumps(F32)}}}',
-        "`a` is there twice",
-    ),
-    "same key twice": (entry()[:-2] + ',"shape":[2]}}', "`shape` is there twice"),
-    "metadata twice": ('{"__metadata__":{},"__metadata__":{}}', "`__metadata__` is there twice"),
-    "entry is a list": ('{"a":["F32",[2],[0,8]]}', "must have dtype, shape and data_offsets"),
-    "entry is null": ('{"a":null}', "must have dtype, shape and data_offsets"),
-    "key missing": ('{"a":{"dtype":"F32","shape":[2]}}', "must have dtype, shape and data_offsets"),
-    "key unknown": (entry(strides=[1]), "must have dtype, shape and data_offsets"),
-    "type unknown": (entry(dtype="F128"), "'a' is of type 'F128'; the known ones are BOOL, U8"),
-    "type in small": (entry(dtype="f32"), "is of type 'f32'"),
-    "type of Python": (entry(dtype="object"), "is of type 'object'"),
-    "type is a list": (entry(dtype=["F32"]), "is of type ['F32']"),
-    "type is null": (entry(dtype=None), "is of type None"),
-    "shape negative": (entry(shape=[-2]), "must be up to 32 whole numbers"),
-    "shape twice negative": (entry(shape=[-1, -2]), "must be up to 32 whole numbers"),
-    "shape a float": (entry(shape=[2.0]), "must be up to 32 whole numbers"),
-    "shape true": (entry(shape=[2, True]), "must be up to 32 whole numbers"),
-    "shape text": (entry(shape=["2"]), "must be up to 32 whole numbers"),
-    "shape a number": (entry(shape=2), "must be up to 32 whole numbers"),
-    "shape null": (entry(shape=None), "must be up to 32 whole numbers"),
-    "shape an object": (entry(shape={"2": 2}), "must be up to 32 whole numbers"),
-    "shape not finite": (entry().replace("[2]", "[1e999]"), "must be finite"),
-    "shape NaN": (entry().replace("[2]", "[NaN]"), "must be a number"),
-    "shape too large": (entry(shape=[2**63]), "must be up to 32 whole numbers"),
-    "axes": (entry(shape=[2] + [1] * 32), "must be up to 32 whole numbers"),
-    "a million axes": (entry(shape=[1] * 10**6), "must be up to 32 whole numbers"),
-    "shape too small": (entry(shape=[1]), "has 4 bytes; its data_offsets give it 8"),
-    "shape too wide": (entry(shape=[3]), "has 12 bytes; its data_offsets give it 8"),
-    "type too wide": (entry(dtype="F64"), "has 16 bytes; its data_offsets give it 8"),
-    "product too large": (entry(shape=[2**40, 2**40]), "is larger than any memory"),
-    "product around 2^64": (entry(shape=[2**32, 2**31, 2]), "is larger than any memory"),
-    "product of 2^61 floats": (entry(shape=[2**61]), "is larger than any memory"),
-    "product zero": (
-        entry(shape=[0, 2**62, 2**62], data_offsets=[0, 0]),
-        "is larger than any memory",
-    ),
-    "empty but offset": (entry(shape=[0]), "has 0 bytes; its data_offsets give it 8"),
-    "offsets reversed": (entry(data_offsets=[8, 0]), "bytes 8 to 0 of 'a' are not among the 8"),
-    "offsets negative": (entry(data_offsets=[-8, 0]), "must have two data_offsets"),
-    "offsets behind": (entry(data_offsets=[8, 16]), "bytes 8 to 16 of 'a' are not among the 8"),
-    "offsets far": (entry(data_offsets=[2**62, 2**62 + 8]), "are not among the 8 bytes"),
-    "offsets too large": (entry(data_offsets=[0, 2**64 + 8]), "must have two data_offsets"),
-    "one offset": (entry(data_offsets=[8]), "must have two data_offsets"),
-    "three offsets": (entry(data_offsets=[0, 8, 8]), "must have two data_offsets"),
-    "offsets true": (entry(data_offsets=[False, 8]), "must have two data_offsets"),
-    "offsets floats": (entry(data_offsets=[0.0, 8.0]), "must have two data_offsets"),
-    "offsets an object": (entry(data_offsets={"0": 8}), "must have two data_offsets"),
-    "over each other": (entries(a=(0, 5), b=(3, 8)), "'a' and 'b' lie over the same bytes"),
-    "the same bytes": (entries(a=(0, 8), b=(0, 8)), "'a' and 'b' lie over the same bytes"),
-    "one in the other": (entries(a=(0, 8), b=(2, 4)), "'a' and 'b' lie over the same bytes"),
-    "empty in another": (entries(a=(0, 8), b=(2, 2)), "'a' and 'b' lie over the same bytes"),
-    "hole": (entries(a=(0, 3), b=(5, 8)), "2 bytes before 'b' belong to no tensor"),
-    "hole at first": (entries(a=(1, 8)), "1 bytes before 'a' belong to no tensor"),
-    "rest": (entries(a=(0, 3)), "5 bytes at its end belong to no tensor"),
-    "rest of all": ("{}", "8 bytes at its end belong to no tensor"),
-    "no name": (f'{{"":{json.dumps(F32)}}}', "the name of a tensor must be"),
-    "space first": (f'{{" a":{json.dumps(F32)}}}', "the name of a tensor must be"),
-    "space last": (f'{{"a ":{json.dumps(F32)}}}', "the name of a tensor must be"),
-    "newline": (f'{{"a\\nb":{json.dumps(F32)}}}', r"got 'a\nb'"),
-    "terminal": (f'{{"\\u001b[2J":{json.dumps(F32)}}}', r"got '\x1b[2J'"),
-    "NUL": (f'{{"a\\u0000":{json.dumps(F32)}}}', r"got 'a\x00'"),
-    "right to left": (f'{{"a\\u202eb":{json.dumps(F32)}}}', r"got 'a\u202eb'"),
-    "no-break space": (f'{{"a\\u00a0b":{json.dumps(F32)}}}', r"got 'a\xa0b'"),
-    "long name": (f'{{"{"a" * 10**6}":{json.dumps(F32)}}}', "must be 1 to 1,000 printable"),
-    "metadata a list": ('{"__metadata__":[]}', "__metadata__ must be an object of strings"),
-    "metadata null": ('{"__metadata__":null}', "__metadata__ must be an object of strings"),
-    "metadata numbers": ('{"__metadata__":{"a":1}}', "__metadata__ must be an object of strings"),
-    "metadata nested": ('{"__metadata__":{"a":{}}}', "__metadata__ must be an object of strings"),
-}
-
-
-@pytest.mark.parametrize("case", HEADERS)
-def test_a_header_that_is_none(case, tmp_path):
-    header, reason = HEADERS[case]
-    write_raw(tmp_path / WEIGHTS, header, bytes(8))
-    refused(
-        lambda: TensorFiles.open(tmp_path),
-        f"{tmp_path / WEIGHTS} is not a whole safetensors file: ",
-        reason,
-    )
-
-
-def test_the_header_that_those_were_made_of_is_one(tmp_path):
-    write_raw(tmp_path / WEIGHTS, entry(), bytes(8))
-    assert TensorFiles.open(tmp_path).read("a").tolist() == [0, 0]
-    write_raw(tmp_path / WEIGHTS, entries(b=(3, 8), a=(0, 3), c=(3, 3), d=(8, 8)), bytes(range(8)))
-    files = TensorFiles.open(tmp_path)
-    assert [files.read(n).tolist() for n in "abcd"] == [[0, 1, 2], [3, 4, 5, 6, 7], [], []]
-
-
-DENSE = {
-    "lists": ('{"a":[' + "[]," * 10, "[],", "[]]}"),
-    "objects": ('{"a":[', "{},", "{}]}"),
-    "numbers": ('{"a":[', "1.5,", "1.5]}"),
-    "keys": ("{", None, '"":1}'),
-    "one key": ("{", '"a":1,', '"a":1}'),
-}
-
-
-@pytest.mark.parametrize("case", DENSE)
-def test_a_header_as_large_and_as_dense_as_one_may_be(case, tmp_path):
-    first, item, last = DENSE[case]
-    room = _header.MAX_HEADER - len(first) - len(last)
-    items = item * (room // len(item)) if item else "".join(f'"{n}":1,' for n in range(room // 11))
-    write_raw(tmp_path / WEIGHTS, first + items + last)
-    start = time.perf_counter()
-    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
         TensorFiles.open(tmp_path)
-    assert time.perf_counter() - start < 2  # under one on a machine that does nothing else
+    lines = str(caught.value).split("\n")
+    assert lines[1] == f"  't000' is in {ONE}, and not meant to be"
+    assert lines[20:] == [f"  't019' is in {ONE}, and not meant to be", "  and 31 more"]
 
 
-def test_booleans_that_are_neither_true_nor_false(tmp_path):
-    header = {"a": {"dtype": "BOOL", "shape": [2], "data_offsets": [0, 2]}}
-    write_raw(tmp_path / WEIGHTS, json.dumps(header), b"\1\2")
+def test_shards_that_are_not_there_are_listed(tmp_path):
+    sharded(tmp_path, d="three.safetensors", e="four.safetensors")
+    refused(
+        lambda: TensorFiles.open(tmp_path),
+        f"{INDEX} names shards that are not there:\n  four.safetensors\n  three.safetensors",
+        kind=MissingFile,
+    )
+
+
+def test_a_shard_that_is_broken_is_named(tmp_path):
+    sharded(tmp_path)
+    (tmp_path / TWO).write_bytes(b"\1")
+    refused(lambda: TensorFiles.open(tmp_path), f"{TWO} is not a whole safetensors file")
+
+
+# Links
+
+
+def link_checkpoint(folder, target, name):
+    """A directory whose only weights are a link."""
+    folder.mkdir(parents=True)
+    (folder / name).symlink_to(target)
+    if name != WEIGHTS:
+        (folder / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, ONE])
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_link_out_of_the_directory_is_refused(name, relative, tmp_path, monkeypatch):
+    save_file({"a": np.ones(1)}, tmp_path / "secret")
+    target = "../secret" if relative else tmp_path / "secret"
+    link_checkpoint(tmp_path / "checkpoint", target, name)
+    opened = watch_opened(monkeypatch)
+    refused(
+        lambda: TensorFiles.open(tmp_path / "checkpoint"),
+        f"{tmp_path / 'checkpoint' / name} is a link to {tmp_path / 'secret'}, which is outside",
+    )
+    assert str(tmp_path / "secret") not in opened
+
+
+def test_links_over_links_out_of_the_directory_are_refused(tmp_path):
+    save_file({"a": np.ones(1)}, tmp_path / "secret")
+    link_checkpoint(tmp_path / "checkpoint", "inner", WEIGHTS)
+    (tmp_path / "checkpoint" / "inner").symlink_to("up/secret")
+    (tmp_path / "checkpoint" / "up").symlink_to("..")
+    refused(lambda: TensorFiles.open(tmp_path / "checkpoint"), "which is outside")
+
+
+def test_an_index_that_is_a_link_out_of_the_directory_is_refused(tmp_path):
+    (tmp_path / "secret").write_text('{"weight_map": {}}')
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / INDEX).symlink_to("../secret")
+    refused(lambda: TensorFiles.open(tmp_path / "checkpoint"), INDEX, "which is outside")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, ONE])
+def test_links_to_nothing_and_to_themselves_are_refused(name, tmp_path):
+    link_checkpoint(tmp_path / "nothing", "nowhere", name)
+    refused(lambda: TensorFiles.open(tmp_path / "nothing"), name, "not there", kind=MissingFile)
+    link_checkpoint(tmp_path / "loop", name, name)
+    refused(lambda: TensorFiles.open(tmp_path / "loop"), name)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, ONE])
+def test_a_link_within_the_directory_is_followed(name, tmp_path):
+    link_checkpoint(tmp_path / "checkpoint", "files/a", name)
+    (tmp_path / "checkpoint" / "files").mkdir()
+    save_file({"a": np.ones(1)}, tmp_path / "checkpoint" / "files" / "a")
+    assert TensorFiles.open(tmp_path / "checkpoint").read("a").tolist() == [1]
+    (tmp_path / "link").symlink_to("checkpoint")  # a directory may be reached as one likes
+    assert TensorFiles.open(tmp_path / "link").read("a").tolist() == [1]
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, ONE])
+@pytest.mark.parametrize("below", ["", "0_Transformer"])
+def test_the_links_of_the_hubs_cache_are_followed(name, below, tmp_path):
+    repository = tmp_path / "models--someone--something"
+    (repository / "blobs").mkdir(parents=True)
+    save_file({"a": np.ones(1)}, repository / "blobs" / "0123abcd")
+    folder = repository / "snapshots" / "fedc" / below
+    up = os.path.relpath(repository / "blobs" / "0123abcd", folder)
+    link_checkpoint(folder, up, name)
+    assert TensorFiles.open(folder).read("a").tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "../../../other/blobs/x",
+        "../../elsewhere/x",
+        "../other/x",
+        "../../../secret",
+        "../../blobs/x",
+    ],
+)
+def test_a_snapshot_in_the_hubs_cache_has_blobs_of_its_own_repository_only(target, tmp_path):
+    for folder in ("other/blobs", "repository/elsewhere", "repository/snapshots/other", "real"):
+        (tmp_path / folder).mkdir(parents=True)
+        save_file({"a": np.ones(1)}, tmp_path / folder / "x")
+    save_file({"a": np.ones(1)}, tmp_path / "secret")
+    (tmp_path / "repository" / "blobs").symlink_to("../real")  # and these are not its own
+    folder = tmp_path / "repository" / "snapshots" / "revision"
+    link_checkpoint(folder, target, WEIGHTS)
+    assert (folder / WEIGHTS).exists()
+    refused(lambda: TensorFiles.open(folder), f"{folder / WEIGHTS} is a link to", "outside")
+
+
+# What is no file
+
+
+@pytest.fixture
+def impatient():
+    """Turns waiting for ever into an error."""
+
+    def stop(*_):
+        raise TimeoutError("It waits.")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has none of these")
+@pytest.mark.parametrize("name", [WEIGHTS, INDEX, ONE])
+@pytest.mark.parametrize("kind", ["a pipe", "a directory", "a socket", "a device"])
+def test_what_is_no_file_is_refused_and_not_waited_for(
+    name, kind, tmp_path, monkeypatch, impatient
+):
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    if name == ONE:
+        sharded(tmp_path)
+        (tmp_path / ONE).unlink()
+    if kind == "a pipe":
+        os.mkfifo(name)
+    elif kind == "a directory":
+        os.mkdir(name)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(name)
+    else:
+        os.symlink("/dev/zero", name)
+    # A link to a device is one out of the directory, too.
+    reason = "is outside" if kind == "a device" else f"must be a file; it is {kind}"
+    refused(lambda: TensorFiles.open(tmp_path), name, reason)
+    wrong = "is a device" if kind == "a device" else kind
+    refused(lambda: read_json(tmp_path / name, limit_bytes=100), name, wrong)
+
+
+def test_a_directory_that_is_none_is_refused(tmp_path):
+    refused(
+        lambda: TensorFiles.open(tmp_path / "nowhere"), "nowhere is not there", kind=MissingFile
+    )
+    (tmp_path / WEIGHTS).write_bytes(b"")
+    refused(
+        lambda: TensorFiles.open(tmp_path / WEIGHTS),
+        f"{WEIGHTS} is a file; name the directory it lies in",
+        kind=MissingFile,
+    )
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", [WEIGHTS, INDEX])
+def test_a_file_that_may_not_be_read_is_refused(name, tmp_path):
+    (tmp_path / name).write_bytes(b"{}")
+    (tmp_path / name).chmod(0)
+    refused(lambda: TensorFiles.open(tmp_path), f"{name} cannot be read: Permission denied")
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Broken")])
+def test_an_error_of_the_system_is_one_of_the_checkpoint(error, tmp_path, monkeypatch):
+    save_file({"a": np.ones(1)}, tmp_path / WEIGHTS)
     files = TensorFiles.open(tmp_path)
-    refused(lambda: files.read("a"), WEIGHTS, "'a' has bytes that are neither false nor true")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(os, "open", fail)
+    for call in (lambda: files.read("a"), lambda: TensorFiles.open(tmp_path)):
+        refused(call, f"{WEIGHTS} cannot be read: {error.strerror}")
 
 
-def test_names_that_look_like_paths_are_names_and_nothing_else(tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    raw_file(folder / WEIGHTS, {"../../x": ("U8", [2]), "/etc/passwd": ("U8", [3])})
-    files = TensorFiles.open(folder)
-    assert files.names == ("../../x", "/etc/passwd")
-    assert files.read("/etc/passwd").tolist() == [0, 0, 0]
-    (folder / WEIGHTS).unlink()
-    tensors = [("../../y", lambda: np.ones(1), (1,), np.float64)]
-    tensor_files.write_tensors(folder, tensors, shard_bytes=100)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert [path.name for path in folder.iterdir()] == [WEIGHTS]
+# Pickles
+
+PICKLES = ["pytorch_model.bin", "model.pt", "model.pth", "training_args.bin", "x.pkl", "a.ckpt"]
+
+
+class _Explosive:
+    """What leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_pickles_are_explosive_and_opening_is_watched(tmp_path, monkeypatch):
+    opened = watch_opened(monkeypatch)
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(_Explosive(tmp_path / "exploded")))
+    with open(tmp_path / "x.pkl", "rb") as file:
+        pickle.load(file).close()
+    assert (tmp_path / "exploded").exists()
+    assert opened[-2:] == [str(tmp_path / "x.pkl"), str(tmp_path / "exploded")]
+
+
+@pytest.mark.parametrize("beside", ["nothing", "file", "shards"])
+def test_pickles_are_never_opened(beside, tmp_path, monkeypatch):
+    for name in PICKLES:
+        (tmp_path / name).write_bytes(pickle.dumps(_Explosive(tmp_path / "exploded")))
+    if beside == "file":
+        save_file({"a": np.ones(1)}, tmp_path / WEIGHTS)
+    elif beside == "shards":
+        sharded(tmp_path)
+    opened = watch_opened(monkeypatch)
+    if beside == "nothing":
+        refused(
+            lambda: TensorFiles.open(tmp_path),
+            f"No {WEIGHTS} in {tmp_path}",
+            "'pytorch_model.bin', 'training_args.bin', ... is a pickle, which can run code and is "
+            "never opened; convert it to safetensors",
+            kind=MissingFile,
+        )
+    else:
+        TensorFiles.open(tmp_path).read("a")
+        assert any(path.endswith(".safetensors") for path in opened)
+    assert not [path for path in opened if path.endswith(tuple(PICKLES))]
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_pickle_under_the_name_of_a_safetensors_file_is_not_unpickled(tmp_path):
+    for name in (WEIGHTS, ONE):
+        (tmp_path / name).write_bytes(pickle.dumps(_Explosive(tmp_path / "exploded")) * 9)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": ONE}}))
+    refused(lambda: TensorFiles.open(tmp_path), f"{WEIGHTS} is not a whole safetensors file")
+    (tmp_path / WEIGHTS).unlink()
+    refused(lambda: TensorFiles.open(tmp_path), f"{ONE} is not a whole safetensors file")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "says"),
+    [
+        ([], "The directory is empty."),
+        (["README.md", "tf_model.h5"], "There is 'README.md', 'tf_model.h5'."),
+        (["adapter_model.safetensors"], "'adapter_model.safetensors' would have to be named"),
+        (["a\x1b[2J"], r"There is 'a\x1b[2J'."),
+    ],
+)
+def test_where_there_are_no_tensors_the_error_says_what_is_there(there, says, tmp_path):
+    for name in there:
+        (tmp_path / name).touch()
+    refused(lambda: TensorFiles.open(tmp_path), f"No {WEIGHTS}", INDEX, says, kind=MissingFile)

@@ -1,7 +1,12 @@
 """Saving and loading keeps every bit, whatever the layout, and refuses files that do not fit."""
 
+import contextlib
 import json
+import os
 import struct
+import subprocess
+import sys
+import time
 
 import equinox as eqx
 import jax
@@ -11,7 +16,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import eqxformer as ef
-from eqxformer.checkpoints import native
+from eqxformer.checkpoints import _writing, native
+from eqxformer.checkpoints.tensor_files import write_tensors
+from tests.helpers.hostile import refused
 from tests.helpers.models import DECODERS, SEQ2SEQ, block, decoder, filled, model
 
 SMALL = decoder(*[block({})] * 3, dim=6)
@@ -85,7 +92,7 @@ def test_every_tensor_that_is_missing_unexpected_or_misshapen_is_listed(small, t
     arrays["../../intruder"] = np.zeros(3, np.float32)
     arrays["norm.bias"] = np.zeros(7, np.float32)
     save_file(arrays, tmp_path / native.WEIGHTS)
-    with pytest.raises(ValueError, match=r"does not fit its config\.json") as error:
+    with pytest.raises(ef.CheckpointError, match=r"does not fit its config\.json") as error:
         ef.load(tmp_path)
     lines = [line.strip() for line in str(error.value).splitlines()[1:]]
     assert set(lines) == {
@@ -125,7 +132,7 @@ def test_a_header_that_claims_more_than_the_file_holds_is_an_error(small, tmp_pa
         ('{"format": "eqxformer", "model": {}}', "is not a known type of config"),
         ('{"format": "eqxformer", "format": "eqxformer"}', "`format` is there twice"),
         ("[" * 100_000, "not JSON"),
-        ("\xff", "utf-8"),
+        ("\xff", "not UTF-8"),
     ],
 )
 def test_a_config_that_is_none_is_refused(text, message, small, tmp_path):
@@ -147,6 +154,86 @@ def test_a_config_of_gigantic_sizes_is_compared_before_any_memory_is_used(small,
         ef.load(tmp_path)
 
 
+def numbers_of(value, path=()):
+    """The path of every number in a JSON value."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [found for key, below in items for found in numbers_of(below, (*path, key))]
+    return [path] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+@pytest.mark.parametrize("absurd", [10**12, 2**63, 10**400, -1])
+@pytest.mark.parametrize("name", ["gemma", "seq2seq"])
+def test_any_number_of_a_config_may_be_absurd(name, absurd, tmp_path):
+    made = model(name)
+    ef.save(made, tmp_path)
+    path, text = tmp_path / native.CONFIG, (tmp_path / native.CONFIG).read_text()
+    places = {tuple(k for k in p if isinstance(k, str)): p for p in numbers_of(json.loads(text))}
+    refused = 0
+    for place in places.values():
+        values = json.loads(text)
+        below = values
+        for key in place[:-1]:
+            below = below[key]
+        below[place[-1]] = absurd
+        path.write_text(json.dumps(values))
+        start = time.process_time()
+        try:  # some, such as a window of 10^12, are as good as any other
+            assert eqx.tree_equal(jax.tree.leaves(ef.load(tmp_path)), jax.tree.leaves(made))
+        except ef.CheckpointError as error:
+            refused += 1
+            first, *rest = str(error).split("\n")
+            assert native.CONFIG in first
+            assert all(line.startswith("  ") for line in rest)
+        assert time.process_time() - start < 2
+    assert refused > len(places) / 3
+
+
+def test_more_blocks_than_any_model_has_are_refused_before_any_is_made(small, tmp_path):
+    ef.save(small, tmp_path)
+    path = tmp_path / native.CONFIG
+    values = json.loads(path.read_text())
+    block = {"type": "Block", "attention": {"type": "Attention", "heads": 1}}
+    block["feed_forward"] = {"type": "MLP", "hidden": 1}
+    for count, reason in (
+        (30_000, "may describe 2,048 blocks; it describes more"),
+        (2000, f"describes 2,000 blocks; {len(ef.named_arrays(small))} tensors are there"),
+    ):
+        values["model"]["blocks"] = [block] * count
+        path.write_text(json.dumps(values))
+        refused(lambda: ef.load(tmp_path), str(path), reason)
+    path.write_text(json.dumps(values) + " " * 2**22)
+    refused(lambda: ef.load(tmp_path), f"{path} may hold 4,194,304 bytes of JSON at most")
+
+
+def test_a_model_of_more_blocks_than_can_be_loaded_is_not_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "_MAX_BLOCKS", 2)
+    with pytest.raises(ValueError, match="The format has room for 2 blocks; the model has more"):
+        ef.save(filled(SMALL), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_are_read_as_well(small, tmp_path):
+    """As `write_tensors` of any tool makes them; `save` itself writes one file."""
+    ef.save(small, tmp_path)
+    arrays = load_file(tmp_path / native.WEIGHTS)
+    (tmp_path / native.WEIGHTS).unlink()
+    tensors = [(name, lambda a=a: a, a.shape, a.dtype) for name, a in arrays.items()]
+    write_tensors(tmp_path, tensors, shard_bytes=200)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    assert eqx.tree_equal(ef.load(tmp_path), small)
+
+
+def test_every_error_of_a_saved_model_is_the_one_exception(small, tmp_path):
+    ef.save(small, tmp_path)
+    (tmp_path / native.CONFIG).write_text('{"format": "eqxformer", "model": {"type": "MLP"}}')
+    refused(lambda: ef.load(tmp_path), str(tmp_path / native.CONFIG), "MLP needs `hidden`")
+    (tmp_path / native.CONFIG).unlink()
+    refused(lambda: ef.load(tmp_path), f"No {native.CONFIG} in", kind=FileNotFoundError)
+    os.mkfifo(tmp_path / native.CONFIG)
+    refused(lambda: ef.load(tmp_path), f"{native.CONFIG} must be a file; it is a pipe")
+
+
 @pytest.mark.parametrize("name", [native.CONFIG, native.WEIGHTS])
 def test_a_missing_file_is_named(name, small, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No config\.json in"):
@@ -157,25 +244,132 @@ def test_a_missing_file_is_named(name, small, tmp_path):
         ef.load(tmp_path)
 
 
-@pytest.mark.parametrize("failing", ["save_file", "json.dumps", "os.replace"])
-def test_a_save_that_fails_leaves_the_old_model_and_nothing_else(
-    failing, small, tmp_path, monkeypatch
-):
-    ef.save(small, tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    module, _, name = failing.rpartition(".")
+STEPS = {
+    "a tensor": (_writing, "_raw", 3),  # after half of the file
+    "the text": (json, "dumps", 1),
+    "the flush of the weights": (os, "fsync", 1),
+    "the flush of the config": (os, "fsync", 2),
+    "the first rename": (os, "replace", 1),
+}
 
-    def fail(*args, **kwargs):
-        if name == "save_file":  # after half of the file
-            args[1].write_bytes(b"half")
-        raise OSError("disk full")
 
-    monkeypatch.setattr(getattr(native, module) if module else native, name, fail)
+@contextlib.contextmanager
+def failing(module, name, number, error, *, done=False):
+    """Lets one call of a function raise, before or after it has done what it does."""
+    real, count = getattr(module, name), 0
+
+    def call(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count != number or done:
+            result = real(*args, **kwargs)
+        if count == number:
+            raise error
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, call)
+        yield
+
+
+@pytest.fixture(params=["the same config", "another config", "nothing"])
+def replaced(request, small, tmp_path):
+    """A directory, what is in it, the model that is in it, and one that is to take its place."""
     changed = eqx.tree_at(lambda m: m.norm.weight, small, jnp.zeros(6))
-    with pytest.raises(OSError, match="disk full"):
-        ef.save(changed, tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert eqx.tree_equal(ef.load(tmp_path), small)
+    if request.param == "another config":
+        changed = ef.rebuild(changed, SMALL.edit("blocks.*.attention", window=2))
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    if request.param != "nothing":
+        ef.save(small, tmp_path)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    return tmp_path, files, None if request.param == "nothing" else small, changed
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_save_that_fails_leaves_the_old_model_and_nothing_else(step, error, replaced):
+    folder, files, old, new = replaced
+    with failing(*STEPS[step], error), pytest.raises(type(error)):
+        ef.save(new, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    if old is not None:
+        assert eqx.tree_equal(ef.load(folder), old)
+
+
+def test_an_interrupt_before_or_after_any_rename_leaves_the_old_model_or_the_new(replaced):
+    folder, files, old, new = replaced
+    for number in range(1, 6):
+        for done in (False, True):
+            try:
+                with failing(os, "replace", number, KeyboardInterrupt, done=done):
+                    ef.save(new, folder)
+            except KeyboardInterrupt:
+                found = {path.name: path.read_bytes() for path in folder.iterdir()}
+                assert found == files or (done and eqx.tree_equal(ef.load(folder), new))
+                if old is not None and found != files:
+                    ef.save(old, folder)
+                    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+            else:
+                assert eqx.tree_equal(ef.load(folder), new)
+                return
+    pytest.fail("There should not be that many renames.")
+
+
+KILLED = """
+import os, pathlib, sys
+from eqxformer.checkpoints import native
+
+root, same = pathlib.Path(sys.argv[1]), sys.argv[2] == "same"
+
+def put(folder, steps):
+    count = 0
+    def dying(step):
+        def call(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count > steps:
+                os._exit(9)
+            return step(*args, **kwargs)
+        return call
+    os.replace, os.unlink = dying(os.replace), dying(os.unlink)
+    text = b"old" if same else b"new"
+    new = {name: folder / f".{name}.new" for name in (native.CONFIG, native.WEIGHTS)}
+    new[native.CONFIG].write_bytes(text)
+    new[native.WEIGHTS].write_bytes(b"new")
+    native._put(folder, new, text)
+    os._exit(0)
+
+for steps in range(20):
+    folder = root / str(steps)
+    folder.mkdir()
+    for name in (native.CONFIG, native.WEIGHTS):
+        (folder / name).write_bytes(b"old")
+    child = os.fork()
+    if not child:
+        put(folder, steps)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        break
+print(steps)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("config", ["same", "another"])
+def test_a_kill_between_two_renames_never_leaves_weights_beside_the_config_of_others(
+    config, tmp_path
+):
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), config]
+    steps = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    seen = []
+    for folder in (tmp_path / str(number) for number in range(steps + 1)):
+        paths = [folder / native.CONFIG, folder / native.WEIGHTS]
+        seen.append(tuple(path.read_text() if path.exists() else None for path in paths))
+    if config == "same":
+        assert seen == [("old", "old"), ("old", "new")]
+        return
+    assert seen[0] == ("old", "old")
+    assert seen[-1] == ("new", "new")
+    assert all(settings is None or settings == weights for settings, weights in seen)
 
 
 def test_saving_makes_the_directory_and_replaces_an_older_model(small, tmp_path):

@@ -52,7 +52,7 @@ def _gemma() -> ef.DecoderLM.Config:
         block(local, **options),
         block({**local, "window": None, "rotary": None}, **options),
         block(local, **options),
-        embedding=ef.InputEmbedding.Config(scale="sqrt(dim)"),
+        embedding=ef.InputEmbedding.Config(scale="rounded sqrt(dim)"),
         norm=ef.RMSNorm.Config(offset=1.0),
         head=ef.TiedHead.Config(softcap=3.0),
     )
@@ -71,10 +71,12 @@ def _neox() -> ef.DecoderLM.Config:
 
 def _sinks() -> ef.DecoderLM.Config:
     attention = {"head_dim": 4, "sinks": ef.Normal(1.0), "rotary": ef.Rotary()}
+    latent = ef.LatentAttention.Config(3, latent=5, head_dim=6, rotary_dim=2, query_latent=7)
     return decoder(
         block({**attention, "window": 2}),
         block(attention, feed_forward=_experts()),
         block(attention, feed_forward=_experts()),
+        ef.Block.Config(latent, ef.MLP.Config(hidden=7)),
     )
 
 
@@ -86,7 +88,12 @@ DECODERS: dict[str, ef.DecoderLM.Config] = {
     "gemma": _gemma(),
     "neox": _neox(),
     "experts and sinks": _sinks(),
-    "alibi": decoder(*[block({"bias": ef.ALiBi.Config()})] * 2),
+    # Its token table is narrower than the model.
+    "alibi": decoder(
+        *[block({"bias": ef.ALiBi.Config(scale=0.5)})] * 2,
+        embedding=ef.InputEmbedding.Config(width=5, projected="tokens"),
+        head=ef.TiedHead.Config(project=ef.Linear.Config(bias=False)),
+    ),
     "relative": decoder(
         *[block({})] * 2,
         bias=ef.RelativeBias.Config(buckets=6, max_distance=8, direction="causal"),

@@ -38,7 +38,7 @@ class Expected:
         gradients: of the loss, by the reference's names of its parameters.
         noise: the largest error of the reference's own float32, by `output.name` and
             `gradient.name`.
-        places: `real` where positions count real tokens, `all` where they count padding too.
+        places: `all` where positions count padding too, else they count real tokens.
     """
 
     inputs: Arrays
@@ -167,16 +167,19 @@ def _encoder_decoder(
     if places == "all":
         more["source_positions"] = jnp.arange(inputs["source"].shape[-1])
         more["positions"] = jnp.arange(inputs["tokens"].shape[-1])
+    named = json.loads(model.config.origin.settings)["architectures"][0]
     model, read = watched(model, lambda m: m.encoder.blocks)
     model, written = watched(model, lambda m: m.decoder.blocks)
-    logits = model(
+    states, _ = model.run(
         inputs["source"],
         inputs["tokens"],
         source_mask=ef.Padding(inputs["source_valid"]),
         mask=ef.Padding(inputs["valid"]),
         **more,
     )
-    return {"logits": logits, **hidden(read, ".source"), **hidden(written, ".target")}
+    writes = named.endswith(("ForConditionalGeneration", "MTModel"))
+    result = {"logits": model.logits(states)} if writes else {"last": states}
+    return {**result, **hidden(read, ".source"), **hidden(written, ".target")}
 
 
 def loss_weight(key: str, shape: Sequence[int], inputs: Any) -> np.ndarray | None:

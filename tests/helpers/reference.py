@@ -28,7 +28,8 @@ def norm(part, x):
         )
     mean = sum(x) / len(x)
     variance = sum((x - mean) ** 2) / len(x)
-    y = (x - mean) / math.sqrt(variance + part.config.eps) * part.weight
+    y = (x - mean) / math.sqrt(variance + part.config.eps)
+    y = y if part.weight is None else y * part.weight
     return y if part.bias is None else y + part.bias
 
 
@@ -51,8 +52,13 @@ def activate(name, x):
 
 
 def feed_forward(part, x):
-    """An `MLP` or a `GatedMLP` on [tokens, dim]."""
+    """An `MLP`, a `GatedMLP` or a `ClampedGatedMLP` on [tokens, dim]."""
     up = linear(part.up, x)
+    if type(part).__name__ == "ClampedGatedMLP":
+        bound = np.vectorize(lambda g: min(g, part.config.limit), otypes=[float])
+        gate, up = bound(linear(part.gate, x)), -bound(-bound(up))
+        hidden = (up + 1.0) * gate / (1.0 + np.exp(-part.config.alpha * gate))
+        return linear(part.down, hidden)
     name = part.config.activation
     gated = type(part).__name__ == "GatedMLP"
     hidden = activate(name, linear(part.gate, x)) * up if gated else activate(name, up)
@@ -73,8 +79,8 @@ def attention_weights(part, x, source=None, *, allowed=None, positions=None, bia
     """[heads, seq, keys] for one sequence; `allowed` and `bias` are [seq, keys] or per head."""
     config, seen = part.config, x if source is None else source
     kv_heads = config.kv_heads or config.heads
-    query = _heads(part, linear(part.query, x), part.query_norm, config.heads)
-    keys = _heads(part, linear(part.key, seen), part.key_norm, kv_heads)
+    query = _heads(part, clipped(part, linear(part.query, x)), part.query_norm, config.heads)
+    keys = _heads(part, clipped(part, linear(part.key, seen)), part.key_norm, kv_heads)
     if config.rotary is not None and source is None:
         at = np.arange(len(x)) if positions is None else positions
         query, keys = rotate(config.rotary, query, at), rotate(config.rotary, keys, at)
@@ -98,7 +104,7 @@ def attention_weights(part, x, source=None, *, allowed=None, positions=None, bia
 def attention(part, x, source=None, **options):
     """The result for one sequence [seq, dim]; arguments as in `attention_weights`."""
     weights = attention_weights(part, x, source, **options)
-    value = linear(part.value, x if source is None else source)
+    value = clipped(part, linear(part.value, x if source is None else source))
     value = value.reshape(len(value), -1, part.value_dim)
     groups = len(weights) // value.shape[1]
     heads = [weights[h] @ value[:, h // groups] for h in range(len(weights))]
@@ -108,11 +114,45 @@ def attention(part, x, source=None, **options):
     return sum(wide[:, i : i + part.out.dim] for i in range(0, wide.shape[-1], part.out.dim))
 
 
+def latent_attention(part, x, *, allowed=None, positions=None, bias=None):
+    """A `LatentAttention` for one sequence [seq, dim]; arguments as in `attention_weights`."""
+    config, heads = part.config, part.config.heads
+    at = np.arange(len(x)) if positions is None else positions
+    plain = config.head_dim - config.rotary_dim
+    latent = norm(part.latent_norm, linear(part.to_latent, x))
+    turned = rotate(config.rotary, linear(part.rotary_key, x)[None], at)[0]
+    h = x if part.to_query_latent is None else linear(part.to_query_latent, x)
+    query = linear(part.query, norm(part.query_norm, h)).reshape(len(x), heads, -1).swapaxes(0, 1)
+    rotated = rotate(config.rotary, query[..., plain:], at)
+    keys = linear(part.key, latent).reshape(len(x), heads, plain)
+    values = linear(part.value, latent).reshape(len(x), heads, part.value_dim)
+    scale = config.head_dim**-0.5 if config.scale is None else config.scale
+    y = np.zeros((len(x), heads, part.value_dim))
+    for h in range(heads):
+        for i in range(len(x)):
+            scores = np.full(len(x), -math.inf)
+            for j in range(len(x)):
+                if allowed is None or allowed[i, j]:
+                    products = query[h, i, :plain] @ keys[j, h] + rotated[h, i] @ turned[j]
+                    scores[j] = scale * products + (0.0 if bias is None else bias[h, i, j])
+            y[i, h] = softmax(scores) @ values[:, h]
+    return linear(part.out, y.reshape(len(x), -1))
+
+
+def clipped(part, x):
+    """Every number between `-clip` and `clip`."""
+    clip = math.inf if part.config.clip is None else part.config.clip
+    return np.vectorize(lambda n: min(max(n, -clip), clip), otypes=[float])(x)
+
+
 def _heads(part, x, norms, heads):
-    over_all = part.config.qk_norm_over == "projection"
-    x = norm(norms, x) if over_all else x
+    over = part.config.qk_norm_over
+    x = norm(norms, x) if over == "projection" else x
     x = x.reshape(len(x), heads, part.head_dim).swapaxes(0, 1)
-    return x if over_all else norm(norms, x)
+    if over == "each_head":
+        each = [jax.tree.map(operator.itemgetter(h), norms) for h in range(heads)]
+        return np.stack([norm(n, head) for n, head in zip(each, x, strict=True)])
+    return x if over == "projection" else norm(norms, x)
 
 
 def _allowed(config, allowed, itself, head, query, key):
@@ -128,11 +168,20 @@ def position_bias(part, head, query, key):
     if part is None:
         return 0.0
     if type(part).__name__ == "ALiBi":
-        return -alibi_slopes(part.heads)[head] * abs(key - query)
+        slope = alibi_slopes(part.heads)[head]
+        if part.config.rounding == "bfloat16":
+            return part.config.scale * bfloat16(bfloat16(slope) * bfloat16(key))
+        return -part.config.scale * slope * abs(key - query)
     config = part.config
     return part.weight[
         t5_bucket(key - query, config.buckets, config.max_distance, config.direction), head
     ]
+
+
+def bfloat16(x):
+    """The nearest number with eight significant bits; of two, the one with an even last bit."""
+    fraction, exponent = math.frexp(x)
+    return math.ldexp(round(fraction * 256), exponent - 8)
 
 
 def alibi_slopes(heads):
@@ -251,19 +300,31 @@ def _yarn(scaling, base, width, plain):
 
 def routing(part, logits):
     """The ids and weights of one token's experts, and all its probabilities."""
-    config, rule = part.config, part.config.routing
+    rule = part.config.routing
     name = type(rule).__qualname__
-    ids = sorted(range(config.count), key=lambda e: -logits[e])[: config.top]
+    sigmoid = 1 / (1 + np.exp(-logits))
+    scores = {"SoftmaxThenTopK": softmax(logits), "TopKThenSoftmax": logits}.get(name, sigmoid)
+    ids = chosen_experts(part, scores)
     if name == "TopKThenSoftmax":
         return ids, softmax(logits[ids]), softmax(logits)
-    if name == "SoftmaxThenTopK":
-        probabilities = softmax(logits)
-        weights = probabilities[ids]
-        return ids, weights / weights.sum() if rule.normalize else weights, probabilities
-    assert name == "SigmoidTopK"
-    scores = 1 / (1 + np.exp(-logits))
     weights = scores[ids] / scores[ids].sum() if rule.normalize else scores[ids]
+    if name == "SoftmaxThenTopK":
+        return ids, weights, scores
+    assert name == "SigmoidTopK"
     return ids, rule.scale * weights, scores / scores.sum()
+
+
+def chosen_experts(part, scores):
+    """The experts of the largest scores, corrected, within the groups of the two largest."""
+    config, groups = part.config, getattr(part.config.routing, "groups", 1)
+    by = scores if part.correction is None else scores + part.correction
+    size = config.count // groups
+    best = [sum(sorted(by[g * size : (g + 1) * size])[-2:]) for g in range(groups)]
+    kept = sorted(range(groups), key=lambda g: -best[g])
+    kept = kept[: getattr(config.routing, "top_groups", 1)]
+    return sorted((e for g in kept for e in range(g * size, (g + 1) * size)), key=lambda e: -by[e])[
+        : config.top
+    ]
 
 
 def experts(part, x):

@@ -29,11 +29,9 @@ def block(part, x, source=None, *, source_allowed=None, **options):
     """A `Block` or a `ParallelBlock`; options go to self-attention."""
     if type(part).__name__ == "ParallelBlock":
         second = part.feed_forward_norm or part.norm
-        attended = reference.attention(part.attention, reference.norm(part.norm, x), **options)
+        attended = _attention(part.attention, reference.norm(part.norm, x), **options)
         return x + attended + _feed_forward(part.feed_forward, reference.norm(second, x))
-    x = residual(
-        part.attention_residual, x, lambda h: reference.attention(part.attention, h, **options)
-    )
+    x = residual(part.attention_residual, x, lambda h: _attention(part.attention, h, **options))
     if part.cross_attention is not None:
         x = residual(
             part.cross_residual,
@@ -51,6 +49,7 @@ def decoder(model, tokens, source=None, *, table=None, allowed=None, positions=N
     x = _run(model, tokens, table, source, causal if allowed is None else allowed, positions)
     head = model.head
     if type(head).__name__ == "TiedHead":
+        x = x if head.project is None else reference.linear(head.project, x)
         logits = head.scale * x @ table.T + (0.0 if head.bias is None else head.bias)
     else:
         logits = head.config.scale * reference.linear(head.linear, x)
@@ -74,18 +73,26 @@ def encoder_decoder(model, source, target):
 def _run(model, tokens, table, source, allowed, positions, types=None):
     part, dim = model.embedding, model.config.dim
     at = np.arange(len(tokens)) if positions is None else positions
-    factors = {"sqrt(dim)": dim**0.5, "1/sqrt(dim)": dim**-0.5}
+    factors = {"sqrt(dim)": dim**0.5, "rounded sqrt(dim)": dim**0.5, "1/sqrt(dim)": dim**-0.5}
     x = factors.get(part.config.scale, part.config.scale) * table[np.asarray(tokens)]
+    x = _projected(part, "tokens", x)
     if type(part.positions).__name__ == "LearnedPositions":
         x = x + np.asarray(part.positions.weight)[at]
     elif part.positions is not None:
         x = x + _sinusoids(at, dim)
     if part.types is not None:
         x = x + np.asarray(part.types.weight)[np.zeros(len(x), int) if types is None else types]
-    x, bias = reference.norm(part.norm, x), _shared_bias(model, len(x))
+    x = _projected(part, "sum", reference.norm(part.norm, x))
+    bias = _shared_bias(model, len(x))
     for each in model.blocks:
         x = block(each, x, source, allowed=allowed, positions=at, bias=bias)
     return reference.norm(model.norm, x)
+
+
+def _projected(part, what, x):
+    if part.project is None or part.config.projected != what:
+        return x
+    return reference.linear(part.project, x)
 
 
 def _sinusoids(positions, dim):
@@ -107,6 +114,12 @@ def _shared_bias(model, seq):
             for h in range(heads)
         ]
     )
+
+
+def _attention(part, x, **options):
+    if type(part).__name__ == "LatentAttention":
+        return reference.latent_attention(part, x, **options)
+    return reference.attention(part, x, **options)
 
 
 def _feed_forward(part, x):

@@ -28,6 +28,13 @@ KINDS = {
         "qk_norm_over": "projection",
         "kv_heads": 2,
     },
+    "a norm of its own for each head": {
+        "qk_norm": ef.LayerNorm.Config(eps=0.1, bias=False),
+        "qk_norm_over": "each_head",
+        "kv_heads": 2,
+    },
+    "a norm without parameters": {"qk_norm": ef.LayerNorm.Config(0.1, False, False)},
+    "clipped projections": {"clip": 0.9, "kv_heads": 2},
     "soft-cap": {"softcap": 1.5},
     "scale": {"scale": 0.3},
     "sinks": {"sinks": ef.Normal(1.0), "kv_heads": 2},
@@ -39,6 +46,7 @@ KINDS = {
         "head_dim": 4,
     },
     "ALiBi": {"bias": ef.ALiBi.Config()},
+    "ALiBi as in Falcon": {"bias": ef.ALiBi.Config(scale=0.5, rounding="bfloat16"), "head_dim": 4},
     "relative bias": {"bias": ef.RelativeBias.Config(6, 7)},
     "everything": {
         "kv_heads": 2,
@@ -221,6 +229,7 @@ def test_what_is_for_places_in_one_sequence_is_refused_in_cross_attention():
         ({"heads": 4, "window": 0}, "`window` must be positive; got 0."),
         ({"heads": 4, "window": (-1, 2)}, "`window` must not be negative; got (-1, 2)."),
         ({"heads": 4, "softcap": 0.0}, "`softcap` must be positive, or None; got 0.0."),
+        ({"heads": 4, "clip": -1.0}, "`clip` must be positive, or None; got -1.0."),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

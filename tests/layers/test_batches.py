@@ -33,12 +33,20 @@ CONFIGS = {
         4, 2, ef.MLP.Config(hidden=6), shared=ef.GatedMLP.Config(hidden=6)
     ),
     "attention": ATTENTION,
+    "latent attention": ef.LatentAttention.Config(
+        2, latent=6, head_dim=5, rotary_dim=2, query_latent=7
+    ),
     "summed heads": ef.Attention.Config(heads=2, value_dim=DIM, out=ef.SumHeads()),
     "cross-attention": ef.Attention.Config(heads=4, kv_heads=2, qk_norm=ef.RMSNorm.Config()),
 }
 # In bfloat16 a number is off by 2^-9; through a softmax of large scores, by tens of that. A token
 # may go to another expert, so the mixture is left to the test of its own below.
-ROUNDING = {"attention": 0.06, "summed heads": 0.06, "cross-attention": 0.06}
+ROUNDING = {
+    "attention": 0.06,
+    "latent attention": 0.06,
+    "summed heads": 0.06,
+    "cross-attention": 0.06,
+}
 
 
 @functools.cache
@@ -55,7 +63,7 @@ def part(name):
 def call(part, name, x):
     if name == "cross-attention":
         return part(x, jnp.sin(x[..., :3, :]))
-    if isinstance(part, ef.Attention):
+    if isinstance(part, ef.AbstractAttention):
         return part(x, mask=ef.Causal())
     return part(x)
 
@@ -96,9 +104,8 @@ def test_experts_in_bfloat16_choose_in_float32():
     )
     assert y.dtype == jnp.bfloat16
     assert losses.z.dtype == losses.load_balance.dtype == jnp.float32
-    assert_close(losses, same, 0.02)
-    error = np.abs(y.astype(jnp.float32) - exact).max(-1) / np.abs(exact).max()
-    assert np.quantile(error, 0.9) < 0.03  # a token or two may have gone elsewhere
+    assert_close(losses, same, 1e-6)
+    assert_close(y.astype(jnp.float32), exact, 0.03)  # no token has gone elsewhere
 
 
 @pytest.mark.parametrize("name", CONFIGS)

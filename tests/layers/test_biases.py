@@ -49,7 +49,20 @@ def test_alibi_falls_with_the_distance_on_both_sides():
     queries, keys = np.array([0, 5, 2]), np.array([4, 0, 5, 9])
     got = ef.ALiBi(3)(jnp.asarray(queries), jnp.asarray(keys))
     np.testing.assert_allclose(got, grid(ef.ALiBi(3), queries, keys), rtol=1e-6)
+    halved = ef.ALiBi(3, scale=0.5)
+    np.testing.assert_array_equal(halved(jnp.asarray(queries), jnp.asarray(keys)), got / 2)
     assert got[0, 1].tolist() == [-1 / 16, -5 / 16, 0.0, -4 / 16]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_falcons_alibi_rounds_slopes_places_and_products_to_bfloat16(compiled):
+    queries, keys = np.array([0, 300]), np.array([3, 129, 257, 1001])
+    part = ef.ALiBi(3, scale=0.25, rounding="bfloat16")
+    got = (jax.jit(part.__call__) if compiled else part)(jnp.asarray(queries), jnp.asarray(keys))
+    assert got.tolist() == grid(part, queries.tolist(), keys.tolist()).tolist()
+    assert got[0, 0].tolist() == [0.25 * 3 / 16, 0.25 * 129 / 16, 0.25 * 256 / 16, 0.25 * 1000 / 16]
+    slope = ef.ALiBi(12, rounding="bfloat16")(jnp.array([0]), jnp.array([1]))[8, 0, 0]
+    assert float(slope) == 181 / 256  # of the square root of a half, 181.02 / 256
 
 
 @pytest.mark.parametrize("direction", ["bidirectional", "causal"])

@@ -96,6 +96,26 @@ def test_sinusoids_equal_their_formula_in_both_layouts_and_odd_widths(layout, di
     np.testing.assert_allclose(got, expected, atol=300 * 2.0**-23)
 
 
+@pytest.mark.parametrize("layout", ["interleaved", "halves"])
+@pytest.mark.parametrize("dim", [4, 10])
+def test_a_closed_spread_of_frequencies_ends_at_one_over_the_base(layout, dim):
+    """tensor2tensor's and fairseq's: evenly spaced logarithms, both ends included."""
+    positions = np.array([0, 1, 7, 300])
+    config = ef.Sinusoids.Config(layout=layout, base=100.0, offset=2, spread="closed")
+    got = config.build(dim, key=jax.random.key(0))(jnp.asarray(positions))
+    angles = (positions + 2)[:, None] * np.geomspace(1.0, 0.01, dim // 2)
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    if layout == "interleaved":
+        expected = expected.reshape(4, 2, -1).swapaxes(1, 2).reshape(4, dim)
+    np.testing.assert_allclose(got, expected, atol=300 * 2.0**-23)
+
+
+@pytest.mark.parametrize("dim", [2, 7])
+def test_a_closed_spread_of_an_odd_or_single_pair_width_is_refused(dim):
+    with pytest.raises(ValueError, match=f"needs an even width of at least 4; got {dim}."):
+        ef.Sinusoids(dim, spread="closed")
+
+
 def test_sinusoids_start_with_sines_of_zero_and_cosines_of_zero():
     waves = ef.Sinusoids(6)(jnp.arange(1))[0]
     assert waves.tolist() == [0.0, 1.0] * 3

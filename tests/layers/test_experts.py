@@ -20,6 +20,16 @@ CONFIGS = {
     "the largest, then softmax": ef.Experts.Config(6, 3, MLP, ef.TopKThenSoftmax()),
     "sigmoid": ef.Experts.Config(6, 2, GATED, ef.SigmoidTopK(scale=2.5)),
     "sigmoid, not normalised": ef.Experts.Config(6, 2, MLP, ef.SigmoidTopK(normalize=False)),
+    "a correction of the choice": ef.Experts.Config(
+        6, 2, GATED, ef.SigmoidTopK(scale=2.5), correction=ef.Normal(1.0)
+    ),
+    "a correction of a softmax": ef.Experts.Config(6, 2, MLP, correction=ef.Normal(1.0)),
+    "a correction before a softmax": ef.Experts.Config(
+        6, 3, MLP, ef.TopKThenSoftmax(), correction=ef.Normal(1.0)
+    ),
+    "two of four groups": ef.Experts.Config(
+        12, 3, MLP, ef.SigmoidTopK(groups=4, top_groups=2), correction=ef.Normal(1.0)
+    ),
     "one expert per token": ef.Experts.Config(6, 1, MLP, ef.SoftmaxThenTopK(normalize=False)),
     "all experts": ef.Experts.Config(4, 4, MLP),
     "a single expert": ef.Experts.Config(1, 1, GATED),
@@ -45,6 +55,28 @@ def test_experts_equal_a_loop_over_tokens_in_value_gradient_and_losses(name):
         return np.concatenate([y.reshape(-1), [balance, z]])
 
     assert_agrees(everything, twin, drawn(CONFIGS[name], 4), normal(1, 2, 7, 4))
+
+
+def test_a_correction_changes_the_choice_and_has_no_gradient():
+    """It is as large as it takes to make every token choose experts 1 and 4."""
+    part, x = drawn(CONFIGS["a correction of the choice"], 4), normal(1, 7, 4)
+    wanted = jnp.zeros(6).at[jnp.array([1, 4])].set(9.0)
+    part = eqx.tree_at(lambda p: p.correction, part, wanted)
+    found = quick_jit(eqx.filter_grad(lambda p: jnp.sin(p(x)).sum()))(part)
+    assert not np.asarray(found.correction).any()
+    used = np.abs(found.experts.down.weight).reshape(6, -1).max(-1) > 0
+    assert np.flatnonzero(used).tolist() == [1, 4]
+    assert np.abs(found.router.weight).max() > 0
+
+
+def test_groups_keep_a_token_to_experts_of_the_best_groups():
+    """A lone good expert does not carry its group: the sum of the two best counts."""
+    rule, low = ef.SigmoidTopK(groups=3, top_groups=1), -9.0
+    logits = jnp.array([[5.0, low, 2.0, 2.0, 1.0, low], [5.0, 3.0, 2.0, 2.0, 1.0, low]])
+    for choose in (rule.choose, jax.jit(rule.choose, static_argnums=1)):
+        weights, ids, _ = choose(logits, 2)
+        assert np.sort(ids).tolist() == [[2, 3], [0, 1]]
+        np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-6)
 
 
 def test_the_order_of_tokens_does_not_matter():
@@ -187,6 +219,19 @@ def test_dropout_in_experts_needs_a_key_and_keeps_the_mean():
         (
             lambda: ef.Experts.Config(4, 2, MLP, shared=CONFIGS["sigmoid"]),
             "`shared` cannot itself be a mixture of experts.",
+        ),
+        (
+            lambda: ef.SigmoidTopK(groups=2, top_groups=3),
+            "`top_groups` must be between 1 and `groups`; got top_groups=3, groups=2.",
+        ),
+        (
+            lambda: ef.Experts.Config(4, 2, MLP, ef.SigmoidTopK(groups=3, top_groups=1)),
+            "`groups` must divide the count of experts into groups of two or more; "
+            "got groups=3, count=4.",
+        ),
+        (
+            lambda: ef.Experts.Config(8, 3, MLP, ef.SigmoidTopK(groups=4, top_groups=1)),
+            "`top` experts must be there in `top_groups` groups of 2; got top=3, top_groups=1.",
         ),
     ],
 )

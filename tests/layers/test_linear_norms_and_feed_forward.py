@@ -15,6 +15,8 @@ from tests.helpers.hot import hot, normal
 NORMS = {
     "layer norm": ef.LayerNorm.Config(eps=0.1),
     "layer norm without bias": ef.LayerNorm.Config(eps=0.1, bias=False),
+    "layer norm without gain": ef.LayerNorm.Config(eps=0.1, gain=False),
+    "layer norm without parameters": ef.LayerNorm.Config(eps=0.1, gain=False, bias=False),
     "rms norm": ef.RMSNorm.Config(eps=0.1),
     "rms norm with its gain stored from one": ef.RMSNorm.Config(eps=0.1, offset=1.0),
     "no norm": None,
@@ -31,6 +33,10 @@ FEED_FORWARDS = {
         gate=ef.Linear.Config(),
         up=ef.Linear.Config(bias=True),
         down=ef.Linear.Config(bias=True),
+    ),
+    "clamped gated mlp": ef.ClampedGatedMLP.Config(hidden=7, alpha=1.3, limit=1.1),
+    "clamped gated mlp of gpt-oss without biases": ef.ClampedGatedMLP.Config(
+        hidden=7, **dict.fromkeys(("gate", "up", "down"), ef.Linear.Config(bias=False))
     ),
 }
 
@@ -70,6 +76,12 @@ def test_norms_equal_their_formulas_in_value_and_gradient(name):
     config = NORMS[name]
     part = Identity() if config is None else hot(config.build(6), jax.random.key(0))
     assert_agrees(lambda p, x: p(x), reference.norm, part, 0.3 * normal(1, 2, 3, 6))
+
+
+def test_a_layer_norm_has_the_parameters_it_was_asked_for():
+    for gain, bias in [(True, True), (False, True), (True, False), (False, False)]:
+        part = ef.LayerNorm(4, gain=gain, bias=bias)
+        assert (part.weight is not None, part.bias is not None) == (gain, bias)
 
 
 @pytest.mark.parametrize("config", [ef.LayerNorm.Config(), ef.RMSNorm.Config(offset=1.0)])
@@ -117,7 +129,19 @@ def test_a_feed_forward_has_the_biases_it_was_asked_for(name):
             assert (getattr(part, field).bias is not None) == getattr(config, field).bias
 
 
-@pytest.mark.parametrize("kind", [ef.MLP, ef.GatedMLP])
+def test_a_clamped_gate_is_bounded_above_alone_and_the_other_side_on_both():
+    """With one number in and out: far gates are cut at 7, far negative ones fade to zero."""
+    ones = dict.fromkeys(("gate", "up", "down"), ef.Linear.Config(bias=False))
+    part = ef.ClampedGatedMLP(1, hidden=1, **ones, key=jax.random.key(0))
+    part = jax.tree.map(jnp.ones_like, part)
+    edge = 8 * 7 / (1 + np.exp(-1.702 * 7))
+    outputs = part(jnp.array([[7.0], [9.0], [1000.0], [-1000.0]]))
+    np.testing.assert_allclose(outputs[:, 0], [edge, edge, edge, 0.0], rtol=1e-6)
+    with pytest.raises(ValueError, match="`limit` must be above 0; got 0.0."):
+        ef.ClampedGatedMLP.Config(hidden=3, limit=0.0)
+
+
+@pytest.mark.parametrize("kind", [ef.MLP, ef.GatedMLP, ef.ClampedGatedMLP])
 def test_dropout_in_a_feed_forward_keeps_the_mean_and_needs_a_key(kind):
     part = kind(4, hidden=16, dropout=0.4, key=jax.random.key(0))
     x = normal(1, 4)
@@ -135,7 +159,7 @@ def test_a_feed_forward_of_ones_own_needs_only_run():
     assert (Doubled()(jnp.ones((2, 3))) == 2).all()
 
 
-@pytest.mark.parametrize("kind", [ef.MLP, ef.GatedMLP])
+@pytest.mark.parametrize("kind", [ef.MLP, ef.GatedMLP, ef.ClampedGatedMLP])
 def test_impossible_feed_forwards_are_refused(kind):
     with pytest.raises(ValueError, match="`hidden` must be positive; got 0."):
         kind.Config(hidden=0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import eqxformer as ef
 from eqxformer.layers import masks
-from eqxformer.layers.masks import for_cache, ordered, parts, valid_keys
+from eqxformer.layers.masks import check_batch, for_cache, ordered, parts, valid_keys
 
 SEQ, KEYS = 5, 5
 VALID = np.array([[0, 1, 1, 0, 1], [1, 1, 1, 0, 0]], bool)
@@ -132,6 +132,41 @@ def test_masks_of_one_call_refuse_other_lengths():
         ValueError, match="`Segments.query_ids` describes 5 queries; this call has 4."
     ):
         ROWS["segments"][0].allows(jnp.arange(4), PLACES)
+
+
+@pytest.mark.parametrize(
+    ("mask", "batch", "message"),
+    [
+        (ef.Padding(jnp.ones((3, 5), bool)), (2,), "`Padding.valid` is for a batch of (3,)"),
+        (ef.Segments(jnp.ones((2, 5), int)), (), "`Segments.query_ids` is for a batch of (2,)"),
+        (ef.Prefix(jnp.ones(2, int)), (2, 3), "`Prefix.length` is for a batch of (2,)"),
+        (
+            ef.Causal() & ef.Explicit(jnp.ones((2, 4, 5), bool)),
+            (3,),
+            "`Explicit.allowed` is for a batch of (2,)",
+        ),
+        (
+            ef.PerHead(jnp.ones((2, 3, 2, 4, 5), bool)),
+            (3, 3),
+            "`PerHead.allowed` is for a batch of (2, 3)",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.usefixtures("unchecked")
+def test_masks_of_another_batch_are_refused(mask, batch, message):
+    with pytest.raises(ValueError) as error:
+        check_batch(mask, batch)
+    assert str(error.value) == f"{message}; this call has {batch}."
+    x = jnp.ones((*batch, 5, 4))
+    with pytest.raises(ValueError, match="is for a batch of"):
+        ef.Attention(4, heads=2, key=jax.random.key(0))(x, mask=mask)
+
+
+def test_masks_for_a_batch_its_rows_or_any_batch_are_accepted():
+    for shape in [(2, 3, 5), (3, 5), (1, 5), (1, 1, 5), (2, 1, 5), (5,)]:
+        check_batch(ef.Padding(jnp.ones(shape, bool)) & ef.Causal() & ef.Prefix(2), (2, 3))
+    check_batch(None, (2,))
 
 
 def test_a_window_counts_and_so_is_never_negative():

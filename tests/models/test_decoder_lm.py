@@ -173,7 +173,25 @@ def test_a_position_past_the_table_is_an_error_or_nan_in_its_own_row_alone():
     [
         (lambda m: m(tokens(1, 3), jnp.ones((1, 2, 12))), "no block looks at it"),
         (lambda m: m(tokens(1, 3), table=m.embedding.tokens), "has its own token table"),
-        (lambda m: m(tokens(1, 3), mask=ef.Padding(jnp.ones((1, 4), bool))), "must be 3; got 4"),
+        (lambda m: m(tokens(1, 3), source_mask=ef.Full()), "no block looks at it"),
+        (
+            lambda m: m(tokens(1, 3), mask=ef.Padding(jnp.ones((1, 4), bool))),
+            r"`Padding\.valid` describes 4 tokens; this call has 3",
+        ),
+        (
+            lambda m: m(tokens(2, 3), mask=ef.Padding(jnp.ones((5, 3), bool))),
+            r"`Padding\.valid` is for a batch of \(5,\); this call has \(2,\)",
+        ),
+        (
+            lambda m: m(tokens(3), mask=ef.Full() & ef.Prefix(jnp.ones(2, int))),
+            r"`Prefix\.length` is for a batch of \(2,\); this call has \(\)",
+        ),
+        (
+            lambda m: ef.rebuild(m, m.config.edit("blocks.*.attention", rotary=None))(
+                tokens(1, 3), positions=jnp.arange(3)
+            ),
+            "nothing in this model depends on them",
+        ),
     ],
 )
 def test_an_argument_that_would_be_ignored_or_does_not_fit_is_an_error(call, message):

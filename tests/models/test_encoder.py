@@ -15,6 +15,7 @@ LOCAL = ef.Encoder.Config(
     vocab=VOCAB,
     dim=6,
     blocks=(block({"window": (1, 1)}), block({"rotary": ef.Rotary(), "head_dim": 4})),
+    embedding=ef.InputEmbedding.Config(norm=ef.LayerNorm.Config(), width=4),
     norm=ef.RMSNorm.Config(),
     bias=ef.RelativeBias.Config(buckets=8, max_distance=9),
     pooling=ef.Pooling.Config(take="mean", unit_length=True),
@@ -74,6 +75,15 @@ def test_token_types_take_part(encoders):
 def test_a_text_longer_than_the_positions_is_an_error(encoders):
     with pytest.raises(ValueError, match="position must be at least 0 and below 9"):
         encoders["bert"](tokens(1, 10))
+
+
+def test_positions_and_masks_that_do_not_fit_an_encoder_are_errors(encoders):
+    mask = ef.Segments(jnp.zeros((3, 4), jnp.int32))
+    with pytest.raises(ValueError, match=r"`Segments.query_ids` is for a batch of \(3,\); this"):
+        encoders["bert"](tokens(2, 4), mask=mask)
+    bare = filled(ef.Encoder.Config(vocab=VOCAB, dim=6, blocks=(block({}),)))
+    with pytest.raises(ValueError, match="nothing in this model depends on them; set `positions`"):
+        bare(tokens(2, 4), positions=jnp.arange(4))
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0)])

@@ -8,7 +8,17 @@ import pytest
 
 import eqxformer as ef
 from tests.helpers import twins
-from tests.helpers.models import SEQ2SEQ, block, close, decoder, extend, logits, model, tokens
+from tests.helpers.models import (
+    SEQ2SEQ,
+    VOCAB,
+    block,
+    close,
+    decoder,
+    extend,
+    logits,
+    model,
+    tokens,
+)
 
 ROWS, KEYS, SEQ = 3, 5, 6
 EVERY = pytest.mark.parametrize("name", SEQ2SEQ)
@@ -89,6 +99,18 @@ def test_gradients_are_finite_and_reach_every_parameter(name):
         assert np.isfinite(found).all(), path
         if not path.endswith("key.bias"):
             assert np.abs(found).max() > 1e-6, path
+
+
+def test_sides_of_different_widths_may_share_a_narrower_table():
+    narrow = ef.InputEmbedding.Config(width=5)
+    tied = ef.TiedHead.Config(project=ef.Linear.Config())
+    config = SEQ2SEQ["widths"].edit("*", embedding=narrow).edit("decoder", head=tied)
+    built = ef.shapes(config.edit(tokens="shared"))
+    assert built.encoder.embedding.tokens.weight.shape == (VOCAB, 5)
+    assert built.decoder.embedding.tokens is None
+    assert built.decoder.head.project.weight.shape == (12, 5)
+    with pytest.raises(ValueError, match="one vocabulary and width; got 13 x 5 and 13 x 12"):
+        config.edit("decoder.embedding", width=None).edit(tokens="shared")
 
 
 def test_a_shared_table_is_one_array_used_on_both_sides_and_in_the_head():

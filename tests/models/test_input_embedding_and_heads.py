@@ -33,7 +33,14 @@ def _embedding(**options):
 
 
 @pytest.mark.parametrize(
-    ("scale", "factor"), [(1.0, 1.0), (0.3, 0.3), ("sqrt(dim)", 6**0.5), ("1/sqrt(dim)", 6**-0.5)]
+    ("scale", "factor"),
+    [
+        (1.0, 1.0),
+        (0.3, 0.3),
+        ("sqrt(dim)", 6**0.5),
+        ("1/sqrt(dim)", 6**-0.5),
+        ("rounded sqrt(dim)", 6**0.5),
+    ],
 )
 def test_the_scale_is_of_the_tokens_alone_and_the_norm_of_the_sum(scale, factor):
     part = _embedding(
@@ -46,6 +53,19 @@ def test_the_scale_is_of_the_tokens_alone_and_the_norm_of_the_sum(scale, factor)
     plain = twins.plain(part)
     x = factor * plain.tokens.weight[ids] + plain.positions.weight[:4] + plain.types.weight[types]
     close(part(ids, types=types), reference.norm(plain.norm, np.asarray(x)))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("scale", "factor"),
+    [("sqrt(dim)", 6**0.5), ("rounded sqrt(dim)", 2.453125), (0.22, 0.22)],
+)
+def test_a_scale_in_bfloat16_is_exact_unless_it_is_rounded_as_in_gemma(scale, factor, compiled):
+    part = jax.tree.map(lambda a: a.astype(jnp.bfloat16), _embedding(scale=scale))
+    exact = factor * np.asarray(part.tokens.weight, np.float32)
+    out = (jax.jit(part.__call__) if compiled else part)(jnp.arange(VOCAB))
+    assert out.dtype == jnp.bfloat16
+    assert (np.asarray(out) == exact.astype(out.dtype)).all()
 
 
 def test_types_left_out_are_all_of_the_first_type():
@@ -70,6 +90,49 @@ def test_positions_are_those_given_or_counted_from_zero():
     later = part(ids, positions=jnp.array([[5, 6, 7, 8], [0, 1, 2, 3]]))
     close(later[1], part(ids)[1])
     assert not np.allclose(later[0], part(ids)[0])
+
+
+WIDTH = 4
+PARTS = {
+    "positions": ef.LearnedPositions.Config(length=7),
+    "types": ef.TypeEmbedding.Config(),
+    "norm": ef.LayerNorm.Config(),
+}
+
+
+@pytest.mark.parametrize("projected", ["sum", "tokens"])
+def test_tables_narrower_than_the_model_are_projected_after_the_sum_or_before(projected):
+    linear = ef.Linear.Config(bias=projected == "sum")
+    part = _embedding(scale=0.3, width=WIDTH, project=linear, projected=projected, **PARTS)
+    plain, ids = twins.plain(part), tokens(2, 4)
+    x = 0.3 * plain.tokens.weight[ids]
+    if projected == "tokens":
+        x = np.stack([reference.linear(plain.project, row) for row in x])
+    x = reference.norm(plain.norm, x + plain.positions.weight[:4] + plain.types.weight[0])
+    if projected == "sum":
+        x = np.stack([reference.linear(plain.project, row) for row in x])
+    close(part(ids), x)
+    assert part.tokens.weight.shape == (VOCAB, WIDTH)
+    assert (part.project.bias is not None) == (projected == "sum")
+
+
+@pytest.mark.parametrize("projected", ["sum", "tokens"])
+def test_the_axes_of_narrow_tables_are_named_so(projected):
+    part = _embedding(width=WIDTH, projected=projected, **PARTS)
+    axes, summed = ef.leaf_axes(part), "width" if projected == "sum" else "dim"
+    assert axes["tokens.weight"] == ("vocab", "width")
+    assert axes["project.weight"] == ("width", "dim")
+    assert axes["positions.weight"] == ("positions", summed)
+    assert axes["norm.bias"] == (summed,)
+    sizes = {"dim": DIM, "width": WIDTH}
+    assert part.norm.bias.shape == (sizes[summed],)
+
+
+def test_a_table_as_wide_as_the_model_may_still_be_projected_and_none_is_refused():
+    assert _embedding(width=DIM).project.weight.shape == (DIM, DIM)
+    assert _embedding().project is None
+    with pytest.raises(ValueError, match="`width` must be positive, or None; got 0."):
+        ef.InputEmbedding.Config(width=0)
 
 
 def test_embedding_dropout_comes_last_and_only_with_a_key():
@@ -125,6 +188,31 @@ def test_a_masked_lm_head_transforms_normalises_and_scores_with_the_table():
     close(part(x, table), y)
     untied = _head(ef.MaskedLMHead.Config(output=ef.LinearHead.Config()))
     assert untied.output.linear.weight.shape == (DIM, VOCAB)
+
+
+def test_heads_lead_to_the_width_of_a_narrower_table():
+    table = _filled(lambda key: ef.Embedding(VOCAB, WIDTH, key=key))
+    x, weight = normal(0, 2, DIM), np.asarray(table.weight, np.float64)
+
+    def narrow(config):
+        return _filled(lambda key: config.build(DIM, VOCAB, width=WIDTH, key=key))
+
+    tied = narrow(ef.TiedHead.Config(project=ef.Linear.Config(bias=False)))
+    close(tied(x, table), reference.linear(twins.plain(tied).project, np.asarray(x)) @ weight.T)
+    masked = narrow(ef.MaskedLMHead.Config())
+    plain = twins.plain(masked)
+    h = reference.activate("gelu", reference.linear(plain.dense, np.asarray(x)))
+    close(masked(x, table), reference.norm(plain.norm, h) @ weight.T + plain.output.bias)
+    untied = narrow(ef.MaskedLMHead.Config(output=ef.LinearHead.Config()))
+    assert ef.leaf_axes(untied)["output.linear.weight"] == ("width", "vocab")
+    assert untied.output.linear.weight.shape == (WIDTH, VOCAB)
+    assert ef.leaf_axes(masked)["dense.weight"] == ("dim", "width")
+    assert ef.leaf_axes(masked)["norm.weight"] == ("width",)
+
+
+def test_a_head_tied_to_a_narrower_table_needs_a_projection():
+    with pytest.raises(ValueError, match="table has a width of 4, what it is tied to one of 6"):
+        ef.TiedHead(DIM, VOCAB, width=WIDTH, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("cap", [None, 0.5])
@@ -184,6 +272,37 @@ def test_a_pooler_is_a_layer_after_the_first_token_and_unit_length_is_last():
     close(unit(X), y / np.linalg.norm(y, axis=-1, keepdims=True))
 
 
+def test_a_norm_after_the_poolers_layer_comes_before_the_unit_length():
+    part = _pooling(
+        dense=ef.Linear.Config(bias=False), activation="gelu", norm=ef.LayerNorm.Config()
+    )
+    plain = twins.plain(part)
+    mean = np.asarray(X).mean(1)
+    y = reference.norm(plain.norm, reference.activate("gelu", reference.linear(plain.dense, mean)))
+    close(part(X), y)
+    unit = ef.Pooling(DIM, norm=ef.RMSNorm.Config(), unit_length=True, key=jax.random.key(0))
+    close(jnp.square(unit(X)).sum(-1), np.ones(3))
+
+
+def test_a_poolers_dropout_is_before_its_layer_and_needs_a_key():
+    part = _pooling(take="first", dropout=0.5, dense=ef.Linear.Config())
+    plain, first = twins.plain(part), np.asarray(X, np.float64)[:, 0]
+    kept = np.asarray(jax.random.bernoulli(jax.random.key(3), 0.5, (3, DIM)))
+    y = np.tanh(reference.linear(plain.dense, np.where(kept, 2 * first, 0.0)))
+    close(part(X, key=jax.random.key(3)), y)
+    close(part(X), np.tanh(reference.linear(plain.dense, first)))
+    with pytest.raises(ValueError, match="`dropout` must be at least 0 and below 1; got 1.0."):
+        ef.Pooling.Config(dropout=1.0)
+
+
+def test_a_label_head_may_have_a_layer_and_a_norm_before_its_projection():
+    config = ef.LabelHead.Config(2, dense=ef.Linear.Config(bias=False), norm=ef.LayerNorm.Config())
+    part = _filled(lambda key: config.build(DIM, VOCAB, key=key))
+    plain, x = twins.plain(part), np.asarray(X)[1]
+    h = reference.norm(plain.norm, reference.activate("gelu", reference.linear(plain.dense, x)))
+    close(part(X)[1], reference.linear(plain.linear, h))
+
+
 def test_heads_for_labels_score_a_sequence_or_every_token():
     config = ef.SequenceHead.Config(labels=3, dropout=0.5)
     part = _filled(lambda key: config.build(DIM, VOCAB, key=key))
@@ -192,6 +311,9 @@ def test_heads_for_labels_score_a_sequence_or_every_token():
     pooled = np.tanh(reference.linear(plain.pooling.dense, first))
     close(part(X, valid), reference.linear(plain.linear, pooled))
     assert not np.allclose(part(X, valid, key=jax.random.key(0)), part(X, valid))
+    inside = config.edit("pooling", dropout=0.5).edit(dropout=0.0)
+    inner = _filled(lambda key: inside.build(DIM, VOCAB, key=key))
+    assert not np.allclose(inner(X, valid, key=jax.random.key(0)), inner(X, valid))
     every = _filled(lambda key: ef.LabelHead.Config(labels=2).build(DIM, VOCAB, key=key))
     close(every(X)[1], reference.linear(twins.plain(every).linear, np.asarray(X)[1]))
 

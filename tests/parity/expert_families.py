@@ -1,12 +1,6 @@
 """References with mixtures of experts: routers before and after the softmax, sinks, biases."""
 
-from typing import Annotated
-
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import transformers as hf
-from jaxtyping import Array, Float, PRNGKeyArray
 
 import eqxformer as ef
 from tests.parity.decoder_families import (
@@ -27,41 +21,6 @@ from tests.parity.reference import Family
 from tests.parity.weight_rules import From, turned
 
 EXPERTS, TOP, EXPERT_HIDDEN = 4, 2, 48
-
-
-class ClampedGatedMLP(ef.FeedForward):
-    """gpt-oss's expert: `down((up + 1) * gate * sigmoid(alpha gate))`, both clamped at `limit`.
-
-    It stands here and not in the library: what a user's own feed-forward looks like.
-    """
-
-    class Config(ef.FeedForward.Config):
-        hidden: int
-        alpha: float = 1.702
-        limit: float = 7.0
-
-        def build(self, dim: int, *, key: PRNGKeyArray) -> "ClampedGatedMLP":
-            return ClampedGatedMLP(dim, self, key=key)
-
-    gate: Annotated[ef.Linear, ef.Axes(in_dim="dim", out_dim="hidden")]
-    up: Annotated[ef.Linear, ef.Axes(in_dim="dim", out_dim="hidden")]
-    down: Annotated[ef.Linear, ef.Axes(in_dim="hidden", out_dim="dim")]
-    config: Config = eqx.field(static=True)
-
-    def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
-        gate, up, down = jax.random.split(key, 3)
-        self.gate = ef.Linear(dim, config.hidden, key=gate)
-        self.up = ef.Linear(dim, config.hidden, key=up)
-        self.down = ef.Linear(config.hidden, dim, key=down)
-        self.config = config
-
-    def run(
-        self, x: Float[Array, "*batch dim"], *, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "*batch dim"], None]:
-        limit = self.config.limit
-        gate = jnp.minimum(self.gate(x), limit)
-        up = jnp.clip(self.up(x), -limit, limit)
-        return self.down((up + 1.0) * gate * jax.nn.sigmoid(self.config.alpha * gate)), None
 
 
 def of_experts(name: str, half: int | None = None) -> From:
@@ -174,7 +133,7 @@ GPT_OSS = decoder(
         feed_forward=ef.Experts.Config(
             count=EXPERTS,
             top=TOP,
-            expert=ClampedGatedMLP.Config(hidden=EXPERT_HIDDEN, limit=1.5),
+            expert=ef.ClampedGatedMLP.Config(hidden=EXPERT_HIDDEN, limit=1.5),
             routing=ef.TopKThenSoftmax(),
             router=BIASED,
         ),

@@ -1,0 +1,101 @@
+"""`eqxformer convert`: a checkpoint written anew, in another type, format or size of files."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+
+from eqxformer.checkpoints.native import load, save
+from eqxformer.checkpoints.names import is_array, named_arrays
+from eqxformer.checkpoints.rebuild import rebuild
+from eqxformer.checkpoints.tensor_files import parse_size, replaced_directory
+from eqxformer.cli.errors import Mistake, explained
+from eqxformer.cli.sources import is_native
+from eqxformer.inspect.table import count, size
+from eqxformer.pretrained.checkpoint import Checkpoint
+from eqxformer.pretrained.locate import locate
+from eqxformer.pretrained.on_disk import converted, on_disk
+from eqxformer.pretrained.save import carry, save_pretrained
+
+_EXAMPLES = """\b
+Examples:
+  eqxformer convert path/to/checkpoint smaller --dtype bfloat16 --shard-size 2GB
+  eqxformer convert google/flan-t5-small here --to native
+  eqxformer convert runs/mine theirs --model-type gpt2
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST", type=click.Path(path_type=Path))
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="The type of the weights; as they are if not given.",
+)
+@click.option("--shard-size", help="The most a file of weights may hold.  [default: 5GB]")
+@click.option("--overwrite", is_flag=True, help="Replace what is in DST.")
+@click.option(
+    "--to",
+    "form",
+    type=click.Choice(["transformers", "native"]),
+    default="transformers",
+    show_default=True,
+    help="Whose format to write.",
+)
+@click.option("--model-type", help="The architecture to write as; as SRC, or the first that can.")
+def convert(
+    source: str,
+    target: Path,
+    dtype: str | None,
+    shard_size: str | None,
+    overwrite: bool,
+    form: str,
+    model_type: str | None,
+) -> None:
+    """Write the checkpoint SRC anew as the directory DST.
+
+    SRC is a directory, in the format of transformers or our own, or an id of the Hugging Face Hub.
+    Numbers go from file to file array by array. DST appears whole or not at all.
+    """
+    with explained():
+        if form == "native" and (shard_size or model_type):
+            raise Mistake("--shard-size and --model-type are for --to transformers.")
+        shard_bytes = parse_size(shard_size or "5GB")
+        _check_target(source, target, overwrite)
+        model = _read(locate(source), dtype)
+        if form == "native":
+            _write_native(model, target, overwrite)
+        else:
+            save_pretrained(
+                model, target, model_type=model_type, shard_size=shard_bytes, overwrite=overwrite
+            )
+        written = list(target.glob("model*.safetensors"))
+        total = size(sum(file.stat().st_size for file in written))
+    files = "1 file" if len(written) == 1 else f"{len(written)} files"
+    click.echo(f"{target}: {count(model):,} parameters in {', '.join(_types(model))}, {total} in {files}.")
+
+
+def _check_target(source: str, target: Path, overwrite: bool) -> None:
+    """Raises `Mistake` where DST is not a place of its own, or has something in it."""
+    here, there = Path(source).expanduser().resolve(), target.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise Mistake(f"DST must be a directory apart from SRC; got {target} and {source}.")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise Mistake(
+            f"{target} is not empty; name another directory, or replace what is there with "
+            "--overwrite."
+        )
+
+
+def _read(directory: Path, dtype: str | None) -> Any:
+    """The model of a directory; of a checkpoint of transformers every number is still on disk."""
+    if not is_native(directory):
+        return on_disk(Checkpoint(directory), dtype)
+    model, wanted = load(directory), None if dtype is None else jnp.dtype(dtype)
+    for path, array in named_arrays(model).items():
+        converted(path, jax.device_get(array), wanted)
+    model = jax.tree.map(lambda leaf: leaf.astype(wanted) if ... else leaf, model)
+    return model

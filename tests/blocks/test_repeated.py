@@ -1,0 +1,109 @@
+"""Blocks run several times over equal as many blocks with equal weights."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from tests.helpers.models import block, close, decoder, extend, filled, logits, tokens
+
+LOCAL = block({"window": 2}, feed_forward=ef.Experts.Config(3, 2, ef.MLP.Config(hidden=5)))
+GLOBAL = block({"rotary": ef.Rotary(), "head_dim": 4})
+SHARED = decoder(ef.Repeated.Config(blocks=(LOCAL, GLOBAL), times=2), block({}))
+
+
+@pytest.fixture(scope="module")
+def shared():
+    return filled(SHARED)
+
+
+@pytest.fixture(scope="module")
+def copied(shared):
+    """The same with a copy of the weights for every run."""
+    arrays = {}
+    for path, leaf in ef.named_arrays(shared).items():
+        head, _, rest = path.partition("blocks.0.blocks.")
+        if not rest:
+            arrays[path.replace("blocks.1.", "blocks.4.")] = leaf
+            continue
+        number, _, rest = rest.partition(".")
+        arrays |= {f"{head}blocks.{2 * run + int(number)}.{rest}": leaf for run in range(2)}
+    skeleton = ef.shapes(decoder(*(LOCAL, GLOBAL) * 2, block({})))
+    names = ef.named_arrays(skeleton)
+    assert arrays.keys() == names.keys()
+    leaves = [arrays[path] for path in names]
+    return jax.tree.unflatten(jax.tree.structure(skeleton), leaves)
+
+
+def test_they_equal_as_many_blocks_in_logits_losses_and_gradients(shared, copied):
+    ids = tokens(2, 5)
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad(has_aux=True)
+    def step(model):
+        hidden, _, losses = model.run(ids)
+        return hidden.var() + losses.load_balance + losses.z, hidden
+
+    (loss, hidden), gradient = step(shared)
+    (expected, same), each = step(copied)
+    close(hidden, same)
+    close(loss, expected)
+    each = ef.named_arrays(each)
+    for path, found in ef.named_arrays(gradient).items():
+        if path.startswith("blocks.0.blocks.0."):
+            rest = path.removeprefix("blocks.0.blocks.0.")
+            close(found, sum(np.asarray(each[f"blocks.{i}.{rest}"]) for i in (0, 2)))
+
+
+def test_every_run_has_a_cache_of_its_own(shared):
+    ids, cache = tokens(2, 6), shared.init_cache((2,), 6)
+    assert len(cache.blocks[0]) == 4
+    first, cache = extend(shared, ids[:, :5], cache)
+    last, cache = extend(shared, ids[:, 5:], cache)
+    close(np.concatenate([first, last], axis=1), logits(shared, ids))
+
+
+class Noise(ef.AbstractBlock):
+    """A block that adds random numbers, and has no weights."""
+
+    class Config(ef.AbstractBlock.Config):
+        def build(self, dim, *, source_dim=None, key):
+            return Noise()
+
+    def run(self, x, context, *, cache=None, key=None):
+        return x + jax.random.normal(key, x.shape), None, None
+
+    def init_cache(self, batch, slots, *, source=None, dtype=jnp.float32):
+        return None
+
+
+def test_every_run_has_a_key_of_its_own():
+    def noise(times):
+        config = ef.Repeated.Config(blocks=(Noise.Config(),), times=times)
+        part = config.build(5, key=jax.random.key(0))
+        return np.asarray(part(jnp.zeros((3, 5)), key=jax.random.key(1)))
+
+    one, two, three = map(noise, (1, 2, 3))
+    for a, b in [(one, two - one), (one, three - two), (two - one, three - two)]:
+        assert np.abs(a - b).min() > 1e-3
+
+
+def test_their_weights_are_there_once_on_disk_and_in_the_table(shared, tmp_path):
+    ef.save(shared, tmp_path)
+    assert eqx.tree_equal(ef.load(tmp_path), shared)
+    assert "blocks.0.blocks.1.attention.query.weight" in ef.table(shared)
+    words = ef.leaf_axes(shared)["blocks.groups.0.blocks.0.feed_forward.experts.up.weight"]
+    assert words == ("experts", "dim", "hidden")
+
+
+def test_no_runs_or_no_blocks_are_refused():
+    message = "`times` must be positive and `blocks` not empty; got times=0, 1 blocks."
+    with pytest.raises(ValueError, match=message):
+        ef.Repeated.Config(blocks=(GLOBAL,), times=0)
+    with pytest.raises(ValueError, match="got times=2, 0 blocks."):
+        ef.Repeated.Config(blocks=(), times=2)
+    assert not SHARED.blocks[0].reads_source
+    reader = block({}, cross_attention=ef.Attention.Config(heads=2))
+    assert ef.Repeated.Config(blocks=(GLOBAL, reader), times=2).reads_source
