@@ -164,15 +164,20 @@ def json_object(text: str) -> dict[str, Any]:
 
     That includes a key given twice and a number that is not finite.
     """
+    values = json_value(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"A config must be a JSON object; got {type(values).__name__}.")
+    return values
+
+
+def json_value(text: str) -> Any:
+    """What a JSON text says, of any kind; `ValueError` as in `json_object`."""
     try:
-        values = json.loads(
+        return json.loads(
             text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite
         )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"This is not JSON: {error}.") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"A config must be a JSON object; got {type(values).__name__}.")
-    return values
 
 
 def paths(config: Config) -> dict[str, Config]:

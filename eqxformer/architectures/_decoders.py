@@ -78,7 +78,11 @@ def decoder(
         "ForTokenClassification": Task(tokens, headed(token_score), prefix, ignored),
     }
     named = {name + ending: task for ending, task in tasks.items() if ending not in lacks}
-    return Architecture(model_type, named, None if describe is None else _describing(describe))
+    described = None if describe is None else _describing(describe)
+    body_name = name + "Model"
+    return Architecture(
+        model_type, named, described, body=body_name if body_name in named else None
+    )
 
 
 def without_head(tree: DecoderLM.Config) -> Encoder.Config:
@@ -136,6 +140,11 @@ def output(
     if settings.tied(head, table, default=tied):
         return TiedHead.Config(bias=linear.bias)
     return LinearHead.Config(linear)
+
+
+def projections(reads: Linear.Config, out: Linear.Config | None = None) -> dict[str, Any]:
+    """The four projections of an attention, where query, key and value are of one kind."""
+    return {"query": reads, "key": reads, "value": reads, "out": reads if out is None else out}
 
 
 def sizes(tree: DecoderLM.Config, **own: str) -> dict[str, Any]:

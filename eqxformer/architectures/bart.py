@@ -85,28 +85,31 @@ def _blocks(settings: Settings, side: Side) -> tuple[Block.Config, ...]:
 
 def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
-    embedding, block = tree.encoder.embedding, tree.encoder.blocks[0]
-    sides = {
-        key: value
-        for side in ("encoder", "decoder")
-        for blocks in [getattr(tree, side).blocks]
-        for key, value in {
-            f"{side}_layers": len(blocks),
-            f"{side}_attention_heads": blocks[0].attention.heads,
-            f"{side}_ffn_dim": blocks[0].feed_forward.hidden,
-        }.items()
-    }
+    embedding = tree.encoder.embedding
     return {
-        **sides,
+        **describe_blocks(tree),
         "vocab_size": tree.encoder.vocab,
-        "d_model": tree.encoder.dim,
-        "activation_function": THEIR_ACTIVATIONS[block.feed_forward.activation],
         "max_position_embeddings": getattr(embedding.positions, "length", 512),
         "scale_embedding": embedding.scale == "sqrt(dim)",
-        "dropout": embedding.dropout,
+        "tie_word_embeddings": True,  # of the two sides; the file tells whether the head is too
+    }
+
+
+def describe_blocks(tree: Any) -> dict[str, Any]:
+    """The settings of the blocks of both sides."""
+    found: dict[str, Any] = {}
+    for side, blocks in (("encoder", tree.encoder.blocks), ("decoder", tree.decoder.blocks)):
+        found[f"{side}_layers"] = len(blocks)
+        found[f"{side}_attention_heads"] = blocks[0].attention.heads
+        found[f"{side}_ffn_dim"] = blocks[0].feed_forward.hidden
+    block = tree.encoder.blocks[0]
+    return {
+        **found,
+        "d_model": tree.encoder.dim,
+        "activation_function": THEIR_ACTIVATIONS[block.feed_forward.activation],
+        "dropout": tree.encoder.embedding.dropout,
         "attention_dropout": block.attention.dropout,
         "activation_dropout": block.feed_forward.dropout,
-        "tie_word_embeddings": True,  # of the two sides; the file tells whether the head is too
     }
 
 

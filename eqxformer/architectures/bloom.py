@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eqxformer.architectures._decoders import decoder, output, sizes
+from eqxformer.architectures._decoders import decoder, output, projections, sizes
 from eqxformer.blocks.block import Block
 from eqxformer.blocks.residual import pre_norm
 from eqxformer.checkpoints.rules import Rules, fused, same, turned, under
@@ -44,10 +44,7 @@ def config(settings: Settings) -> DecoderLM.Config:
     block = Block.Config(
         attention=Attention.Config(
             heads=settings.size("n_head"),
-            query=linear,
-            key=linear,
-            value=linear,
-            out=linear,
+            **projections(linear),
             dropout=settings.rate("attention_dropout"),
         ),
         feed_forward=MLP.Config(hidden=4 * dim, activation="gelu_tanh", up=linear, down=linear),
@@ -82,16 +79,17 @@ def describe(tree: Any) -> dict[str, Any]:
 
 
 def rules(tree: Any) -> Rules:
-    """Where the arrays are; query, key and value take turns head by head."""
-    names = ("attention.query", "attention.key", "attention.value")
-    heads = tree.blocks[0].attention.heads
+    """Where the arrays are; the query heads of a group stand beside their key and value."""
+    names, attention = ("query", "key", "value"), tree.blocks[0].attention
+    qkv = tuple(f"attention.{name}" for name in names)
+    groups = attention.kv_heads or attention.heads
     return (
         same("embedding.tokens", "transformer.word_embeddings"),
         same("embedding.norm", "transformer.word_embeddings_layernorm"),
         *under(
             "blocks.*",
             "transformer.h.*",
-            fused(names, "self_attention.query_key_value", groups=heads),
+            fused(qkv, "self_attention.query_key_value", groups=groups),
             turned("attention.out", "self_attention.dense"),
             turned("feed_forward.up", "mlp.dense_h_to_4h"),
             turned("feed_forward.down", "mlp.dense_4h_to_h"),

@@ -1,12 +1,13 @@
-"""Falcon: one key head, attention and feed-forward side by side; two norms from 40B on; RW: ALiBi."""
+"""Falcon: few key heads, parallel blocks behind one norm or two; RW: ALiBi and plain blocks."""
 
 from typing import Any
 
-from eqxformer.architectures._decoders import decoder, output, sizes
+from eqxformer.architectures import bloom
+from eqxformer.architectures._decoders import decoder, output, projections, sizes
 from eqxformer.blocks.block import AbstractBlock, Block, ParallelBlock
 from eqxformer.blocks.residual import pre_norm
-from eqxformer.checkpoints.rope import describe_rotary, rotary
-from eqxformer.checkpoints.rules import Rules, fused, same, turned, under
+from eqxformer.checkpoints.rope import describe_length, describe_rotary, rotary
+from eqxformer.checkpoints.rules import Rules, same, turned, under
 from eqxformer.checkpoints.settings import THEIR_ACTIVATIONS, Settings
 from eqxformer.layers.attention import Attention
 from eqxformer.layers.biases import ALiBi
@@ -14,7 +15,7 @@ from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.feed_forward import MLP
 from eqxformer.layers.initializers import Normal
 from eqxformer.layers.linear import Linear
-from eqxformer.layers.norms import LayerNorm
+from eqxformer.layers.norms import LayerNorm, Norm
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.models.embedding import InputEmbedding
 
@@ -28,13 +29,14 @@ def config(settings: Settings) -> DecoderLM.Config:
     dim, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
     init, alibi = Normal(settings.number("initializer_range", 0.02)), settings.flag("alibi", False)
     linear = Linear.Config(settings.flag("bias", False), init)
+    kv_heads = 1 if settings.flag("multi_query", True) else heads
+    if settings.flag("new_decoder_architecture", False):
+        kv_heads = settings.size("num_kv_heads", heads)
+    settings.only("num_kv_heads", kv_heads, heads)
     attention = Attention.Config(
         heads=heads,
-        kv_heads=_kv_heads(settings, heads),
-        query=linear,
-        key=linear,
-        value=linear,
-        out=linear,
+        kv_heads=kv_heads,
+        **projections(linear),
         rotary=None if alibi else rotary(settings),
         dropout=settings.rate("attention_dropout"),
     )
@@ -64,30 +66,16 @@ def config(settings: Settings) -> DecoderLM.Config:
     )
 
 
-def _kv_heads(settings: Settings, heads: int) -> int:
-    """One, or as many as there are query heads, but for the newer architecture."""
-    new, single = settings.flag("new_decoder_architecture", False), settings.flag("multi_query", True)
-    if new:
-        return settings.size("num_kv_heads", heads)
-    settings.only("num_kv_heads", 1, heads)
-    return 1 if single else heads
-
-
 def _block(
-    settings: Settings, attention: Attention.Config, feed_forward: MLP.Config, norm: LayerNorm.Config
+    settings: Settings, attention: Attention.Config, feed_forward: MLP.Config, norm: Norm.Config
 ) -> AbstractBlock.Config:
     """The block: side by side behind one norm or two, or one after the other."""
     rate, new = settings.rate("hidden_dropout"), settings.flag("new_decoder_architecture", False)
-    parallel = settings.flag("parallel_attn", True)
-    norms = settings.size("num_ln_in_parallel_attn", 2 if new else 1)
-    if norms > 2 or (norms == 2 and not new):
-        raise settings.wrong("num_ln_in_parallel_attn", "1, or 2 in the new architecture", norms)
-    if new and not parallel:
-        raise settings.wrong("parallel_attn", "true in the new architecture", parallel)
-    if parallel:
-        return ParallelBlock.Config(
-            attention, feed_forward, norm, norm if norms == 2 else None, dropout=rate
-        )
+    settings.only("num_ln_in_parallel_attn", 1, 2 if new else 1)
+    settings.only("parallel_attn", True, new)
+    if settings.flag("parallel_attn", True):
+        two = settings.size("num_ln_in_parallel_attn", 2 if new else 1) == 2
+        return ParallelBlock.Config(attention, feed_forward, norm, norm if two else None, rate)
     return Block.Config(
         attention,
         feed_forward,
@@ -103,10 +91,11 @@ def describe(tree: Any) -> dict[str, Any]:
     parallel, kv_heads = isinstance(block, ParallelBlock.Config), attention.kv_heads
     norms = 2 if parallel and block.feed_forward_norm is not None else 1
     new = norms == 2 or kv_heads not in (1, attention.heads)
-    turned = {} if tree.bias else {"rope_parameters": describe_rotary(attention.rotary)}
+    places = {} if tree.bias else {"rope_parameters": describe_rotary(attention.rotary)}
     return {
         **sizes(tree),
-        **turned,
+        **places,
+        **describe_length(attention.rotary),
         "num_kv_heads": kv_heads,
         "new_decoder_architecture": new,
         "multi_query": kv_heads == 1,
@@ -123,25 +112,16 @@ def describe(tree: Any) -> dict[str, Any]:
 
 
 def rules(tree: Any) -> Rules:
-    """Where the arrays are; the query heads of a group stand beside their key and value."""
-    names, block = ("attention.query", "attention.key", "attention.value"), tree.blocks[0]
-    two = getattr(block, "feed_forward_norm", None) is not None
+    """Where the arrays are: in BLOOM's places but for the norms of parallel blocks."""
+    two = getattr(tree.blocks[0], "feed_forward_norm", None) is not None
     return (
-        same("embedding.tokens", "transformer.word_embeddings"),
+        *bloom.rules(tree),
         *under(
             "blocks.*",
             "transformer.h.*",
-            fused(names, "self_attention.query_key_value", groups=block.attention.kv_heads),
-            turned("attention.out", "self_attention.dense"),
-            turned("feed_forward.up", "mlp.dense_h_to_4h"),
-            turned("feed_forward.down", "mlp.dense_4h_to_h"),
             same("norm", "ln_attn" if two else "input_layernorm"),
             same("feed_forward_norm", "ln_mlp"),
-            same("attention_residual.pre_norm", "input_layernorm"),
-            same("feed_forward_residual.pre_norm", "post_attention_layernorm"),
         ),
-        same("norm", "transformer.ln_f"),
-        turned("head.linear", "lm_head"),
     )
 
 

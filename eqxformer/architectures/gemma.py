@@ -1,5 +1,7 @@
 """Gemma: Llama with gains stored less one, tanh GELU, embeddings times sqrt(dim), a tied head."""
 
+from typing import Any
+
 from eqxformer.architectures import llama
 from eqxformer.architectures._decoders import decoder, derived
 from eqxformer.checkpoints.rope import rotary
@@ -23,7 +25,7 @@ def tree_of(settings: Settings, positions: Rotary) -> DecoderLM.Config:
     """Llama's tree with the norms and the embedding of all Gemmas."""
     settings.suppose(head_dim=256, tie_word_embeddings=True)
     settings.only("mlp_bias", False)
-    tree = llama.tree_of(settings, positions)
+    tree: Any = llama.tree_of(settings, positions)
     norm = tree.norm.edit(offset=1.0)
     tree = tree.edit("blocks.*.*_residual", pre_norm=norm)
     return tree.edit("embedding", scale="sqrt(dim)").edit(norm=norm)

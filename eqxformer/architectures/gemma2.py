@@ -45,15 +45,17 @@ def tree_of(settings: Settings, positions: Rotary) -> DecoderLM.Config:
     )
 
 
-def describe(tree: DecoderLM.Config) -> dict[str, Any]:
+def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
-    block: Any = tree.blocks[0]
-    head: Any = tree.head
+    block = tree.blocks[0]
+    head = tree.head
+    found = derived(llama.describe, "mlp_bias", "hidden_act")(tree)
+    scale = block.attention.scale
     return {
-        **derived(llama.describe, "mlp_bias", "hidden_act")(tree),
+        **found,
         **describe_windows(tree),
         "hidden_activation": THEIR_ACTIVATIONS[block.feed_forward.activation],
-        "query_pre_attn_scalar": round(block.attention.scale**-2),
+        "query_pre_attn_scalar": found["head_dim"] if scale is None else round(scale**-2),
         "attn_logit_softcapping": block.attention.softcap,
         "final_logit_softcapping": head.softcap,
     }

@@ -47,9 +47,9 @@ def directed(config: Callable[[Settings], Any]) -> Callable[[Settings], Any]:
     return found
 
 
-def describe(tree: DecoderLM.Config) -> dict[str, Any]:
+def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
-    found, attentions = describe_windows(tree), [block.attention for block in tree.blocks]  # pyright: ignore[reportAttributeAccessIssue]
+    found, attentions = describe_windows(tree), [block.attention for block in tree.blocks]
     both = isinstance(found["sliding_window"], tuple)
     return {
         **gemma2.describe(tree),
@@ -72,7 +72,7 @@ LM, BODY, SEQUENCE, _ = FOUND.tasks.values()
 def one_way(settings: Settings) -> DecoderLM.Config:
     """The config of a language model, which looks back only."""
     settings.only("use_bidirectional_attention", False)
-    return config(settings)
+    return LM.config(settings)
 
 
 ARCHITECTURE = dataclasses.replace(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eqxformer.architectures._decoders import GPT_ACTIVATIONS, decoder, output, sizes
+from eqxformer.architectures._decoders import GPT_ACTIVATIONS, decoder, output, projections, sizes
 from eqxformer.blocks.block import Block
 from eqxformer.blocks.residual import pre_norm
 from eqxformer.checkpoints.rules import fused, same, turned, under
@@ -49,10 +49,7 @@ def config(settings: Settings) -> DecoderLM.Config:
     block = Block.Config(
         attention=Attention.Config(
             heads=settings.size("n_head", 12),
-            query=reads,
-            key=reads,
-            value=reads,
-            out=writes,
+            **projections(reads, writes),
             dropout=settings.rate("attn_pdrop", 0.1),
         ),
         feed_forward=MLP.Config(

@@ -4,7 +4,7 @@ from itertools import chain, cycle, islice
 from typing import Any
 
 from eqxformer.architectures import gpt2
-from eqxformer.architectures._decoders import GPT_ACTIVATIONS, decoder, output, sizes
+from eqxformer.architectures._decoders import GPT_ACTIVATIONS, decoder, output, projections, sizes
 from eqxformer.blocks.block import Block
 from eqxformer.blocks.residual import pre_norm
 from eqxformer.checkpoints.rules import turned, under
@@ -33,10 +33,7 @@ def config(settings: Settings) -> DecoderLM.Config:
     block = Block.Config(
         attention=Attention.Config(
             heads=settings.size("num_heads", 16),
-            query=plain,
-            key=plain,
-            value=plain,
-            out=linear,
+            **projections(plain, linear),
             scale=1.0,
             dropout=settings.rate("attention_dropout"),
         ),

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from eqxformer.architectures._decoders import GPT_ACTIVATIONS, decoder, output, sizes
+from eqxformer.architectures._decoders import GPT_ACTIVATIONS, decoder, output, projections, sizes
 from eqxformer.blocks.block import AbstractBlock, Block, ParallelBlock
 from eqxformer.blocks.residual import pre_norm
-from eqxformer.checkpoints.rope import describe_rotary, rotary
+from eqxformer.checkpoints.rope import describe_length, describe_rotary, rotary
 from eqxformer.checkpoints.rules import Rules, fused, same, turned, under
 from eqxformer.checkpoints.settings import Settings
 from eqxformer.layers.attention import Attention
@@ -27,10 +27,7 @@ def config(settings: Settings) -> DecoderLM.Config:
     norm = LayerNorm.Config(eps=settings.number("layer_norm_eps", 1e-5))
     attention = Attention.Config(
         heads=settings.size("num_attention_heads"),
-        query=read,
-        key=read,
-        value=read,
-        out=read,
+        **projections(read),
         dropout=settings.rate("attention_dropout"),
         rotary=rotary(
             settings, base_key="rotary_emb_base", fraction_key="rotary_pct", fraction=0.25
@@ -67,16 +64,17 @@ def config(settings: Settings) -> DecoderLM.Config:
 
 def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
-    block = tree.blocks[0]
+    block, turned = tree.blocks[0], tree.blocks[0].attention.rotary
     return {
         **sizes(tree),
+        **describe_length(turned),
         "intermediate_size": block.feed_forward.hidden,
         "hidden_act": GPT_ACTIVATIONS[block.feed_forward.activation],
         "layer_norm_eps": tree.norm.eps,
         "attention_bias": block.attention.query.bias,
         "attention_dropout": block.attention.dropout,
         "hidden_dropout": tree.embedding.dropout,
-        "rope_parameters": describe_rotary(block.attention.rotary),
+        "rope_parameters": {**describe_rotary(turned), "partial_rotary_factor": turned.fraction},
         "use_parallel_residual": isinstance(block, ParallelBlock.Config),
     }
 

@@ -1,4 +1,4 @@
-"""gpt-oss: Llama with biases, sinks, a window in every other layer and experts with bounded gates."""
+"""gpt-oss: Llama with sinks, a window in every other layer, and experts with bounded gates."""
 
 from typing import Any
 
@@ -27,6 +27,10 @@ YARN = {
     "truncate": False,
     "original_max_position_embeddings": 4096,
 }
+
+
+WEIGHTS = ("experts.gate.weight", "experts.up.weight")
+BIASES = ("experts.gate.bias", "experts.up.bias")
 
 
 def config(settings: Settings) -> DecoderLM.Config:
@@ -77,8 +81,7 @@ def describe(tree: DecoderLM.Config) -> dict[str, Any]:
 
 def rules(tree: Any) -> Rules:
     """Where the arrays are; the columns of gate and up alternate."""
-    gate_up, hidden = ("gate", "up"), tree.blocks[0].feed_forward.expert.hidden
-    pair = {leaf: tuple(f"experts.{name}.{leaf}" for name in gate_up) for leaf in ("weight", "bias")}
+    hidden = tree.blocks[0].feed_forward.expert.hidden
     return (
         *llama.RULES,
         same("blocks.*.attention.sinks", "model.layers.*.self_attn.sinks"),
@@ -86,8 +89,8 @@ def rules(tree: Any) -> Rules:
             "blocks.*.feed_forward",
             "model.layers.*.mlp",
             turned("router", "router"),
-            fused(pair["weight"], "experts.gate_up_proj", groups=hidden, turned=False),
-            fused(pair["bias"], "experts.gate_up_proj_bias", groups=hidden, turned=False),
+            fused(WEIGHTS, "experts.gate_up_proj", groups=hidden, turned=False),
+            fused(BIASES, "experts.gate_up_proj_bias", groups=hidden, turned=False),
             same("experts.down.weight", "experts.down_proj"),
             same("experts.down.bias", "experts.down_proj_bias"),
         ),

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from eqxformer.architectures._decoders import GPT_ACTIVATIONS, decoder, output, sizes
+from eqxformer.architectures._decoders import GPT_ACTIVATIONS, decoder, output, projections, sizes
 from eqxformer.architectures.gpt2 import WITHOUT_EFFECT, WORDS
 from eqxformer.blocks.block import ParallelBlock
 from eqxformer.checkpoints.rules import same, turned, under
@@ -32,10 +32,7 @@ def config(settings: Settings) -> DecoderLM.Config:
     block = ParallelBlock.Config(
         attention=Attention.Config(
             heads=heads,
-            query=plain,
-            key=plain,
-            value=plain,
-            out=plain,
+            **projections(plain),
             rotary=_rotary(settings, dim // heads),
             dropout=settings.rate("attn_pdrop"),
         ),

@@ -20,14 +20,15 @@ def config(settings: Settings) -> DecoderLM.Config:
     )
 
 
-def describe(tree: DecoderLM.Config) -> dict[str, Any]:
+def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
-    block: Any = tree.blocks[0]
-    head: Any = tree.head
+    block = tree.blocks[0]
+    head = tree.head
+    found, scale = llama.describe(tree), block.attention.scale
     return {
-        **llama.describe(tree),
+        **found,
         "embedding_multiplier": tree.embedding.scale,
-        "attention_multiplier": block.attention.scale,
+        "attention_multiplier": found["head_dim"] ** -0.5 if scale is None else scale,
         "residual_multiplier": block.attention_residual.scale,
         "logits_scaling": 1.0 / head.scale,
     }

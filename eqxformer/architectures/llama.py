@@ -68,9 +68,9 @@ def tree_of(settings: Settings, positions: Rotary | None) -> DecoderLM.Config:
     )
 
 
-def describe(tree: DecoderLM.Config) -> dict[str, Any]:
+def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
-    block: Any = tree.blocks[0]
+    block = tree.blocks[0]
     attention, feed_forward, norm = block.attention, block.feed_forward, tree.norm
     return {
         **sizes(tree),

@@ -1,4 +1,4 @@
-"""Marian (OPUS-MT): BART with sinusoids and no norm of the embedding; each side may have its words."""
+"""Marian (OPUS-MT): BART with sinusoids, no norm of the embedding, and maybe two vocabularies."""
 
 from eqxformer.architectures import bart
 from eqxformer.architectures._decoders import derived

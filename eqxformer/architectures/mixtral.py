@@ -20,7 +20,8 @@ def config(settings: Settings) -> DecoderLM.Config:
     settings.only("router_jitter_noise", 0.0)
     settings.skip("output_router_logits", "router_aux_loss_coef")
     tree = llama.tree_of(settings, rotary(settings, base=1e6))
-    expert: Any = tree.blocks[0].feed_forward
+    block: Any = tree.blocks[0]
+    expert = block.feed_forward
     experts = Experts.Config(
         count=settings.size("num_local_experts", 8),
         top=settings.size("num_experts_per_tok", 2),
@@ -31,9 +32,9 @@ def config(settings: Settings) -> DecoderLM.Config:
     return windowed_throughout(settings, tree.edit("blocks.*", feed_forward=experts))
 
 
-def describe(tree: DecoderLM.Config) -> dict[str, Any]:
+def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
-    block: Any = tree.blocks[0]
+    block = tree.blocks[0]
     dense = tree.edit("blocks.*", feed_forward=block.feed_forward.expert)
     return {
         **derived(llama.describe, "attention_bias", "mlp_bias")(dense),

@@ -32,7 +32,7 @@ def config(settings: Settings) -> Encoder.Config:
     near = rotary(settings, layer_type=SLIDING, base=base, base_key="local_rope_theta")
     side = settings.size("local_attention", 128) // 2
     tree = without_head(llama.tree_of(settings, far))
-    norm = LayerNorm.Config(tree.norm.eps, settings.flag("norm_bias", False))
+    norm = LayerNorm.Config(settings.number("rms_norm_eps"), settings.flag("norm_bias", False))
     tree = tree.edit(norm=norm, pooling=Pooling.Config(), direction="bidirectional")
     tree = tree.edit("embedding", norm=norm, dropout=settings.rate("embedding_dropout"))
     tree = tree.edit("blocks.*.*_residual", pre_norm=norm)
@@ -64,6 +64,7 @@ def describe(tree: Encoder.Config) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
     found, windows = llama.describe(with_head(tree)), describe_windows(tree)
     blocks: Any = tree.blocks
+    norm: Any = tree.norm
     side = windows.pop("sliding_window")
     kinds = zip(windows["layer_types"], blocks, strict=True)
     for key in ("num_key_value_heads", "head_dim"):  # as many as there are heads, of one size
@@ -74,7 +75,8 @@ def describe(tree: Encoder.Config) -> dict[str, Any]:
         **found,
         **windows,
         "rope_parameters": {kind: describe_rotary(each.attention.rotary) for kind, each in kinds},
-        "norm_bias": tree.norm.bias,
+        "pad_token_id": None,  # not in a tree; the default is beyond a small vocabulary
+        "norm_bias": norm.bias,
         "embedding_dropout": tree.embedding.dropout,
         "mlp_dropout": blocks[0].feed_forward.dropout,
         **({} if side is None else {"local_attention": 2 * side[0]}),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eqxformer.architectures._decoders import decoder, output, sizes
+from eqxformer.architectures._decoders import decoder, output, projections, sizes
 from eqxformer.blocks.block import Block
 from eqxformer.blocks.residual import post_norm, pre_norm
 from eqxformer.checkpoints.rules import same, turned, under
@@ -33,10 +33,7 @@ def config(settings: Settings) -> DecoderLM.Config:
     block = Block.Config(
         attention=Attention.Config(
             heads=settings.size("num_attention_heads"),
-            query=linear,
-            key=linear,
-            value=linear,
-            out=linear,
+            **projections(linear),
             dropout=settings.rate("attention_dropout"),
         ),
         feed_forward=MLP.Config(

@@ -3,9 +3,9 @@
 from typing import Any
 
 from eqxformer.architectures import llama
-from eqxformer.architectures._decoders import GPT_ACTIVATIONS, decoder, output, sizes
+from eqxformer.architectures._decoders import GPT_ACTIVATIONS, decoder, output, projections, sizes
 from eqxformer.blocks.block import ParallelBlock
-from eqxformer.checkpoints.rope import describe_rotary, rotary
+from eqxformer.checkpoints.rope import describe_length, describe_rotary, rotary
 from eqxformer.checkpoints.rules import same, turned, under
 from eqxformer.checkpoints.settings import Settings
 from eqxformer.layers.attention import Attention
@@ -28,10 +28,7 @@ def config(settings: Settings) -> DecoderLM.Config:
         attention=Attention.Config(
             heads=settings.size(heads),
             kv_heads=settings.size("num_key_value_heads", settings.size(heads)),
-            query=linear,
-            key=linear,
-            value=linear,
-            out=linear,
+            **projections(linear),
             qk_norm=norm if settings.flag("qk_layernorm", False) else None,
             rotary=rotary(settings, fraction=0.5),
             dropout=settings.rate("attention_dropout"),
@@ -60,15 +57,16 @@ def config(settings: Settings) -> DecoderLM.Config:
 def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
     block = tree.blocks[0]
-    attention, feed_forward = block.attention, block.feed_forward
+    attention, feed_forward, turned = block.attention, block.feed_forward, block.attention.rotary
     return {
         **sizes(tree),
+        **describe_length(turned),
         "num_key_value_heads": attention.kv_heads or attention.heads,
         "intermediate_size": feed_forward.hidden,
         "hidden_act": GPT_ACTIVATIONS[feed_forward.activation],
         "layer_norm_eps": tree.norm.eps,
         "qk_layernorm": attention.qk_norm is not None,
-        "rope_parameters": describe_rotary(attention.rotary),
+        "rope_parameters": {**describe_rotary(turned), "partial_rotary_factor": turned.fraction},
         "attention_dropout": attention.dropout,
         "embd_pdrop": tree.embedding.dropout,
         "resid_pdrop": block.dropout,

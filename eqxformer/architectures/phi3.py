@@ -22,17 +22,17 @@ def config(settings: Settings) -> DecoderLM.Config:
     settings.skip("embd_pdrop", "original_max_position_embeddings")
     positions = rotary(settings, fraction=1.0)
     if not isinstance(positions.scaling, LongRoPE | None):
-        found = settings.get("rope_scaling", settings.get("rope_parameters"))
+        found = settings.get("rope_scaling", None) or settings.get("rope_parameters", None)
         raise settings.wrong("rope_scaling", "null or of the type longrope", found)
     tree = llama.tree_of(settings, positions)
     tree = tree.edit("blocks.*.*_residual", dropout=settings.rate("resid_pdrop"))
     return windowed_throughout(settings, tree)
 
 
-def describe(tree: DecoderLM.Config) -> dict[str, Any]:
+def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
     found = derived(llama.describe, "attention_bias", "mlp_bias")(tree)
-    block: Any = tree.blocks[0]
+    block = tree.blocks[0]
     original = found["rope_parameters"].get("original_max_position_embeddings")
     return {
         **found,

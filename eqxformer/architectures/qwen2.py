@@ -1,5 +1,7 @@
 """Qwen2 and Qwen2.5: Llama with biases of queries, keys and values."""
 
+from typing import Any
+
 from eqxformer.architectures import llama
 from eqxformer.architectures._decoders import decoder, derived
 from eqxformer.architectures._layer_types import describe_later_windows, later_windows, windowed
@@ -19,7 +21,7 @@ def config(settings: Settings) -> DecoderLM.Config:
     return windowed(tree, *later_windows(settings, len(tree.blocks)))
 
 
-def describe(tree: DecoderLM.Config) -> dict[str, object]:
+def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
     less = derived(llama.describe, "attention_bias", "mlp_bias")
     return {**less(tree), **describe_later_windows(tree)}

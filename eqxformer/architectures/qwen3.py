@@ -1,5 +1,7 @@
 """Qwen3: Llama with an RMS norm on every query and key head."""
 
+from typing import Any
+
 from eqxformer.architectures import llama
 from eqxformer.architectures._decoders import decoder, derived
 from eqxformer.architectures._layer_types import describe_later_windows, later_windows, windowed
@@ -23,7 +25,7 @@ def normed(settings: Settings) -> DecoderLM.Config:
     return tree.edit("blocks.*.attention", qk_norm=tree.norm)
 
 
-def describe(tree: DecoderLM.Config) -> dict[str, object]:
+def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
     return {**derived(llama.describe, "mlp_bias")(tree), **describe_later_windows(tree)}
 

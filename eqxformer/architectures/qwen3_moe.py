@@ -10,6 +10,9 @@ from eqxformer.checkpoints.settings import Settings
 from eqxformer.layers.experts import Experts, SoftmaxThenTopK
 from eqxformer.models.decoder_lm import DecoderLM
 
+OF_EXPERTS = ("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob")
+OF_EXPERTS += ("mlp_only_layers", "decoder_sparse_step")
+
 
 def config(settings: Settings) -> DecoderLM.Config:
     """Qwen3's tree with experts in every `decoder_sparse_step`-th layer but `mlp_only_layers`."""
@@ -20,23 +23,20 @@ def config(settings: Settings) -> DecoderLM.Config:
     if settings.flag("use_sliding_window", False):
         tree = windowed_throughout(settings, tree, absent=4096)
     settings.skip("sliding_window")
-    dense = settings.items("mlp_only_layers", [])
-    step, count = (
-        settings.size("decoder_sparse_step", 1),
-        settings.size("num_experts", 128, least=0),
-    )
-    expert: Any = tree.blocks[0].feed_forward
-    sizes = {"hidden": settings.size("moe_intermediate_size", 768)}
-    top, normalize = settings.size("num_experts_per_tok", 8), settings.flag("norm_topk_prob", False)
+    count = settings.size("num_experts", 128, least=0)
     if count == 0:
+        settings.skip(*OF_EXPERTS)
         return tree
+    block: Any = tree.blocks[0]
     experts = Experts.Config(
         count=count,
-        top=top,
-        expert=expert.edit(**sizes),
-        routing=SoftmaxThenTopK(normalize),
-        router=expert.gate,
+        top=settings.size("num_experts_per_tok", 8),
+        expert=block.feed_forward.edit(hidden=settings.size("moe_intermediate_size", 768)),
+        routing=SoftmaxThenTopK(settings.flag("norm_topk_prob", False)),
+        router=block.feed_forward.gate,
     )
+    dense = settings.items("mlp_only_layers", [])
+    step = settings.size("decoder_sparse_step", 1)
     blocks = tuple(
         block if i in dense or (i + 1) % step else block.edit(feed_forward=experts)
         for i, block in enumerate(tree.blocks)
@@ -44,13 +44,13 @@ def config(settings: Settings) -> DecoderLM.Config:
     return tree.edit(blocks=blocks)
 
 
-def describe(tree: DecoderLM.Config) -> dict[str, Any]:
+def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
-    parts: list[Any] = [block.feed_forward for block in tree.blocks]  # pyright: ignore
+    parts = [block.feed_forward for block in tree.blocks]
     dense = [i for i, part in enumerate(parts) if not isinstance(part, Experts.Config)]
-    experts = next(part for part in parts if isinstance(part, Experts.Config))
+    experts: Any = next(part for part in parts if isinstance(part, Experts.Config))
     plain = parts[dense[0]] if dense else experts.expert
-    window = tree.blocks[0].attention.window  # pyright: ignore
+    window = tree.blocks[0].attention.window
     return {
         **derived(llama.describe, "mlp_bias")(tree.edit("blocks.*", feed_forward=plain)),
         "mlp_only_layers": dense,

@@ -37,9 +37,9 @@ def config(settings: Settings) -> DecoderLM.Config:
     return windowed(tree, layer_types(settings, types), window)
 
 
-def describe(tree: DecoderLM.Config) -> dict[str, Any]:
+def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
-    turned = [block for block in tree.blocks if block.attention.rotary is not None]  # pyright: ignore[reportAttributeAccessIssue]
+    turned = [block for block in tree.blocks if block.attention.rotary is not None]
     return {
         **llama.describe(tree.edit(blocks=(*turned[:1], *tree.blocks[1:]))),
         **describe_later_windows(tree),

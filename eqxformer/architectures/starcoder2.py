@@ -40,9 +40,9 @@ def config(settings: Settings) -> DecoderLM.Config:
     return windowed_throughout(settings, tree)
 
 
-def describe(tree: DecoderLM.Config) -> dict[str, Any]:
+def describe(tree: Any) -> dict[str, Any]:
     """The settings of a config tree of this kind."""
-    block: Any = tree.blocks[0]
+    block = tree.blocks[0]
     return {
         **derived(llama.describe, "attention_bias", "mlp_bias", "rms_norm_eps")(tree),
         "norm_epsilon": block.attention_residual.pre_norm.eps,

@@ -19,7 +19,7 @@ IGNORED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weig
 
 
 def config(settings: Settings, *, proj: str = "relu") -> EncoderDecoder.Config:
-    """The config tree of a T5 of any version; `proj` is its feed-forward if nothing names another."""
+    """The config tree of a T5 of any version; `proj` is the feed-forward if none is named."""
     settings.skip("n_positions", "classifier_dropout", "scalable_attention")
     eps = settings.number("layer_norm_epsilon", 1e-6)
     readers = settings.layers("num_layers")

@@ -6,16 +6,17 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 
 from eqxformer.checkpoints._opening import opened, read_into
 from eqxformer.checkpoints.errors import CheckpointError
-from eqxformer.config import json_object
+from eqxformer.config import json_object, json_value
 
 MAX_DEPTH = 100
+Value = TypeVar("Value")
 
 # Quoted text, closed or not, so that no start is ever tried twice.
 _QUOTED = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
@@ -45,21 +46,15 @@ def read_json(path: str | os.PathLike[str], *, limit_bytes: int) -> dict[str, An
         ...     read_json(path, limit_bytes=1000)
         {'layers': 2}
     """
-    path = pathlib.Path(path)
-    with opened(path) as (file, (_, _, size, _)):
-        if size > limit_bytes:
-            raise CheckpointError(
-                f"{path} may hold {limit_bytes:,} bytes of JSON at most; it holds {size:,}."
-            )
-        data = bytearray(size)
-        read_into(path, file, 0, memoryview(data))
-    try:
-        return parsed(bytes(data))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    return _read(pathlib.Path(path), limit_bytes, json_object)
 
 
-def parsed(data: bytes) -> dict[str, Any]:
+def read_json_list(path: str | os.PathLike[str], *, limit_bytes: int) -> list[Any]:
+    """The JSON list in a file; arguments and errors as in `read_json`."""
+    return _read(pathlib.Path(path), limit_bytes, _json_list)
+
+
+def parsed(data: bytes, parse: Callable[[str], Value] = json_object) -> Value:
     """The JSON object in some bytes; `ValueError` with the reason where there is none."""
     if _depth(data) > MAX_DEPTH:  # the parser recurses, in C
         raise ValueError(f"This is not JSON that is nested at most {MAX_DEPTH} deep.")
@@ -68,12 +63,33 @@ def parsed(data: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"This is not UTF-8: {error.reason} at byte {error.start}.") from None
     with _no_collection():
-        values = json_object(text)
+        values = parse(text)
     if _SURROGATE.search(data):
         try:
             json.dumps(values, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise ValueError("This is not Unicode: half of a surrogate pair.") from None
+    return values
+
+
+def _read(path: pathlib.Path, limit_bytes: int, parse: Callable[[str], Value]) -> Value:
+    with opened(path) as (file, (_, _, size, _)):
+        if size > limit_bytes:
+            raise CheckpointError(
+                f"{path} may hold {limit_bytes:,} bytes of JSON at most; it holds {size:,}."
+            )
+        data = bytearray(size)
+        read_into(path, file, 0, memoryview(data))
+    try:
+        return parsed(bytes(data), parse)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _json_list(text: str) -> list[Any]:
+    values = json_value(text)
+    if not isinstance(values, list):
+        raise ValueError(f"This must be a JSON list; got {type(values).__name__}.")
     return values
 
 

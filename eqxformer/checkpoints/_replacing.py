@@ -56,6 +56,7 @@ def replaced_directory(
     target = pathlib.Path(os.path.realpath(directory))
     _put_back(target)
     _check_replaceable(target, overwrite)
+    made = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
     fresh, lock = _fresh(target)
@@ -75,6 +76,10 @@ def replaced_directory(
         shutil.rmtree(fresh, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+        if not target.exists():
+            for parent in made:
+                with contextlib.suppress(OSError):  # not empty: it is someone else's by now
+                    parent.rmdir()
 
 
 def _check_replaceable(target: pathlib.Path, overwrite: bool) -> None:

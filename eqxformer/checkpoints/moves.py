@@ -58,6 +58,20 @@ class Turned(Move):
 
 
 @dataclasses.dataclass(frozen=True)
+class Reversed(Move):
+    """A tensor whose axes stand in the opposite order: [out, in, kernel], ours [kernel, in, out]."""
+
+    def read(self, theirs: Sequence[np.ndarray], ours: Sequence[Shape]) -> list[np.ndarray]:
+        return [tensor.T for tensor in theirs]
+
+    def write(self, ours: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [array.T for array in ours]
+
+    def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        return [shape[::-1] for shape in ours]
+
+
+@dataclasses.dataclass(frozen=True)
 class Reshaped(Move):
     """A tensor with axes of one in front that ours does not have."""
 

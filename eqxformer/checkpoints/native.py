@@ -16,14 +16,13 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from eqxformer.blocks.block import AbstractBlock
 from eqxformer.checkpoints._replacing import sync
 from eqxformer.checkpoints._writing import write_file
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.names import named_arrays
 from eqxformer.checkpoints.rebuild import differences, expected, shapes, with_arrays
 from eqxformer.checkpoints.tensor_files import WEIGHTS, TensorFiles, read_json
-from eqxformer.config import Config, paths
+from eqxformer.config import Config
 
 CONFIG = "config.json"
 _FORMAT = "eqxformer"
@@ -95,8 +94,13 @@ def open_saved(directory: str | os.PathLike[str]) -> tuple[Any, TensorFiles]:
     Errors as for `load`.
     """
     folder = pathlib.Path(directory)
-    config, files = load_config(folder), TensorFiles.open(folder)
-    skeleton = _skeleton(config, files, folder / CONFIG)
+    values, files = _described(folder / CONFIG), TensorFiles.open(folder)
+    blocks = _listed(values)
+    if blocks > 64 + len(files):  # a block without arrays is rare, and making one takes time
+        raise CheckpointError(
+            f"{folder / CONFIG} describes {blocks:,} blocks; {len(files)} tensors are there."
+        )
+    skeleton = _skeleton(_config(values, folder / CONFIG), folder / CONFIG)
     found = {name: files.shape(name) for name in files.names}
     wrong = differences(found, expected(skeleton))
     if wrong:
@@ -108,24 +112,28 @@ def open_saved(directory: str | os.PathLike[str]) -> tuple[Any, TensorFiles]:
 def load_config(directory: str | os.PathLike[str]) -> Config:
     """The config tree in a directory that `save` wrote; errors as for `load`."""
     path = pathlib.Path(directory) / CONFIG
+    return _config(_described(path), path)
+
+
+def _described(path: pathlib.Path) -> dict[str, Any]:
+    """What a `config.json` of `save` says about the model, as plain values."""
     values = read_json(path, limit_bytes=_MAX_CONFIG)
     if values.get("format") != _FORMAT or not isinstance(values.get("model"), dict):
         raise CheckpointError(f"{path} was not written by eqxformer's `save`.")
     if _listed(values) > _MAX_BLOCKS:
         raise CheckpointError(f"{path} may describe {_MAX_BLOCKS:,} blocks; it describes more.")
+    return values["model"]
+
+
+def _config(values: dict[str, Any], where: pathlib.Path) -> Config:
     try:
-        return Config.from_dict(values["model"])
+        return Config.from_dict(values)
     except (ValueError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{where}: {error}") from None
 
 
-def _skeleton(config: Config, files: TensorFiles, where: pathlib.Path) -> Any:
-    """The shapes of the model, made only if there are files for one of its kind."""
-    blocks = sum(isinstance(part, AbstractBlock.Config) for part in paths(config).values())
-    if blocks > 64 + len(files):  # a block without arrays is rare, and building one takes time
-        raise CheckpointError(
-            f"{where} describes {blocks:,} blocks; {len(files)} tensors are there."
-        )
+def _skeleton(config: Config, where: pathlib.Path) -> Any:
+    """The shapes of the model; an impossible config is the file's error."""
     try:
         return shapes(config)
     except (ValueError, TypeError, OverflowError) as error:
@@ -135,11 +143,15 @@ def _skeleton(config: Config, files: TensorFiles, where: pathlib.Path) -> Any:
 
 def _listed(values: Any) -> int:
     """How many objects of a JSON value are items of a list: the blocks of a config."""
-    if isinstance(values, dict):
-        return sum(map(_listed, values.values()))
-    if isinstance(values, list):
-        return sum(isinstance(v, dict) + _listed(v) for v in values)
-    return 0
+    count, left = 0, [values]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left.extend(value.values())
+        elif isinstance(value, list):
+            count += sum(isinstance(item, dict) for item in value)
+            left.extend(value)
+    return count
 
 
 def _check_kept(path: pathlib.Path, name: str, dtype: np.dtype[Any]) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from eqxformer.checkpoints.errors import CheckpointError
-from eqxformer.checkpoints.moves import Fused, Move, Reshaped, Same, Shape, Stacked, Turned
+from eqxformer.checkpoints.moves import Fused, Move, Reshaped, Reversed, Same, Shape, Stacked, Turned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,11 @@ def same(ours: str, theirs: str) -> Rule:
 def turned(ours: str, theirs: str) -> Rule:
     """A linear map stored as [out, in]."""
     return Rule((ours,), theirs, Turned())
+
+
+def convolved(ours: str, theirs: str) -> Rule:
+    """A convolution stored as [out, in, kernel]."""
+    return Rule((ours,), theirs, Reversed())
 
 
 def reshaped(ours: str, theirs: str, *, ones: int = 1) -> Rule:

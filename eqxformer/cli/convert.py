@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from eqxformer.checkpoints.names import name, named_arrays
 from eqxformer.checkpoints.native import load, save
-from eqxformer.checkpoints.names import is_array, named_arrays
 from eqxformer.checkpoints.rebuild import rebuild
-from eqxformer.checkpoints.tensor_files import parse_size, replaced_directory
+from eqxformer.checkpoints.tensor_files import TensorFiles, parse_size, replaced_directory
 from eqxformer.cli.errors import Mistake, explained
 from eqxformer.cli.sources import is_native
 from eqxformer.inspect.table import count, size
@@ -58,7 +60,7 @@ def convert(
     """Write the checkpoint SRC anew as the directory DST.
 
     SRC is a directory, in the format of transformers or our own, or an id of the Hugging Face Hub.
-    Numbers go from file to file array by array. DST appears whole or not at all.
+    Checkpoints of transformers may be larger than memory. DST appears whole or not at all.
     """
     with explained():
         if form == "native" and (shard_size or model_type):
@@ -72,10 +74,9 @@ def convert(
             save_pretrained(
                 model, target, model_type=model_type, shard_size=shard_bytes, overwrite=overwrite
             )
-        written = list(target.glob("model*.safetensors"))
-        total = size(sum(file.stat().st_size for file in written))
-    files = "1 file" if len(written) == 1 else f"{len(written)} files"
-    click.echo(f"{target}: {count(model):,} parameters in {', '.join(_types(model))}, {total} in {files}.")
+        files = TensorFiles.open(target)
+    types = " and ".join(sorted({str(files.dtype(each)) for each in files.names}))
+    click.echo(f"{target}: {count(model):,} parameters, {size(files.nbytes)} in {types}.")
 
 
 def _check_target(source: str, target: Path, overwrite: bool) -> None:
@@ -91,11 +92,27 @@ def _check_target(source: str, target: Path, overwrite: bool) -> None:
 
 
 def _read(directory: Path, dtype: str | None) -> Any:
-    """The model of a directory; of a checkpoint of transformers every number is still on disk."""
+    """The model of a directory; of a checkpoint of transformers, with all its numbers on disk."""
     if not is_native(directory):
         return on_disk(Checkpoint(directory), dtype)
     model, wanted = load(directory), None if dtype is None else jnp.dtype(dtype)
+
+    def cast(path: Any, leaf: Any) -> Any:
+        return jnp.asarray(converted(name(path), np.asarray(leaf), wanted))
+
+    arrays, rest = eqx.partition(model, eqx.is_array)
+    model = eqx.combine(jax.tree_util.tree_map_with_path(cast, arrays), rest)
+    origin = getattr(model.config, "origin", None)
+    if origin is None:
+        return model
+    beside = origin.edit(directory=str(directory.resolve()))  # the tokenizer lies here now
+    return rebuild(model, model.config.edit(origin=beside))
+
+
+def _write_native(model: Any, target: Path, overwrite: bool) -> None:
     for path, array in named_arrays(model).items():
-        converted(path, jax.device_get(array), wanted)
-    model = jax.tree.map(lambda leaf: leaf.astype(wanted) if ... else leaf, model)
-    return model
+        if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+            raise Mistake(f"`{path}` is {array.dtype}, which is not read again; choose a --dtype.")
+    with replaced_directory(target, overwrite=overwrite) as folder:
+        carry(model.config, folder)
+        save(model, folder)

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.native import open_saved
 from eqxformer.checkpoints.rebuild import shapes
 from eqxformer.checkpoints.tensor_files import TensorFiles
@@ -30,6 +31,7 @@ _SETTINGS = (CONFIG, "modules.json", "*_Pooling/config.json")
 _EXAMPLES = """\b
 Examples:
   eqxformer info qwen3-0.6b
+  eqxformer info --presets
   eqxformer info path/to/checkpoint --depth 2
   eqxformer info google/flan-t5-small --config
 """
@@ -43,8 +45,24 @@ class Found(NamedTuple):
     files: TensorFiles | None = None
 
 
+def _list_presets(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    if asked:
+        rows = [(name, f"{preset_of(name).parameters:,}") for name in preset_names()]
+        wide, long = (max(len(row[i]) for row in rows) for i in (0, 1))
+        click.echo("\n".join(f"{name:<{wide}}  {number:>{long}}" for name, number in rows))
+        context.exit()
+
+
 @click.command(epilog=_EXAMPLES)
 @click.argument("source", metavar="SOURCE")
+@click.option(
+    "--presets",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_presets,
+    help="List all presets with their numbers of parameters.",
+)
 @click.option("--depth", type=click.IntRange(min=1), help="Names of a path to tell arrays by.")
 @click.option("--config", "whole", is_flag=True, help="Show every setting instead of the table.")
 def info(source: str, depth: int | None, whole: bool) -> None:
@@ -67,10 +85,14 @@ def find(source: str) -> Found:
     path = Path(source).expanduser()
     if path.exists():
         return _in_directory(locate(path))
-    if source in preset_names() or "/" not in source:  # an id of the Hub has two parts
-        settings, tree = preset_of(source).settings, preset(source)
-        return Found(_title(settings["architectures"][0], settings["model_type"]), shapes(tree))
-    return _of_settings(locate(source, patterns=_SETTINGS))
+    if "/" in source:  # an id of the Hub has two parts
+        return _of_settings(locate(source, patterns=_SETTINGS))
+    try:
+        settings = preset_of(source).settings
+    except CheckpointError as error:
+        raise CheckpointError(f"There is no directory {source}. {error}") from None
+    title = _title(settings["architectures"][0], settings["model_type"])
+    return Found(title, shapes(preset(source)))
 
 
 def _in_directory(directory: Path) -> Found:
@@ -116,7 +138,9 @@ def _notes(found: Found) -> Iterator[tuple[str, str]]:
 
 def _outline(skeleton: Any) -> str:
     """The kind of a model, and the sizes of its sides."""
-    sides = [s for s in (getattr(skeleton, "encoder", None), getattr(skeleton, "decoder", None)) if s]
+    sides = [
+        s for s in (getattr(skeleton, "encoder", None), getattr(skeleton, "decoder", None)) if s
+    ]
     texts = []
     for each in sides or [skeleton]:
         config = each.config
@@ -143,9 +167,11 @@ def _cache_bytes(decoder: DecoderLM, slots: int, source_dim: int | None = None) 
     """The bytes of the numbers in a cache of so many tokens, and of one token of a source."""
     source = None if source_dim is None else jax.ShapeDtypeStruct((1, 1, source_dim), jnp.bfloat16)
     halves = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
-        if isinstance(leaf, jax.ShapeDtypeStruct)
-        else leaf,
+        lambda leaf: (
+            jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+            else leaf
+        ),
         decoder,
     )
     cache = eqx.filter_eval_shape(

@@ -5,6 +5,7 @@ from eqxformer.layers.activations import Activation, activation
 from eqxformer.layers.attention import Attention
 from eqxformer.layers.biases import ALiBi, ExplicitBias, PositionBias, RelativeBias
 from eqxformer.layers.cache import Cache, FullCache, RingCache, SourceCache
+from eqxformer.layers.convolution import Convolution
 from eqxformer.layers.dot_product import Choice, Scoring, attend, attention_weights, backend_report
 from eqxformer.layers.dropout import drop_path, dropout
 from eqxformer.layers.embedding import Embedding
@@ -48,7 +49,7 @@ from eqxformer.layers.masks import (
     Window,
 )
 from eqxformer.layers.norms import Identity, LayerNorm, Norm, RMSNorm
-from eqxformer.layers.positions import LearnedPositions, Positions, Sinusoids
+from eqxformer.layers.positions import LearnedPositions, Positions, Sinusoids, SinusoidTable
 from eqxformer.layers.rotary import (
     DynamicNTK,
     LinearScaling,
@@ -69,6 +70,7 @@ __all__ = [
     "Causal",
     "Choice",
     "ClampedGatedMLP",
+    "Convolution",
     "DynamicNTK",
     "Embedding",
     "Experts",
@@ -113,6 +115,7 @@ __all__ = [
     "Scoring",
     "Segments",
     "SigmoidTopK",
+    "SinusoidTable",
     "Sinusoids",
     "SoftmaxThenTopK",
     "SourceCache",

@@ -201,7 +201,7 @@ class Attention(AbstractAttention):
             scoring=self._scoring(),
             mask=self._mask(mask, cache),
             places=None if cache is None else places,
-            bias=self._bias(places, bias),
+            bias=self._bias(places, bias, valid_keys(mask) if cache is None else None),
             backend=self.config.backend,
             key=key,
         )
@@ -251,12 +251,12 @@ class Attention(AbstractAttention):
         """How much of each key goes into each query's result, per head; arguments as in a call."""
         if source is not None:
             self._refuse_places()
-            query, keys = self._queries(x), self.remember(source).keys
+            query, keys, valid = self._queries(x), self.remember(source).keys, None
             places = _counted(x, keys)
         else:
             query, seen, places, _ = self._prepare(x, mask, positions, None)
-            keys, mask = seen.keys, self._mask(mask, None)
-        scores_bias = self._bias(places, bias)
+            keys, valid, mask = seen.keys, valid_keys(mask), self._mask(mask, None)
+        scores_bias = self._bias(places, bias, valid)
         return attention_weights(query, keys, scoring=self._scoring(), mask=mask, bias=scores_bias)
 
     def field_axes(self, field: str) -> Axes | None:
@@ -342,8 +342,15 @@ class Attention(AbstractAttention):
         scale = self.head_dim**-0.5 if config.scale is None else config.scale
         return Scoring(scale, config.softcap, config.dropout, self.sinks)
 
-    def _bias(self, places: tuple[Array, Array], bias: PositionBias | None) -> Array | None:
-        found = [b(*places) for b in (self.bias, bias) if b is not None]
+    def _bias(
+        self, places: tuple[Array, Array], bias: PositionBias | None, valid: Array | None = None
+    ) -> Array | None:
+        """The sum of the biases; `valid` says which places are real where padding has some too."""
+        found = [
+            b(*(places if valid is None or not b.counts_places else _real(valid)))
+            for b in (self.bias, bias)
+            if b is not None
+        ]
         if len(found) < 2:
             return found[0] if found else None
         shape = jnp.broadcast_shapes(*(f.shape for f in found))
@@ -359,6 +366,12 @@ class Attention(AbstractAttention):
         if isinstance(window, int):
             return Window(window - 1, 0)
         return None if window is None else Window(*window)
+
+
+def _real(valid: Array) -> tuple[Array, Array]:
+    """Places of queries and keys of one sequence, counted over its real tokens."""
+    at = jnp.maximum(jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1, 0)
+    return at, at
 
 
 def _counted(x: Array, keys: Array) -> tuple[Array, Array]:

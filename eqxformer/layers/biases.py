@@ -24,6 +24,11 @@ class PositionBias(eqx.Module):
             """The bias for so many heads."""
             raise NotImplementedError(f"{self.type_name} must define `build`.")
 
+    @property
+    def counts_places(self) -> bool:
+        """Whether places matter beside their distance, so that padding must not count as one."""
+        return False
+
     @abc.abstractmethod
     def __call__(
         self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
@@ -39,8 +44,8 @@ class ALiBi(PositionBias):
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
-        >>> ef.ALiBi(2)(jnp.arange(3), jnp.arange(3))[0, 2].tolist()
-        [-0.125, -0.0625, 0.0]
+        >>> ef.ALiBi(2)(jnp.array([2]), jnp.array([0, 1]))[0].tolist()
+        [[-0.125, -0.0625]]
     """
 
     class Config(PositionBias.Config):
@@ -64,6 +69,10 @@ class ALiBi(PositionBias):
     def __init__(self, heads: int, config: Config):
         self.heads = heads
         self.config = config
+
+    @property
+    def counts_places(self) -> bool:
+        return self.config.rounding != "none"
 
     def __call__(
         self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]

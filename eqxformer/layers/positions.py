@@ -119,3 +119,12 @@ class Sinusoids(Positions):
         last = 2.0 if self.config.spread == "closed" else 0.0
         steps = np.arange(0, self.dim, 2, dtype=np.float64) / (self.dim - last)
         return (self.config.base**-steps).astype(np.float32)
+
+
+class SinusoidTable(Initializer):
+    """The vectors that `Sinusoids` gives: for a table that is stored and starts with them."""
+
+    waves: Sinusoids.Config = Sinusoids.Config()
+
+    def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        return self.waves.build(shape[-1], key=key)(jnp.arange(shape[0]))

@@ -1,6 +1,7 @@
 """Whole models: decoder-only, encoder-only, encoder-decoder; one set of parts."""
 
 from eqxformer.models import families
+from eqxformer.models.audio import AudioEmbedding, AudioEncoder
 from eqxformer.models.decoder_lm import DecoderLM, ModelCache
 from eqxformer.models.embedding import InputEmbedding, TypeEmbedding
 from eqxformer.models.encoder import Encoder, EncoderWithHead
@@ -17,6 +18,8 @@ from eqxformer.models.heads import (
 from eqxformer.models.origin import Origin
 
 __all__ = [
+    "AudioEmbedding",
+    "AudioEncoder",
     "DecoderLM",
     "Encoder",
     "EncoderDecoder",

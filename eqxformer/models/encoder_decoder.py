@@ -11,9 +11,12 @@ from eqxformer.keys import split
 from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.feed_forward import RouterLosses
 from eqxformer.layers.masks import Mask, Padding, Segments, join, parts
+from eqxformer.models.audio import AudioEncoder
 from eqxformer.models.decoder_lm import DecoderLM, ModelCache, check_reads_source
 from eqxformer.models.encoder import Encoder
 from eqxformer.models.origin import Origin, unknown
+
+Source = Int[Array, "*batch keys"] | Float[Array, "*batch frames bins"]
 
 
 class EncoderDecoder(eqx.Module):
@@ -30,16 +33,13 @@ class EncoderDecoder(eqx.Module):
     class Config(Config):
         """The two sides, whether they share a token table, and the checkpoint they are from."""
 
-        encoder: Encoder.Config
+        encoder: Encoder.Config | AudioEncoder.Config
         decoder: DecoderLM.Config
         tokens: Literal["separate", "shared"] = "separate"
         origin: Origin | None = unknown()
 
         def check(self) -> None:
-            tables = [
-                f"{side.vocab} x {side.embedding.width or side.dim}"
-                for side in (self.encoder, self.decoder)
-            ]
+            tables = [_table(side) for side in (self.encoder, self.decoder)]
             if self.tokens == "shared" and tables[0] != tables[1]:
                 raise ValueError(
                     "To share a token table, encoder and decoder need one vocabulary and width; "
@@ -56,7 +56,7 @@ class EncoderDecoder(eqx.Module):
             """The model, freshly initialised."""
             return EncoderDecoder(self, key=key)
 
-    encoder: Encoder
+    encoder: Encoder | AudioEncoder
     decoder: DecoderLM
     config: Config = eqx.field(static=True)
 
@@ -72,7 +72,7 @@ class EncoderDecoder(eqx.Module):
 
     def __call__(
         self,
-        source: Int[Array, "*batch keys"],
+        source: Source,
         target: Int[Array, "*batch seq"],
         *,
         source_mask: Mask | None = None,
@@ -85,6 +85,7 @@ class EncoderDecoder(eqx.Module):
         """The logits of the next target token at every place of the target.
 
         Arguments:
+            source: token ids, or the frames that an `AudioEncoder` hears.
             source_mask: who may look at whom in the source; `Padding(valid)` for sources of several
                 lengths, which the target does not look at either.
             mask: who may look at whom in the target, beside `Causal()`.
@@ -109,7 +110,7 @@ class EncoderDecoder(eqx.Module):
 
     def run(
         self,
-        source: Int[Array, "*batch keys"],
+        source: Source,
         target: Int[Array, "*batch seq"],
         *,
         source_mask: Mask | None = None,
@@ -143,7 +144,7 @@ class EncoderDecoder(eqx.Module):
 
     def init_cache(
         self,
-        source: Int[Array, "*batch keys"],
+        source: Source,
         slots: int,
         *,
         source_mask: Mask | None = None,
@@ -152,7 +153,7 @@ class EncoderDecoder(eqx.Module):
     ) -> ModelCache:
         """The source read and remembered, and room for `slots` target tokens per row."""
         encoded = self.encoder(source, mask=source_mask, positions=source_positions)
-        return self.decoder.init_cache(source.shape[:-1], slots, source=encoded, dtype=dtype)
+        return self.decoder.init_cache(encoded.shape[:-2], slots, source=encoded, dtype=dtype)
 
     def extend(
         self,
@@ -176,8 +177,17 @@ class EncoderDecoder(eqx.Module):
         )
 
     def _shared_table(self) -> Embedding | None:
-        shared = self.config.tokens == "shared"
-        return self.encoder.embedding.tokens if shared else None
+        encoder = self.encoder
+        if self.config.tokens == "separate" or isinstance(encoder, AudioEncoder):
+            return None
+        return encoder.embedding.tokens
+
+
+def _table(side: Encoder.Config | AudioEncoder.Config | DecoderLM.Config) -> str:
+    """The size of a side's token table."""
+    if isinstance(side, AudioEncoder.Config):
+        return "no tokens"
+    return f"{side.vocab} x {side.embedding.width or side.dim}"
 
 
 def _across(source_mask: Mask | None, cross_mask: Mask | None) -> Mask | None:

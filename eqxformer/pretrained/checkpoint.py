@@ -2,6 +2,7 @@
 
 import collections
 import fnmatch
+import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -45,18 +46,37 @@ class Checkpoint:
         self.directory = pathlib.Path(directory)
         self.text, values = read_settings(self.directory)
         self.architecture = architecture_of(values, self.directory / CONFIG)
+        self.pooling = pooling_of(self.directory)
+        if self.pooling is not None:
+            self.text, values = self._without_head(values)
         self.files = TensorFiles.open(self.directory)
         settings = Settings(values, where=str(self.directory / CONFIG))
         self.class_name, self.task = self.architecture.task(settings)
         self.stored = settings.stored = Stored(self.files, self.task.prefix)
         config = read_tree(self.architecture, self.task.config, settings)
-        self.pooling = pooling_of(self.directory)
-        if self.pooling is not None and isinstance(config, Encoder.Config):
-            config = config.edit(pooling=self.pooling)
+        if self.pooling is not None:
+            config = self._pooled(config)
         self.config = config.edit(origin=Origin(self.text, str(self.directory.resolve())))
         self.skeleton = skeleton(self.config, settings.where)
         self.bindings = bind(self.task.rules(self.config), expected(self.skeleton))
         self._account()
+
+    def _without_head(self, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Settings of the states alone: these are what is pooled, whatever head is named."""
+        body = self.architecture.body
+        if body is None or values.get("architectures") == [body]:
+            return self.text, values
+        values = {**values, "architectures": [body]}
+        return json.dumps(values, indent=2) + "\n", values
+
+    def _pooled(self, config: Any) -> Encoder.Config:
+        """The encoder with the pooling that the directory names."""
+        if not isinstance(config, Encoder.Config):
+            raise CheckpointError(
+                f"{self.directory}: {self.class_name} has no states of its own that can be pooled, "
+                "as the modules beside it ask."
+            )
+        return config.edit(pooling=self.pooling)
 
     def model(self, *, dtype: DTypeLike | None = None, sharding: Placement = None) -> Any:
         """The model with its numbers, read tensor by tensor, the largest first.
@@ -88,7 +108,7 @@ class Checkpoint:
             name
             for name in sorted(self.stored.names - set(used))
             if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored)
-            and not (self.pooling is not None and "pooler." in name)
+            and not (self.pooling is not None and "pooler." in name)  # what it is instead of
         ]
         missing = [name for name in wanted if found[name] is None]
         lines = [f"missing: {name} {wanted[name]}{nearest(name, left)}" for name in missing]

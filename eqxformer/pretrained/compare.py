@@ -5,15 +5,17 @@ from typing import Any
 from eqxformer.config import Config
 
 # What a config says that leaves the computed function of the weights as it is.
-_FREE = ("init", "dropout", "drop_path", "layout", "backend", "origin")
+_FREE = ("init", "dropout", "drop_path", "backend", "origin")
+# What a checkpoint says of an encoder's pooling in files of its own.
+_IN_FILES = ("take", "unit_length")
 OTHER_KIND = "the model is of another kind"
 
 
 def differences(a: Config, b: Config) -> list[str]:
     """Lines that say where two trees differ in what they compute; none where they agree.
 
-    A size that is left open counts as what it stands for; an encoder's pooling, which checkpoints
-    say in files of their own, and all that concerns training alone are left out.
+    A size that is left open counts as what it stands for; what an encoder's pooling takes, which
+    checkpoints say in files of their own, and all that concerns training alone are left out.
 
     Example:
         >>> import eqxformer as ef
@@ -30,8 +32,9 @@ def differences(a: Config, b: Config) -> list[str]:
 def _plain(config: Config) -> Any:
     """A tree as plain values, every open size filled in, without what is free."""
     found = _kept(config.to_dict(), 0)
-    if found["type"] == "Encoder":
-        found.pop("pooling")
+    pooling = found.get("pooling", {"dense": ()})
+    if pooling["dense"] is None:
+        found["pooling"] = {key: each for key, each in pooling.items() if key not in _IN_FILES}
     return found
 
 
@@ -42,6 +45,8 @@ def _kept(value: Any, dim: int) -> Any:
         return value
     dim = value.get("dim", dim)
     found = {key: _kept(each, dim) for key, each in value.items() if key not in _FREE}
+    if "blocks" in found:
+        found.pop("layout", None)  # how the blocks are stored; that of rotary positions counts
     if found["type"] == "Attention":
         found["kv_heads"] = found["kv_heads"] or found["heads"]
         found["head_dim"] = found["head_dim"] or dim // found["heads"]

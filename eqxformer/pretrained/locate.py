@@ -32,7 +32,7 @@ def locate(
         return path
     if path.is_file():
         raise MissingFile(f"{path} is a file; a checkpoint is the directory it lies in.")
-    if not isinstance(source, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+    if not isinstance(source, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
         raise MissingFile(f"There is no directory {path}.")
     try:
         from huggingface_hub import snapshot_download

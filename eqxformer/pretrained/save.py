@@ -17,10 +17,14 @@ from eqxformer.checkpoints.rebuild import differences, expected, shapes
 from eqxformer.checkpoints.rules import Binding
 from eqxformer.checkpoints.settings import Settings
 from eqxformer.checkpoints.stored import Computed
-from eqxformer.checkpoints.tensor_files import parse_size, replaced_directory, write_tensors
+from eqxformer.checkpoints.tensor_files import (
+    contained,
+    parse_size,
+    replaced_directory,
+    write_tensors,
+)
 from eqxformer.config import Config
 from eqxformer.models.encoder import Encoder
-from eqxformer.models.heads import Pooling
 from eqxformer.models.origin import Origin
 from eqxformer.pretrained.checkpoint import CONFIG
 from eqxformer.pretrained.express import Expression, expression
@@ -78,7 +82,7 @@ def save_pretrained(
     settings = {**written.settings, **_dtype(written.settings, arrays.values())}
     shard_bytes = parse_size(shard_size)
     with replaced_directory(directory, overwrite=overwrite) as folder:
-        _carry(model.config, folder)
+        carry(model.config, folder)
         changed = settings != written.settings or written.text is None
         text = json.dumps(settings, indent=2) + "\n" if changed else written.text
         (folder / CONFIG).write_text(text, encoding="utf-8")
@@ -137,22 +141,29 @@ def _name(tensor: tuple[str, Any, Any, Any]) -> str:
     return tensor[0]
 
 
-def _carry(config: Config, folder: pathlib.Path) -> None:
+def carry(config: Config, folder: pathlib.Path) -> None:
     """The files of the checkpoint that the model is from, and what says how an encoder pools."""
     origin = getattr(config, "origin", None)
     if isinstance(origin, Origin) and origin.directory is not None:
         for name in CARRIED:
-            file = pathlib.Path(origin.directory) / name
+            file = contained(pathlib.Path(origin.directory), name)
             if file.is_file():
                 shutil.copyfile(file, folder / name)
-    if isinstance(config, Encoder.Config) and _said_in_files(config.pooling, origin):
+    if isinstance(config, Encoder.Config) and _said_in_files(config):
         for name, values in describe_pooling(config.pooling, config.dim).items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _said_in_files(pooling: Pooling.Config, origin: Origin | None) -> bool:
-    """Whether an encoder's pooling is that of a sentence-transformers directory."""
-    if origin is not None and origin.directory is not None:
-        return (pathlib.Path(origin.directory) / MODULES).is_file()
-    return pooling.dense is None and (pooling.take != "mean" or pooling.unit_length)
+def _said_in_files(config: Encoder.Config) -> bool:
+    """Whether an encoder's pooling is written as a sentence-transformers directory says it.
+
+    It is where it came from such a directory, and where a checkpoint without those files would be
+    read with another pooling.
+    """
+    pooling = config.pooling
+    source = None if config.origin is None else config.origin.directory
+    if source is not None and (pathlib.Path(source) / MODULES).is_file():
+        return True
+    usual = "last" if config.direction == "causal" else "mean"
+    return pooling.dense is None and (pooling.take != usual or pooling.unit_length)

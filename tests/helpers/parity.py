@@ -32,7 +32,7 @@ class Expected:
     """A batch, the reference's outputs for it, the gradients of its parameters, and their noise.
 
     Arguments:
-        inputs: `tokens`, `valid`, and where the model takes them `types`, `source`,
+        inputs: `tokens`, `valid`, and where the model takes them `types`, `source` or `frames`,
             `source_valid`.
         outputs: by name, zero at padding; those called `hidden...` take no part in the loss.
         gradients: of the loss, by the reference's names of its parameters.
@@ -165,13 +165,14 @@ def _encoder_decoder(
 ) -> dict[str, Array]:
     more: dict[str, Any] = {}
     if places == "all":
-        more["source_positions"] = jnp.arange(inputs["source"].shape[-1])
+        more["source_positions"] = jnp.arange(inputs["source_valid"].shape[-1])
         more["positions"] = jnp.arange(inputs["tokens"].shape[-1])
-    named = json.loads(model.config.origin.settings)["architectures"][0]
+    origin: Any = model.config.origin
+    named = json.loads(origin.settings)["architectures"][0]
     model, read = watched(model, lambda m: m.encoder.blocks)
     model, written = watched(model, lambda m: m.decoder.blocks)
     states, _ = model.run(
-        inputs["source"],
+        inputs["frames"] if "frames" in inputs else inputs["source"],
         inputs["tokens"],
         source_mask=ef.Padding(inputs["source_valid"]),
         mask=ef.Padding(inputs["valid"]),

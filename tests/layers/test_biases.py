@@ -150,3 +150,16 @@ def test_an_explicit_bias_is_what_it_holds_and_only_for_its_shape():
 def test_impossible_buckets_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ef.RelativeBias.Config(**options)
+
+
+def test_a_bias_that_is_rounded_at_its_places_does_not_count_padding():
+    # Twelve heads, since bfloat16 holds the slopes of fewer exactly, and their products too.
+    bias = ef.ALiBi.Config(rounding="bfloat16")
+    attention = ef.Attention(12, heads=12, head_dim=2, bias=bias, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (6, 12))
+    padded = jnp.concatenate([jnp.zeros((5, 12)), x])
+    valid = ef.Padding(jnp.arange(11) >= 5)
+    got = attention(padded, mask=ef.Causal() & valid)[5:]
+    np.testing.assert_allclose(got, attention(x, mask=ef.Causal()), atol=1e-6)
+    weights = attention.weights(padded, mask=ef.Causal() & valid)[:, 5:, 5:]
+    np.testing.assert_allclose(weights, attention.weights(x, mask=ef.Causal()), atol=1e-6)

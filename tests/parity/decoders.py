@@ -153,4 +153,45 @@ MIXTURES = {
     ),
 }
 
-DECODERS = {**PLAIN, **PHI, **GEMMAS, **MIXTURES}
+# Heads of 6 + 4 numbers for keys and 8 for values; 2 of 3 groups of 2 experts.
+LATENT = {
+    "q_lora_rank": 20,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+}
+DEEPSEEK = {
+    **LLAMA,
+    "num_key_value_heads": 6,
+    **EXPERTS,
+    **LATENT,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "n_group": 3,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+}
+CORRECTION = "model.layers.1.mlp.gate.e_score_correction_bias"
+LATENTS = {
+    "deepseek_v3": Case(
+        "DeepseekV3ForCausalLM",
+        {**DEEPSEEK, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7}},
+        buffers=(CORRECTION,),
+    ),
+    "deepseek_v3-direct": Case(
+        "DeepseekV3ForCausalLM",
+        {
+            **DEEPSEEK,
+            "q_lora_rank": None,
+            "attention_bias": True,
+            "norm_topk_prob": False,
+            "rope_interleave": False,
+        },
+        buffers=(CORRECTION,),
+        golden=False,
+    ),
+}
+
+DECODERS = {**PLAIN, **PHI, **GEMMAS, **MIXTURES, **LATENTS}

@@ -43,7 +43,7 @@ def counted(model: str, settings: dict[str, Any], **options: Any) -> Case:
 
 ENCODERS = {
     "bert": Case("BertModel", BERT),
-    "bert-masked": Case("BertForMaskedLM", {**BERT, "hidden_act": "gelu_new"}),
+    "bert-masked": Case("BertForMaskedLM", {**BERT, "hidden_act": "silu"}),
     "bert-sequence": Case("BertForSequenceClassification", {**BERT, **LABELS}),
     "bert-token": Case("BertForTokenClassification", {**BERT, **LABELS}, golden=False),
     "bert-question": Case("BertForQuestionAnswering", BERT, golden=False),

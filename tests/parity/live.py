@@ -136,11 +136,20 @@ def expected_of(case: Case, model: Any) -> Expected:
 def inputs_of(model: Any, batch: Arrays) -> Arrays:
     """What of the batch a model takes."""
     taken = ["tokens", "valid"]
+    if model.main_input_name == "input_features":
+        return {key: batch[key] for key in taken} | audio(model)
     if model.config.is_encoder_decoder:
         taken += ["source", "source_valid"]
     if getattr(model.config, "type_vocab_size", 0) > 1 and _takes(model, "token_type_ids"):
         taken.append("types")
     return {key: batch[key] for key in taken}
+
+
+def audio(model: Any) -> Arrays:
+    """Frames for an audio encoder, which takes as many as it has places for, none of them padding."""
+    places, random = model.config.max_source_positions, np.random.default_rng(7)
+    frames = random.normal(size=(4, 2 * places, model.config.num_mel_bins))
+    return {"frames": frames.astype(np.float32), "source_valid": np.ones((4, places), bool)}
 
 
 def run(case: Case, model: Any, inputs: Arrays) -> tuple[Arrays, Arrays]:
@@ -154,7 +163,12 @@ def run(case: Case, model: Any, inputs: Arrays) -> tuple[Arrays, Arrays]:
     )
     gradients = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
     numbers = {k: without_padding(o.detach().numpy(), inputs) for k, o in outputs.items()}
-    known = {k: g for k, g in zip(tensors, gradients, strict=True) if g is not None}
+    # What a choice alone depends on has no gradient there, and one of zero here.
+    known = {
+        key: torch.zeros_like(tensor) if gradient is None else gradient
+        for (key, tensor), gradient in zip(tensors.items(), gradients, strict=True)
+        if gradient is not None or key in case.buffers
+    }
     stored = revert_weight_conversion(model, known)  # as in a file: named, split and joined
     return numbers, {key: gradient.numpy() for key, gradient in stored.items()}
 
@@ -163,9 +177,13 @@ def outputs_of(case: Case, model: Any, inputs: dict[str, torch.Tensor]) -> dict[
     """Hidden states and results of the reference."""
     valid = inputs["valid"].long()
     if model.config.is_encoder_decoder:
+        if "frames" in inputs:
+            source = {"input_features": inputs["frames"].to(model.dtype).mT}
+        else:
+            mask = inputs["source_valid"].long()
+            source = {"input_ids": inputs["source"], "attention_mask": mask}
         out = model(
-            input_ids=inputs["source"],
-            attention_mask=inputs["source_valid"].long(),
+            **source,
             decoder_input_ids=inputs["tokens"],
             decoder_attention_mask=valid,
             output_hidden_states=True,

@@ -54,6 +54,8 @@ YARN = rope(
     original_max_position_embeddings=64,
 )
 
+LLAMA = {**SIZES, "num_key_value_heads": 2}
+
 MORE_DECODERS = {
     "gpt2": Case(
         "GPT2LMHeadModel",
@@ -186,4 +188,31 @@ MORE_DECODERS = {
         attention="eager",
         golden=False,
     ),
+    "stablelm": Case(
+        "StableLmForCausalLM",
+        {
+            **LLAMA,
+            "use_qkv_bias": True,
+            "rope_parameters": rope(partial_rotary_factor=0.5),
+        },
+    ),
+    "stablelm-12b": Case(
+        "StableLmForCausalLM",
+        {**LLAMA, "qk_layernorm": True, "use_parallel_residual": True},
+        golden=False,
+    ),
+    "cohere": Case(
+        "CohereForCausalLM",
+        {
+            **LLAMA,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "logit_scale": 0.25,
+            "rope_parameters": rope(),
+        },
+    ),
+    "cohere-untied": Case(
+        "CohereForCausalLM", {**LLAMA, "tie_word_embeddings": False}, golden=False
+    ),
+    "cohere-bare": Case("CohereModel", LLAMA, golden=False),
 }

@@ -9,7 +9,7 @@ from tests.parity.live import VOCAB, Case
 T5 = {
     "vocab_size": VOCAB,
     "d_model": 48,
-    "d_kv": 12,
+    "d_kv": 6,
     "d_ff": 64,
     "num_layers": 1,
     "num_decoder_layers": 2,
@@ -30,13 +30,21 @@ BART = {
     "decoder_attention_heads": 4,
     "encoder_ffn_dim": 64,
     "decoder_ffn_dim": 72,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 16,
     "pad_token_id": 1,
     "bos_token_id": 0,
     "eos_token_id": 1,
     "decoder_start_token_id": 1,
     "forced_eos_token_id": 1,
 }
+WHISPER = {
+    **{k: v for k, v in BART.items() if k != "max_position_embeddings"},
+    "num_mel_bins": 20,
+    "max_source_positions": 12,
+    "max_target_positions": 16,
+    "begin_suppress_tokens": None,
+}
+SHALLOW = {**BART, "encoder_layers": 1}
 LONG = {"max_position_embeddings": 512}  # what a model built here is said to have
 BIAS = ("final_logits_bias",)
 
@@ -45,6 +53,11 @@ def with_head(model: Any) -> None:
     """An output of its own, which version 5 makes only where a file has one."""
     model.lm_head.weight = torch.nn.Parameter(torch.randn(model.lm_head.weight.shape))
     del model.all_tied_weights_keys["lm_head.weight"]
+
+
+def with_trained_waves(model: Any) -> None:
+    """The sinusoids of an audio encoder are stored, and ours is a table like any other."""
+    model.get_encoder().embed_positions.requires_grad_(True)
 
 
 SEQ2SEQ = {
@@ -56,7 +69,7 @@ SEQ2SEQ = {
     ),
     "t5-bare": Case("T5Model", T5, golden=False),
     "t5-encoder": Case("T5EncoderModel", T5, golden=False),
-    "mt5": Case("MT5ForConditionalGeneration", T5, prepare=with_head),
+    "mt5": Case("MT5ForConditionalGeneration", {**T5, "num_decoder_layers": 1}, prepare=with_head),
     "umt5": Case("UMT5ForConditionalGeneration", T5),
     "bart": Case("BartForConditionalGeneration", BART, places="all", buffers=BIAS),
     "bart-bare": Case("BartModel", {**BART, "scale_embedding": True}, places="all", golden=False),
@@ -70,20 +83,20 @@ SEQ2SEQ = {
     ),
     "mbart": Case(
         "MBartForConditionalGeneration",
-        {**BART, "scale_embedding": True},
+        {**SHALLOW, "scale_embedding": True},
         places="all",
         buffers=BIAS,
     ),
     "marian": Case(
         "MarianMTModel",
-        {**BART, **LONG, "scale_embedding": True, "activation_function": "swish"},
+        {**SHALLOW, **LONG, "scale_embedding": True, "activation_function": "swish"},
         places="all",
         buffers=BIAS,
     ),
     "marian-separate": Case(
         "MarianMTModel",
         {
-            **BART,
+            **SHALLOW,
             **LONG,
             "vocab_size": VOCAB + 3,
             "decoder_vocab_size": VOCAB,
@@ -95,9 +108,15 @@ SEQ2SEQ = {
     ),
     "pegasus": Case(
         "PegasusForConditionalGeneration",
-        {**BART, **LONG, "scale_embedding": True, "activation_function": "relu"},
+        {**SHALLOW, **LONG, "scale_embedding": True, "activation_function": "relu"},
         places="all",
         buffers=BIAS,
     ),
-    "m2m_100": Case("M2M100ForConditionalGeneration", BART),
+    "m2m_100": Case("M2M100ForConditionalGeneration", SHALLOW, places="own"),
+    "whisper": Case(
+        "WhisperForConditionalGeneration", WHISPER, places="all", prepare=with_trained_waves
+    ),
+    "whisper-bare": Case(
+        "WhisperModel", WHISPER, places="all", prepare=with_trained_waves, golden=False
+    ),
 }

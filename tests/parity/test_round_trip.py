@@ -13,7 +13,7 @@ from eqxformer.pretrained import Checkpoint
 from eqxformer.pretrained.express import expression
 from tests.parity.cases import CASES
 from tests.parity.live import inputs_of, make_batch, outputs_of, store
-from tests.parity.old_words import in_old_words
+from tests.helpers.old_words import in_old_words
 
 
 @pytest.fixture(scope="module")

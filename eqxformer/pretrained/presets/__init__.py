@@ -75,7 +75,7 @@ def preset_of(name: str) -> Preset:
     near = difflib.get_close_matches(bare, known, n=3)
     hint = f" Did you mean {' or '.join(f'`{each}`' for each in near)}?" if near else ""
     raise CheckpointError(
-        f"There is no preset `{name:.80}`.{hint} `eqxformer.preset_names()` lists all {len(known)}."
+        f"There is no preset `{name:.80}`.{hint} `preset_names()` lists all {len(known)}."
     )
 
 

@@ -1,0 +1,96 @@
+"""Ids of the Hub and tokenizers, without a network."""
+
+import sys
+import types
+
+import pytest
+
+import eqxformer as ef
+from eqxformer.pretrained.locate import locate
+
+
+class HfHubHTTPError(Exception):
+    """As in huggingface_hub."""
+
+
+@pytest.fixture
+def hub(monkeypatch, tiny):
+    """A stand-in for huggingface_hub that has one checkpoint; notes what it was asked."""
+    asked = []
+
+    def snapshot_download(name, *, revision=None, allow_patterns=None):
+        asked.append((name, revision, allow_patterns))
+        if name != "someone/tiny":
+            raise HfHubHTTPError("404: there is no such repository\nand a long explanation")
+        return str(tiny)
+
+    errors = types.ModuleType("huggingface_hub.errors")
+    for name in ("HFValidationError", "LocalEntryNotFoundError"):
+        setattr(errors, name, type(name, (Exception,), {}))
+    errors.HfHubHTTPError = HfHubHTTPError
+    package = types.ModuleType("huggingface_hub")
+    package.snapshot_download, package.errors = snapshot_download, errors
+    monkeypatch.setitem(sys.modules, "huggingface_hub", package)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
+    return asked
+
+
+def test_an_id_is_downloaded_at_the_revision_asked_for(hub, tiny, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert locate("someone/tiny", revision="v2") == tiny
+    ((name, revision, patterns),) = hub
+    assert (name, revision) == ("someone/tiny", "v2")
+    assert "*.safetensors" in patterns
+    assert not any("bin" in p or "pt" in p or p.endswith(".py") for p in patterns)
+
+
+def test_a_model_comes_from_the_hub(hub, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(ef.from_pretrained("someone/tiny"), ef.DecoderLM)
+
+
+def test_a_directory_goes_before_an_id_of_the_same_name(hub, tiny, monkeypatch):
+    monkeypatch.chdir(tiny.parent)
+    assert locate("tiny").resolve() == tiny.resolve()
+    assert hub == []
+
+
+def test_an_id_that_the_hub_does_not_have_is_one_line(hub, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ef.CheckpointError, match="404: there is no such repository") as caught:
+        ef.from_pretrained("someone/else")
+    assert "long explanation" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../up", "/absolute/nothing", "a/b/c", "", "has space"])
+def test_what_can_be_no_id_is_never_asked_for(hub, name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path / "tiny")
+    with pytest.raises(ef.CheckpointError):
+        ef.from_pretrained(name or "nothing here")
+    assert hub == []
+
+
+def test_a_tokenizer_is_used_as_it_stands(tiny):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"a": 0, "b": 1, "?": 2}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tiny / "tokenizer.json"))
+    assert ef.load_tokenizer(tiny).encode("b a c").ids == [1, 0, 2]
+
+
+def test_a_tokenizer_of_sentencepiece_alone_says_how_it_is_converted(tiny):
+    with pytest.raises(ef.CheckpointError, match="is not in this directory"):
+        ef.load_tokenizer(tiny)
+    (tiny / "spiece.model").write_bytes(b"")
+    with pytest.raises(ef.CheckpointError, match=r"spiece\.model.*sentencepiece.*save_pretrained"):
+        ef.load_tokenizer(tiny)
+
+
+def test_a_broken_tokenizer_and_a_missing_package_are_named(tiny, monkeypatch):
+    (tiny / "tokenizer.json").write_text("{}")
+    with pytest.raises(ef.CheckpointError, match=r"tokenizer\.json is no tokenizer"):
+        ef.load_tokenizer(tiny)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ImportError, match=r"eqxformer\[hub\]"):
+        ef.load_tokenizer(tiny)
