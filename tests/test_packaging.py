@@ -145,10 +145,12 @@ def wheel(tmp_path_factory):
         yield opened
 
 
-def test_the_wheel_has_every_module_the_types_marker_and_the_licence_and_no_tests(wheel):
+def test_the_wheel_has_every_module_preset_the_types_marker_and_the_licence_and_no_tests(wheel):
     names = set(wheel.namelist())
     sources = {str(f.relative_to(ROOT)) for f in PACKAGE.rglob("*.py")}
-    assert sources | {"eqxformer/py.typed"} <= names
+    presets = {str(f.relative_to(ROOT)) for f in PACKAGE.rglob("presets/*.json")}
+    assert sources | presets | {"eqxformer/py.typed"} <= names
+    assert "eqxformer/pretrained/presets/gpt2.json" in presets
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert not any(name.startswith(("tests", "benchmarks")) for name in names)
 

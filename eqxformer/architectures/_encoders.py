@@ -61,6 +61,7 @@ def encoder(
         describe_head: those of a head, but for how many labels it has and whether it is tied.
     """
     ignored = ("*.position_ids", "*.token_type_ids", *ignored)
+    unasked = (f"{prefix}pooler.*", "pooler.*")  # where a head has a layer of its own
 
     def bare(settings: Settings) -> Encoder.Config:
         settings.skip("classifier_dropout", "tie_word_embeddings")  # of heads
@@ -78,7 +79,7 @@ def encoder(
             config,
             lambda _: (*under("encoder", "", *rules), *head.rules),
             prefix,
-            (*ignored, *head.ignored),
+            (*ignored, *unasked, *head.ignored),
             None if head.saved_as is None else name + head.saved_as,
         )
 

@@ -11,6 +11,7 @@ from eqxformer.checkpoints.settings import Settings
 from eqxformer.checkpoints.stored import Computed
 from eqxformer.layers.linear import Linear
 from eqxformer.layers.positions import Sinusoids
+from eqxformer.models.audio import AudioEncoder
 from eqxformer.models.encoder import Encoder
 from eqxformer.models.encoder_decoder import EncoderDecoder
 from eqxformer.models.heads import LinearHead, TiedHead, TokenHead
@@ -63,7 +64,7 @@ def seq2seq(
     )
     if encoder is not None:
 
-        def alone(settings: Settings) -> Encoder.Config:
+        def alone(settings: Settings) -> Encoder.Config | AudioEncoder.Config:
             return config(settings).encoder
 
         tasks[name + encoder] = Task(

@@ -28,8 +28,13 @@ from eqxformer.models.encoder import Encoder
 from eqxformer.models.heads import Pooling
 
 
-def config(settings: Settings, *, prefix: str = "bert") -> Encoder.Config:
-    """The config tree of a BERT without a head, whose tensors' names begin with `prefix`."""
+def config(settings: Settings, *, pooler: str = "bert.pooler.dense") -> Encoder.Config:
+    """The config tree of a BERT without a head; `pooler` is the name of what tells of a pooler."""
+    return tree_of(settings, layers=settings.layers("num_hidden_layers"), pooler=pooler)
+
+
+def tree_of(settings: Settings, *, layers: int, pooler: str) -> Encoder.Config:
+    """The same with so many layers, from which its relatives start."""
     settings.only("position_embedding_type", "absolute")
     settings.only("directionality", "bidi")
     settings.only("pooler_type", "first_token_transform")
@@ -56,7 +61,6 @@ def config(settings: Settings, *, prefix: str = "bert") -> Encoder.Config:
         attention_residual=post_norm(norm, rate),
         feed_forward_residual=post_norm(norm, rate),
     )
-    has_pooler = settings.holds(f"{prefix}.pooler.dense.weight")
     return Encoder.Config(
         vocab=settings.size("vocab_size"),
         dim=settings.size("hidden_size"),
@@ -67,8 +71,10 @@ def config(settings: Settings, *, prefix: str = "bert") -> Encoder.Config:
             norm=norm,
             dropout=rate,
         ),
-        blocks=(block,) * settings.layers("num_hidden_layers"),
-        pooling=Pooling.Config("first", linear) if has_pooler else Pooling.Config(),
+        blocks=(block,) * layers,
+        pooling=Pooling.Config("first", linear)
+        if settings.holds(f"{pooler}.weight")
+        else Pooling.Config(),
     )
 
 

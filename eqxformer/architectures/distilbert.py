@@ -26,7 +26,7 @@ def config(settings: Settings) -> Encoder.Config:
     settings.skip("sinusoidal_pos_embds", "tie_weights_")  # of how weights begin
     settings.skip("qa_dropout", "seq_classif_dropout")  # of heads
     settings.synonyms(**WORDS)
-    return bert.config(settings, prefix="distilbert").edit("embedding", types=None)
+    return bert.config(settings, pooler="distilbert.pooler.dense").edit("embedding", types=None)
 
 
 def describe(tree: Encoder.Config) -> dict[str, Any]:

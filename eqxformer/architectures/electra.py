@@ -20,7 +20,7 @@ from eqxformer.models.encoder import Encoder
 def config(settings: Settings) -> Encoder.Config:
     """BERT's tree, with a projection where the tables have a width of their own."""
     settings.skip("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout")
-    tree = bert.config(settings, prefix="electra")
+    tree = bert.config(settings, pooler="electra.pooler.dense")
     width = settings.size("embedding_size", 128)
     if width == tree.dim:
         return tree

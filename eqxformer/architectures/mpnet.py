@@ -22,7 +22,7 @@ def config(settings: Settings) -> Encoder.Config:
     """BERT's tree without types; the bias always has 32 buckets, up to a distance of 128."""
     settings.only("relative_attention_num_buckets", 32)
     settings.skip("type_vocab_size", "pad_token_id")
-    tree = roberta.shifted(bert.config(settings, prefix="mpnet"), _PADDING)
+    tree = roberta.shifted(bert.config(settings, pooler="mpnet.pooler.dense"), _PADDING)
     init = tree.embedding.tokens.init
     return tree.edit("embedding", types=None).edit(bias=RelativeBias.Config(32, 128, init=init))
 

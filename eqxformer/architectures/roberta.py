@@ -17,9 +17,10 @@ from eqxformer.checkpoints.settings import Settings
 from eqxformer.models.encoder import Encoder
 
 
-def config(settings: Settings, *, prefix: str = "roberta") -> Encoder.Config:
+def config(settings: Settings) -> Encoder.Config:
     """BERT's tree, with rows of the position table that no real token uses."""
-    return shifted(bert.config(settings, prefix=prefix), settings.size("pad_token_id", 1, least=0))
+    tree = bert.config(settings, pooler="roberta.pooler.dense")
+    return shifted(tree, settings.size("pad_token_id", 1, least=0))
 
 
 def shifted(tree: Encoder.Config, padding: int) -> Encoder.Config:

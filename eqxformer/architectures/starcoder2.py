@@ -26,13 +26,12 @@ def config(settings: Settings) -> DecoderLM.Config:
     block: Any = tree.blocks[0]
     linear = block.attention.query.edit(bias=settings.flag("use_bias", True))
     gated = block.feed_forward
+    plain = MLP.Config(gated.hidden, gated.activation, up=linear, down=linear)
     norm = LayerNorm.Config(eps=settings.number("norm_epsilon", 1e-5))
     wiring = pre_norm(norm, settings.rate("residual_dropout"))
     tree = (
         tree.edit("blocks.*", attention_residual=wiring, feed_forward_residual=wiring)
-        .edit(
-            "blocks.*", feed_forward=MLP.Config(gated.hidden, gated.activation, 0.0, linear, linear)
-        )
+        .edit("blocks.*", feed_forward=plain)
         .edit("blocks.*.attention", query=linear, key=linear, value=linear, out=linear)
         .edit("embedding", dropout=settings.rate("embedding_dropout"))
         .edit(norm=norm)

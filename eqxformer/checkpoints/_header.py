@@ -178,12 +178,12 @@ def _check_metadata(metadata: Any) -> None:
 
 def _check_cover(spans: Mapping[str, Span], ends: Mapping[str, int], start: int, size: int) -> None:
     """Raises `ValueError` unless the tensors cover the data from `start` on, each byte once."""
-    placed = sorted((span.start, ends[name], shown(name)) for name, span in spans.items())
+    placed = sorted((span.start, ends[name], name) for name, span in spans.items())
     for (_, end, one), (begin, _, other) in itertools.pairwise([(start, start, ""), *placed]):
         if begin < end:
-            raise ValueError(f"{one} and {other} lie over the same bytes.")
+            raise ValueError(f"{shown(one)} and {shown(other)} lie over the same bytes.")
         if begin > end:
-            raise ValueError(f"{begin - end:,} bytes before {other} belong to no tensor.")
+            raise ValueError(f"{begin - end:,} bytes before {shown(other)} belong to no tensor.")
     rest = size - (placed[-1][1] if placed else start)
     if rest:
         raise ValueError(f"{rest:,} bytes at its end belong to no tensor.")

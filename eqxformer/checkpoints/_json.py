@@ -49,6 +49,13 @@ def read_json(path: str | os.PathLike[str], *, limit_bytes: int) -> dict[str, An
     return _read(pathlib.Path(path), limit_bytes, json_object)
 
 
+def read_json_text(
+    path: str | os.PathLike[str], *, limit_bytes: int
+) -> tuple[str, dict[str, Any]]:
+    """The text of a file and the JSON object in it, read once; otherwise as `read_json`."""
+    return _read(pathlib.Path(path), limit_bytes, lambda text: (text, json_object(text)))
+
+
 def read_json_list(path: str | os.PathLike[str], *, limit_bytes: int) -> list[Any]:
     """The JSON list in a file; arguments and errors as in `read_json`."""
     return _read(pathlib.Path(path), limit_bytes, _json_list)

@@ -59,7 +59,7 @@ class Turned(Move):
 
 @dataclasses.dataclass(frozen=True)
 class Reversed(Move):
-    """A tensor whose axes stand in the opposite order: [out, in, kernel], ours [kernel, in, out]."""
+    """A tensor whose axes stand the other way round: [out, in, kernel], ours [kernel, in, out]."""
 
     def read(self, theirs: Sequence[np.ndarray], ours: Sequence[Shape]) -> list[np.ndarray]:
         return [tensor.T for tensor in theirs]
@@ -114,6 +114,10 @@ class Fused(Move):
         return [turn(whole) if self.turned else whole]
 
     def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        if len({shape[:-1] for shape in ours}) > 1:
+            raise ValueError(f"all must have the same inputs; got the shapes {[*ours]}.")
+        if any(shape[-1] % self.groups for shape in ours):
+            raise ValueError(f"`groups` must divide all outputs; got {self.groups} for {[*ours]}.")
         whole = (*ours[0][:-1], sum(shape[-1] for shape in ours))
         return [turn_shape(whole) if self.turned else whole]
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array
 
 from eqxformer.checkpoints.names import is_array, name, named_arrays, restacked, unrolled
 
@@ -43,8 +42,8 @@ def rebuild(model: Any, config: Any) -> Any:
     return with_arrays(skeleton, arrays)
 
 
-def with_arrays(skeleton: Any, arrays: Mapping[str, Array]) -> Any:
-    """`skeleton` with the array of its name in place of every shape."""
+def with_arrays(skeleton: Any, arrays: Mapping[str, Any]) -> Any:
+    """`skeleton` with the array of its name, or what stands for it, in place of every shape."""
     filled = jax.tree_util.tree_map_with_path(
         lambda path, leaf: arrays[name(path)] if is_array(leaf) else leaf, unrolled(skeleton)
     )

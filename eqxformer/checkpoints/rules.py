@@ -7,10 +7,20 @@ numbers move. A name without its last word stands for all arrays of that part, s
 
 import dataclasses
 import re
+import typing
 from collections.abc import Mapping
 
 from eqxformer.checkpoints.errors import CheckpointError
-from eqxformer.checkpoints.moves import Fused, Move, Reshaped, Reversed, Same, Shape, Stacked, Turned
+from eqxformer.checkpoints.moves import (
+    Fused,
+    Move,
+    Reshaped,
+    Reversed,
+    Same,
+    Shape,
+    Stacked,
+    Turned,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +36,7 @@ class Rule:
 
 
 Rules = tuple[Rule, ...]
+_MOST = 2**18  # tensors of a model; a trillion parameters in experts take some 70,000
 
 
 def same(ours: str, theirs: str) -> Rule:
@@ -109,31 +120,69 @@ def bind(rules: Rules, shapes: Mapping[str, Shape]) -> list[Binding]:
     """Where every array of a model is, given the shapes of all by their paths.
 
     A later rule about the same part takes precedence over an earlier one, so that an architecture
-    can take another's table and add what is different. Raises `CheckpointError` for an array that
-    no rule knows, or for a rule that finds only some of the arrays it would put together.
+    can take another's table and add what is different; a rule about one array takes precedence over
+    those about its whole part. Every array is in one binding, every tensor too.
+
+    Raises `CheckpointError` with the path of an array that no rule knows, that is stored together
+    with one that is not there or is stored elsewhere, in the same tensor as another, in a layout
+    that its shape does not allow, or in more tensors than any checkpoint has.
     """
     known = {name: rule for rule in rules for name in rule.ours}
-    bound: dict[tuple[str, ...], Binding] = {}
+    found: dict[str, Binding] = {}
+    stored: dict[str, str] = {}  # our array by their tensor
     for path in shapes:
-        binding = _binding(path, known, shapes)
-        bound[binding.ours] = binding
-    return list(bound.values())
+        found[path] = binding = _binding(path, known, shapes)
+        for name in binding.theirs if path == binding.ours[0] else ():
+            if name in stored:
+                raise CheckpointError(f"`{stored[name]}` and `{path}` are both stored as {name}.")
+            stored[name] = path
+        if len(stored) > _MOST:
+            raise CheckpointError(f"`{path}` and those before it are in more than {_MOST} tensors.")
+    for path, binding in found.items():
+        for other in binding.ours:
+            if found[other].ours != binding.ours:
+                raise CheckpointError(
+                    f"`{path}` is stored in {binding.theirs[0]} together with `{other}`, which "
+                    f"another rule looks for in {found[other].theirs[0]}."
+                )
+    return list({binding.ours: binding for binding in found.values()}.values())
 
 
+@typing.no_type_check  # called for every array, with all of them
 def _binding(path: str, known: Mapping[str, Rule], shapes: Mapping[str, Shape]) -> Binding:
     pattern, places = _starred(path)
     stem, _, leaf = pattern.rpartition(".")
     rule, ending = (known.get(pattern), "") if pattern in known else (known.get(stem), f".{leaf}")
     if rule is None:
         raise CheckpointError(f"No rule of this architecture says where `{path}` is stored.")
+    if rule.theirs.count("*") > len(places):
+        raise CheckpointError(f"`{path}` has no number for every `*` of {rule.theirs}.")
     ours = tuple(_placed(name + ending, places) for name in rule.ours)
     lost = [name for name in ours if name not in shapes]
     if lost:
         raise CheckpointError(f"`{path}` is stored together with {lost}, which are not there.")
-    theirs = _placed(rule.theirs, places) + ending
-    count = shapes[ours[0]][0] if "#" in theirs else 1
-    names = tuple(theirs.replace("#", str(i)) for i in range(count)) if "#" in theirs else (theirs,)
-    return Binding(ours, tuple(shapes[name] for name in ours), names, rule.move)
+    held = tuple(shapes[name] for name in ours)
+    theirs = _tensors(path, rule.move, _placed(rule.theirs, places) + ending, held)
+    return Binding(ours, held, theirs, rule.move)
+
+
+def _tensors(path: str, move: Move, theirs: str, ours: tuple[Shape, ...]) -> tuple[str, ...]:
+    """The names of the tensors that `theirs` stands for, as many as the move makes of ours."""
+    names = (theirs,)
+    if "#" in theirs and ours[0]:
+        count = ours[0][0]
+        if count > _MOST:
+            raise CheckpointError(f"`{path}` would be in {count} tensors; {_MOST} are the most.")
+        names = tuple(theirs.replace("#", str(i)) for i in range(count))
+    try:
+        stored = move.shapes(ours)
+    except ValueError as error:
+        raise CheckpointError(f"`{path}` cannot be stored as {theirs}: {error}") from None
+    if len(stored) != len(names):
+        raise CheckpointError(
+            f"`{path}` is in {len(stored)} tensors, for which {theirs} has {len(names)} names."
+        )
+    return names
 
 
 def _starred(path: str) -> tuple[str, list[str]]:

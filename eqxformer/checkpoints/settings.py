@@ -211,7 +211,7 @@ class Settings:
         return self.size("num_labels", 2)
 
     def holds(self, name: str, *, default: bool = True) -> bool:
-        """Whether the checkpoint has a tensor of this name; `default` if there are settings only."""
+        """Whether the checkpoint has a tensor of this name; `default` without any tensors."""
         return default if self.stored is None else self.stored.find(name) is not None
 
     def tied(self, head: str, table: str, *, default: bool, trusted: bool = True) -> bool:

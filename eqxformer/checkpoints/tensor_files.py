@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eqxformer.checkpoints._header import Span, read_header
-from eqxformer.checkpoints._json import read_json, read_json_list
+from eqxformer.checkpoints._json import read_json, read_json_list, read_json_text
 from eqxformer.checkpoints._opening import Stamp, contained, opened, read_into, shown
 from eqxformer.checkpoints._replacing import replaced_directory
 from eqxformer.checkpoints._writing import INDEX, WEIGHTS, parse_size, write_tensors
@@ -29,6 +29,7 @@ __all__ = [
     "parse_size",
     "read_json",
     "read_json_list",
+    "read_json_text",
     "replaced_directory",
     "shown",
     "write_tensors",

@@ -27,7 +27,7 @@ from eqxformer.pretrained.presets import described, preset, preset_names, preset
 from eqxformer.pretrained.sentences import pooling_of
 
 _TOKENS = 8192  # for which a cache is shown, beside one token
-_SETTINGS = (CONFIG, "modules.json", "*_Pooling/config.json")
+_SETTINGS = (CONFIG, "modules.json", "sentence_bert_config.json", "*/config.json")
 _EXAMPLES = """\b
 Examples:
   eqxformer info qwen3-0.6b

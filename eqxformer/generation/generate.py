@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
 from eqxformer.generation.samplers import Greedy, Sampler
 from eqxformer.layers.masks import Padding
+from eqxformer.models.audio import AudioEncoder
 from eqxformer.models.decoder_lm import DecoderLM, ModelCache
 from eqxformer.models.encoder import Encoder
 from eqxformer.models.encoder_decoder import EncoderDecoder
@@ -125,7 +126,13 @@ def _last_real(hidden: Array, valid: Array | None) -> Array:
 
 
 def _check_prompts(model: DecoderLM | EncoderDecoder, prompts: Array, valid: Array | None) -> None:
-    vocab = (model.config.encoder if isinstance(model, EncoderDecoder) else model.config).vocab
+    reader = model.config.encoder if isinstance(model, EncoderDecoder) else model.config
+    if isinstance(reader, AudioEncoder.Config):
+        raise NotImplementedError(
+            "`generate` takes sources of token ids; got a model that hears audio. Its `init_cache` "
+            "reads the frames, and its `extend` gives the logits of one token after another."
+        )
+    vocab = reader.vocab
     if prompts.ndim != 2 or 0 in prompts.shape:
         raise ValueError(f"`prompts` must be rows of at least one token; got {prompts.shape}.")
     if valid is not None and (valid.shape != prompts.shape or not np.asarray(valid).any(1).all()):
@@ -181,5 +188,5 @@ def _check_lengths(
         )
 
 
-def _room(config: DecoderLM.Config | Encoder.Config) -> int | None:
+def _room(config: DecoderLM.Config | Encoder.Config | AudioEncoder.Config) -> int | None:
     return getattr(config.embedding.positions, "length", None)

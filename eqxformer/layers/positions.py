@@ -106,19 +106,30 @@ class Sinusoids(Positions):
         self.config = config
 
     def __call__(self, positions: Int[Array, "*batch seq"]) -> Float[Array, "*batch seq dim"]:
-        frequencies = self._frequencies()
+        coarse, rest = self._turns()
+        shape = (*positions.shape, coarse.size)
         where = (positions + self.config.offset).astype(jnp.float32)[..., None]
-        angles = where * jnp.broadcast_to(frequencies, (*positions.shape, frequencies.size))
+        turns = where * jnp.broadcast_to(coarse, shape)
+        part = turns - jnp.round(turns) + where * jnp.broadcast_to(rest, shape)
+        angles = 2.0 * np.pi * part
         sin, cos = jnp.sin(angles), jnp.cos(angles[..., : self.dim // 2])
         if self.config.layout == "halves":
             return jnp.concatenate([sin, cos], axis=-1)
         waves = jnp.zeros((*positions.shape, self.dim), jnp.float32)
         return waves.at[..., 0::2].set(sin).at[..., 1::2].set(cos)
 
-    def _frequencies(self) -> Float[np.ndarray, " pairs"]:
+    def _turns(self) -> tuple[Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
+        """How often each wave turns per place, as a number of 10 bits and the rest of it.
+
+        Float32 holds the product of 10 bits and a place below 2^14 exactly, so that whole turns
+        can be taken off it and far places are as exact as near ones.
+        """
         last = 2.0 if self.config.spread == "closed" else 0.0
         steps = np.arange(0, self.dim, 2, dtype=np.float64) / (self.dim - last)
-        return (self.config.base**-steps).astype(np.float32)
+        turns = self.config.base**-steps / (2.0 * np.pi)
+        mantissa, exponent = np.frexp(turns)
+        coarse = np.ldexp(np.round(np.ldexp(mantissa, 10)), exponent - 10)
+        return coarse.astype(np.float32), (turns - coarse).astype(np.float32)
 
 
 class SinusoidTable(Initializer):

@@ -70,9 +70,14 @@ class AudioEmbedding(eqx.Module):
         positions: Int[Array, "*#batch seq"] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch seq dim"]:
-        """The vectors of these frames; places are counted from 0 unless `positions` are given."""
+        """The vectors of these frames, in the type of the weights.
+
+        Arguments:
+            positions: the number of every place that the convolutions leave; counted from 0 if None.
+            key: switches dropout on.
+        """
         act = activation(self.config.activation)
-        x = act(self.second(act(self.first(frames))))
+        x = act(self.second(act(self.first(frames.astype(self.first.weight.dtype)))))
         if self.positions is not None:
             at = jnp.arange(x.shape[-2]) if positions is None else positions
             x = x + jnp.broadcast_to(self.positions(at).astype(x.dtype), x.shape)

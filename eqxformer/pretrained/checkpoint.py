@@ -21,13 +21,13 @@ from eqxformer.checkpoints.rebuild import expected, shapes, with_arrays
 from eqxformer.checkpoints.rules import Binding, bind
 from eqxformer.checkpoints.settings import Settings, nearest
 from eqxformer.checkpoints.stored import Stored
-from eqxformer.checkpoints.tensor_files import TensorFiles, read_json
+from eqxformer.checkpoints.tensor_files import TensorFiles, read_json_text
 from eqxformer.models.encoder import Encoder
 from eqxformer.models.origin import Origin
 from eqxformer.pretrained.sentences import pooling_of
 
 CONFIG = "config.json"
-_LIMIT = 16 * 2**20  # bytes of a config.json; the largest known have some hundred kB
+_LIMIT = 4 * 2**20  # bytes of a config.json; the largest known have some hundred kB
 
 Placement = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
 
@@ -131,8 +131,7 @@ def read_settings(directory: pathlib.Path) -> tuple[str, dict[str, Any]]:
     path = directory / CONFIG
     if not path.is_file():
         raise MissingFile(f"There is no {CONFIG} in {directory}; is it a checkpoint's directory?")
-    values = read_json(path, limit_bytes=_LIMIT)
-    return path.read_text(encoding="utf-8"), values
+    return read_json_text(path, limit_bytes=_LIMIT)
 
 
 def architecture_of(values: Mapping[str, Any], where: Any) -> Architecture:

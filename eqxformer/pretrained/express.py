@@ -117,8 +117,9 @@ def _of_origin(config: Config, arrays: Shapes, values: dict[str, Any], text: str
     as_loaded = Expression(known, class_name, values, None if task.saved_as else text)
     tied = bool(values.get("tie_word_embeddings"))
     for each in (as_loaded, _retied(as_loaded, not tied)):
-        if not each.differences(config, arrays):
-            return each
+        with contextlib.suppress(CheckpointError):  # settings with more layers than there are now
+            if not each.differences(config, arrays):
+                return each
     return _described(config, arrays, known, values)
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -260,3 +261,26 @@ def test_all_of_t5_1_1_is_where_the_checkpoint_has_it(t5):
     ef.save_pretrained(model, t5.parent / "gated", model_type="mt5")
     names = Checkpoint(t5.parent / "gated").stored.names
     assert {"lm_head.weight", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"} <= names
+
+
+def test_whisper_hears_frames_and_its_places_start_as_sinusoids():
+    values = {**BART, "model_type": "whisper", "num_mel_bins": 5, "max_source_positions": 4}
+    del values["max_position_embeddings"]
+    for key in (
+        "forced_decoder_ids",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "alignment_heads",
+    ):
+        values[key] = [1]
+    settings = ef.Settings({**values, "median_filter_width": 7, "mask_time_prob": 0.05})
+    known = ef.architecture("whisper")
+    tree = known.tasks["WhisperForConditionalGeneration"].config(settings)
+    settings.check_all_read("whisper")
+    assert isinstance(tree.encoder, ef.AudioEncoder.Config)
+    assert [each.attention.key.bias for each in tree.encoder.blocks] == [False]
+    model = filled(tree)
+    target = jnp.array([[1, 2, 3]])
+    assert model(jnp.ones((1, 8, 5)), target).shape == (1, 3, 11)
+    table = tree.encoder.embedding.positions.build(12, key=jax.random.key(0)).weight
+    assert table[0].tolist() == [0.0] * 6 + [1.0] * 6

@@ -96,7 +96,8 @@ class Error:
 def errors(directory: Path, expected: Expected) -> list[Error]:
     """Of every output and every gradient, how far the model in a directory is off."""
     checkpoint = Checkpoint(directory)
-    model = checkpoint.model()
+    # Without its history, which would make the same model in another directory another program.
+    model = ef.rebuild(checkpoint.model(), checkpoint.config.edit(origin=None))
     inputs = {key: jnp.asarray(array) for key, array in expected.inputs.items()}
     gradients, outputs = compiled(expected.places)(model, inputs)
     found = {f"output.{k}": np.asarray(v) for k, v in outputs.items()}
@@ -230,8 +231,10 @@ class Watched:
 
     def run(self, x: Array, context: ef.Context, **_: Any) -> tuple[Array, None, None]:
         for block in self.stack:
-            self.seen.append(x)
-            x, _, _ = block.run(x, context)
+            repeated = isinstance(block, ef.Repeated)
+            for each in block.blocks * block.times if repeated else (block,):
+                self.seen.append(x)
+                x, _, _ = each.run(x, context)
         return x, None, None
 
 

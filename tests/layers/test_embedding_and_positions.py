@@ -96,6 +96,15 @@ def test_sinusoids_equal_their_formula_in_both_layouts_and_odd_widths(layout, di
     np.testing.assert_allclose(got, expected, atol=300 * 2.0**-23)
 
 
+def test_sinusoids_are_as_exact_at_far_places_as_at_near_ones():
+    """Tables that were computed in float64, such as Marian's, are met to a few roundings."""
+    places = np.array([0, 1, 10, 512, 1023, 8191, 16383])
+    angles = places[:, None] / 10_000.0 ** (np.arange(0, 512, 2) / 512)
+    exact = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    got = jax.jit(ef.Sinusoids(512, layout="halves").__call__)(jnp.asarray(places))
+    np.testing.assert_allclose(got, exact, rtol=0, atol=8 * 2.0**-23)
+
+
 @pytest.mark.parametrize("layout", ["interleaved", "halves"])
 @pytest.mark.parametrize("dim", [4, 10])
 def test_a_closed_spread_of_frequencies_ends_at_one_over_the_base(layout, dim):

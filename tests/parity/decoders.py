@@ -133,7 +133,13 @@ QWEN3_MOE = {**WIDE, **EXPERTS, "num_experts": 4, "moe_intermediate_size": 32}
 MIXTURES = {
     "mixtral": Case(
         "MixtralForCausalLM",
-        {**WIDE, **EXPERTS, "num_local_experts": 4, "sliding_window": 4},
+        {
+            **WIDE,
+            **EXPERTS,
+            "intermediate_size": 32,
+            "num_local_experts": 4,
+            "sliding_window": 4,
+        },
     ),
     "mixtral-bare": Case(
         "MixtralModel", {**LLAMA, **EXPERTS, "num_local_experts": 3}, golden=False

@@ -19,12 +19,13 @@ DISTILBERT = {
     "max_position_embeddings": SIZES["max_position_embeddings"],
 }
 
-# Four layers, of which the second and third see three tokens on either side.
+# Three layers, of which the second and third see three tokens on either side.
 MODERNBERT = {
     **SIZES,
     "cls_token_id": 1,
     "sep_token_id": 1,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 3,
+    "intermediate_size": 40,
     "local_attention": 6,
     "rope_parameters": {
         "full_attention": {"rope_type": "default", "rope_theta": 500.0},
@@ -34,6 +35,14 @@ MODERNBERT = {
 BIASES = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
 
 ELECTRA = {**BERT, "embedding_size": 40}
+# Five layers: three of the first group, two of the second.
+ALBERT = {
+    **BERT,
+    "embedding_size": 40,
+    "num_hidden_layers": 5,
+    "num_hidden_groups": 2,
+    "hidden_act": "gelu_new",
+}
 
 
 def counted(model: str, settings: dict[str, Any], **options: Any) -> Case:
@@ -43,15 +52,17 @@ def counted(model: str, settings: dict[str, Any], **options: Any) -> Case:
 
 ENCODERS = {
     "bert": Case("BertModel", BERT),
-    "bert-masked": Case("BertForMaskedLM", {**BERT, "hidden_act": "silu"}),
-    "bert-sequence": Case("BertForSequenceClassification", {**BERT, **LABELS}),
+    "bert-masked": Case("BertForMaskedLM", {**BERT, "hidden_act": "silu"}, golden=False),
+    "bert-sequence": Case("BertForSequenceClassification", {**BERT, **LABELS}, golden=False),
     "bert-token": Case("BertForTokenClassification", {**BERT, **LABELS}, golden=False),
     "bert-question": Case("BertForQuestionAnswering", BERT, golden=False),
     "roberta": counted("RobertaForMaskedLM", ROBERTA),
     "roberta-bare": counted("RobertaModel", {**ROBERTA, "type_vocab_size": 2}, golden=False),
-    "roberta-sequence": counted("RobertaForSequenceClassification", {**ROBERTA, **LABELS}),
+    "roberta-sequence": counted(
+        "RobertaForSequenceClassification", {**ROBERTA, **LABELS}, golden=False
+    ),
     "xlm-roberta": counted("XLMRobertaModel", ROBERTA),
-    "camembert": counted("CamembertForMaskedLM", ROBERTA, golden=False),
+    "camembert": counted("CamembertForMaskedLM", ROBERTA),
     "distilbert": Case("DistilBertForMaskedLM", DISTILBERT),
     "distilbert-sequence": Case(
         "DistilBertForSequenceClassification", {**DISTILBERT, **LABELS}, golden=False
@@ -63,13 +74,14 @@ ENCODERS = {
             **MODERNBERT,
             **BIASES,
             "decoder_bias": False,
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
         golden=False,
     ),
     "modernbert-sequence": Case(
         "ModernBertForSequenceClassification",
         {**MODERNBERT, **LABELS, "classifier_pooling": "mean"},
+        golden=False,
     ),
     "modernbert-token": Case(
         "ModernBertForTokenClassification",
@@ -80,11 +92,18 @@ ENCODERS = {
     "mpnet-sequence": counted(
         "MPNetForSequenceClassification", {**ROBERTA, **LABELS}, attention="eager", golden=False
     ),
+    "albert": Case("AlbertForMaskedLM", ALBERT),
+    "albert-bare": Case(
+        "AlbertModel",
+        {**ALBERT, "inner_group_num": 2, "embedding_size": BERT["hidden_size"]},
+        golden=False,
+    ),
+    "albert-sequence": Case("AlbertForSequenceClassification", {**ALBERT, **LABELS}, golden=False),
     "electra": Case("ElectraForPreTraining", ELECTRA),
     "electra-bare": Case(
         "ElectraModel", {**ELECTRA, "embedding_size": BERT["hidden_size"]}, golden=False
     ),
-    "electra-masked": Case("ElectraForMaskedLM", ELECTRA),
+    "electra-masked": Case("ElectraForMaskedLM", ELECTRA, golden=False),
     "electra-sequence": Case(
         "ElectraForSequenceClassification", {**ELECTRA, **LABELS}, golden=False
     ),

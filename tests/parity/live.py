@@ -146,7 +146,7 @@ def inputs_of(model: Any, batch: Arrays) -> Arrays:
 
 
 def audio(model: Any) -> Arrays:
-    """Frames for an audio encoder, which takes as many as it has places for, none of them padding."""
+    """Frames for an audio encoder, as many as it has places for, since it takes no other number."""
     places, random = model.config.max_source_positions, np.random.default_rng(7)
     frames = random.normal(size=(4, 2 * places, model.config.num_mel_bins))
     return {"frames": frames.astype(np.float32), "source_valid": np.ones((4, places), bool)}

@@ -91,7 +91,9 @@ MORE_DECODERS = {
     ),
     "opt": Case("OPTForCausalLM", OPT),
     "opt-350m": Case(
-        "OPTForCausalLM", {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 20}
+        "OPTForCausalLM",
+        {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 20},
+        golden=False,
     ),
     "opt-plain": Case(
         "OPTForCausalLM",
@@ -108,7 +110,7 @@ MORE_DECODERS = {
         {**OPT, "num_labels": 3, "_remove_final_layer_norm": True},
         golden=False,
     ),
-    "gptj": Case("GPTJForCausalLM", {**GPT, "rotary_dim": 4}, attention="eager"),
+    "gptj": Case("GPTJForCausalLM", {**GPT, "n_inner": 64, "rotary_dim": 4}, attention="eager"),
     "gptj-tied": Case(
         "GPTJForCausalLM",
         {**GPT, "rotary_dim": 4, "tie_word_embeddings": True},
@@ -152,6 +154,7 @@ MORE_DECODERS = {
             "ffn_hidden_size": 64,
             "tie_word_embeddings": False,
         },
+        golden=False,
     ),
     "falcon-11b": Case(
         "FalconForSequenceClassification",
@@ -176,6 +179,7 @@ MORE_DECODERS = {
             "multi_query": False,
             "parallel_attn": False,
         },
+        golden=False,
     ),
     "gpt_oss": Case(
         "GptOssForCausalLM",
@@ -193,12 +197,13 @@ MORE_DECODERS = {
         {
             **LLAMA,
             "use_qkv_bias": True,
+            "qk_layernorm": True,
             "rope_parameters": rope(partial_rotary_factor=0.5),
         },
     ),
     "stablelm-12b": Case(
         "StableLmForCausalLM",
-        {**LLAMA, "qk_layernorm": True, "use_parallel_residual": True},
+        {**LLAMA, "use_parallel_residual": True},
         golden=False,
     ),
     "cohere": Case(

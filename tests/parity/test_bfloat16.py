@@ -10,7 +10,7 @@ import torch
 
 import eqxformer as ef
 from tests.helpers.parity import ours, without_padding
-from tests.parity.cases import CASES
+from tests.parity.cases import CASES, grouped
 from tests.parity.live import VOCAB, float64_throughout, inputs_of, make_batch, outputs_of, store
 
 # Roundings fall differently in two programs; the mean over hundreds of outputs of these models
@@ -19,7 +19,7 @@ MARGIN = 1.2
 NAMES = [name for name, case in CASES.items() if case.golden]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", grouped(NAMES))
 def test_errors_in_bfloat16_are_no_larger_than_the_reference_has(name, tmp_path):
     case = CASES[name]
     model = case.reference("cold").to(torch.bfloat16)

@@ -3,12 +3,12 @@
 import pytest
 
 from tests.helpers.parity import errors
-from tests.parity.cases import CASES
+from tests.parity.cases import CASES, grouped
 from tests.parity.live import REGIMES, expected_of, store
 
 
-@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("name", grouped(CASES))
 def test_outputs_and_gradients_are_those_of_the_reference(name, regime, tmp_path):
     case = CASES[name]
     model = case.reference(regime)

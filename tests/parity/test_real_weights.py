@@ -104,3 +104,14 @@ def test_what_is_saved_embeds_the_same_and_is_saved_again_byte_by_byte(model, ba
     for file in files:
         again = tmp_path / "second" / file.relative_to(tmp_path / "first")
         assert file.read_bytes() == again.read_bytes(), file.name
+
+
+def test_sentence_transformers_embeds_the_same_from_its_directory_and_from_ours(
+    directory, model, vectors, tmp_path
+):
+    library = pytest.importorskip("sentence_transformers")
+    ef.save_pretrained(model, tmp_path / "ours")
+    for folder in (directory, tmp_path / "ours"):
+        theirs = library.SentenceTransformer(str(folder), device="cpu")
+        theirs.max_seq_length = 128  # as the tokenizer's file has it
+        assert np.abs(theirs.encode(SENTENCES) - vectors).max() < TOLERANCE

@@ -11,7 +11,7 @@ import eqxformer as ef
 from eqxformer.checkpoints.rebuild import expected
 from eqxformer.pretrained import Checkpoint
 from eqxformer.pretrained.express import expression
-from tests.parity.cases import CASES
+from tests.parity.cases import CASES, grouped
 from tests.parity.live import inputs_of, make_batch, outputs_of, store
 from tests.helpers.old_words import in_old_words
 
@@ -48,14 +48,14 @@ def assert_same_to_transformers(case, model, directory):
         assert torch.equal(output, pairs[1][key]), key
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", grouped(CASES))
 def test_transformers_loads_what_we_save_with_equal_results(name, stored, tmp_path):
     model, source = stored(name)
     ef.save_pretrained(ef.from_pretrained(source), tmp_path / "ours")
     assert_same_to_transformers(CASES[name], model, tmp_path / "ours")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", grouped(CASES))
 def test_saving_what_was_saved_gives_the_same_bytes(name, stored, tmp_path):
     _, source = stored(name)
     first, second = tmp_path / "first", tmp_path / "second"
@@ -69,7 +69,7 @@ def test_saving_what_was_saved_gives_the_same_bytes(name, stored, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", grouped(CASES))
 def test_the_words_of_version_4_describe_the_same_model(name, stored, tmp_path):
     _, source = stored(name)
     values = json.loads((source / "config.json").read_text())
@@ -79,7 +79,7 @@ def test_the_words_of_version_4_describe_the_same_model(name, stored, tmp_path):
     assert old.edit(origin=None) == new.edit(origin=None)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", grouped(CASES))
 def test_a_model_without_a_history_is_described_anew(name, stored, tmp_path):
     model, source = stored(name)
     loaded = ef.from_pretrained(source)
