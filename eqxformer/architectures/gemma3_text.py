@@ -13,6 +13,8 @@ from eqxformer.architectures._layer_types import FULL, SLIDING, describe_windows
 from eqxformer.checkpoints.rope import describe_rotary, rotary
 from eqxformer.checkpoints.settings import Settings
 from eqxformer.models.decoder_lm import DecoderLM
+from eqxformer.models.encoder import Encoder
+from eqxformer.models.heads import Pooling
 
 
 def config(settings: Settings) -> DecoderLM.Config:
@@ -36,13 +38,15 @@ def config(settings: Settings) -> DecoderLM.Config:
 
 
 def directed(config: Callable[[Settings], Any]) -> Callable[[Settings], Any]:
-    """The config of a body that looks ahead where the settings say so."""
+    """The config of a body that looks ahead, and pools all tokens, where the settings say so."""
 
     def found(settings: Settings) -> Any:
         tree = config(settings)
         if not settings.flag("use_bidirectional_attention", False):
             return tree
-        return tree.edit("encoder" if hasattr(tree, "encoder") else "", direction="bidirectional")
+        if isinstance(tree, Encoder.Config):
+            return tree.edit(direction="bidirectional", pooling=Pooling.Config())
+        return tree.edit("encoder", direction="bidirectional")
 
     return found
 

@@ -1,4 +1,4 @@
-"""gpt-oss: Llama with sinks, a window in every other layer, and experts with bounded gates."""
+"""GPT-OSS: Llama with sinks, a window in every other layer, and experts with bounded gates."""
 
 from typing import Any
 

@@ -49,9 +49,7 @@ def read_json(path: str | os.PathLike[str], *, limit_bytes: int) -> dict[str, An
     return _read(pathlib.Path(path), limit_bytes, json_object)
 
 
-def read_json_text(
-    path: str | os.PathLike[str], *, limit_bytes: int
-) -> tuple[str, dict[str, Any]]:
+def read_json_text(path: str | os.PathLike[str], *, limit_bytes: int) -> tuple[str, dict[str, Any]]:
     """The text of a file and the JSON object in it, read once; otherwise as `read_json`."""
     return _read(pathlib.Path(path), limit_bytes, lambda text: (text, json_object(text)))
 

@@ -11,6 +11,11 @@ from eqxformer.checkpoints.stored import Computed
 from eqxformer.config import Config
 
 
+def nothing_computed(settings: Settings) -> Mapping[str, Computed]:
+    """No tensors: all that is written is learned."""
+    return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One kind of model an architecture is used as, named in `architectures` of `config.json`.
@@ -32,7 +37,7 @@ class Task:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     saved_as: str | None = None
-    computed: Callable[[Settings], Mapping[str, Computed]] = lambda _: {}
+    computed: Callable[[Settings], Mapping[str, Computed]] = nothing_computed
 
 
 @dataclasses.dataclass(frozen=True)

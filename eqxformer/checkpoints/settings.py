@@ -24,20 +24,19 @@ _MOST_LAYERS = 2048
 INERT = frozenset(
     """
     _name_or_path transformers_version torch_dtype dtype model_type architectures auto_map
-    _attn_implementation _attn_implementation_autoset _commit_hash
-    output_attentions output_hidden_states output_past return_dict use_return_dict torchscript
-    use_cache use_bfloat16 gradient_checkpointing chunk_size_feed_forward tf_legacy_loss
-    initializer_range initializer_factor init_std pretraining_tp tokenizer_class prefix
-    is_encoder_decoder bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id
-    mask_token_id unk_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id
-    bad_words_ids begin_suppress_tokens suppress_tokens do_sample early_stopping max_length
-    min_length length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size num_beams
-    num_beam_groups num_return_sequences diversity_penalty repetition_penalty temperature top_k
-    top_p typical_p exponential_decay_length_penalty remove_invalid_values output_scores
-    return_dict_in_generate normalize_before_logits task_specific_params finetuning_task
-    id2label label2id problem_type num_labels _num_labels
-    transformers.js_config unsloth_version unsloth_fixed
-    """.split()
+    _attn_implementation _attn_implementation_autoset _commit_hash output_attentions
+    output_hidden_states output_past return_dict use_return_dict torchscript use_cache use_bfloat16
+    gradient_checkpointing chunk_size_feed_forward tf_legacy_loss initializer_range
+    initializer_factor init_std pretraining_tp tokenizer_class prefix is_encoder_decoder
+    bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id
+    decoder_start_token_id forced_bos_token_id forced_eos_token_id bad_words_ids
+    begin_suppress_tokens suppress_tokens do_sample early_stopping max_length min_length
+    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size num_beams num_beam_groups
+    num_return_sequences diversity_penalty repetition_penalty temperature top_k top_p typical_p
+    exponential_decay_length_penalty remove_invalid_values output_scores return_dict_in_generate
+    normalize_before_logits task_specific_params finetuning_task id2label label2id problem_type
+    num_labels _num_labels transformers.js_config unsloth_version unsloth_fixed
+    """.split()  # noqa: SIM905
 )
 
 # Keys that would change what the model computes, and the one value that does not.

@@ -138,18 +138,17 @@ def _notes(found: Found) -> Iterator[tuple[str, str]]:
 
 def _outline(skeleton: Any) -> str:
     """The kind of a model, and the sizes of its sides."""
-    sides = [
-        s for s in (getattr(skeleton, "encoder", None), getattr(skeleton, "decoder", None)) if s
-    ]
-    texts = []
-    for each in sides or [skeleton]:
-        config = each.config
-        blocks = "block" if len(config.blocks) == 1 else "blocks"
-        texts.append(
-            f"{type(each).__name__} of {len(config.blocks)} {blocks}, width {config.dim:,}, "
-            f"{config.vocab:,} tokens"
-        )
-    return f"{type(skeleton).__name__}: {'; '.join(texts)}" if sides else texts[0]
+    named = (getattr(skeleton, side, None) for side in ("encoder", "decoder"))
+    sides = [_side(side) for side in named if side is not None]
+    return f"{type(skeleton).__name__}: {'; '.join(sides)}" if sides else _side(skeleton)
+
+
+def _side(part: Any) -> str:
+    config = part.config
+    blocks = "block" if len(config.blocks) == 1 else "blocks"
+    vocab = getattr(config, "vocab", None)  # an encoder of audio has none
+    tokens = "" if vocab is None else f", {vocab:,} tokens"
+    return f"{type(part).__name__} of {len(config.blocks)} {blocks}, width {config.dim:,}{tokens}"
 
 
 def _cache(model: DecoderLM | EncoderDecoder) -> str:

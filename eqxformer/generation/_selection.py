@@ -39,7 +39,6 @@ def largest_threshold(
     bits = jnp.finfo(values.dtype).bits
     unsigned = jnp.dtype(f"uint{bits}")
     sign = jnp.asarray(1 << (bits - 1), unsigned)
-    values = jnp.where(values == 0, jnp.zeros_like(values), values)  # 0 and -0 are one number
     raw = jax.lax.bitcast_convert_type(values, unsigned)
     # As unsigned integers in the order of the numbers: negative ones count backwards.
     keys = jnp.where(raw >= sign, ~raw, raw | sign)

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
-from eqxformer.generation.samplers import Greedy, Sampler
+from eqxformer.generation._token_ids import check_vocabulary
+from eqxformer.generation.processors import Processor, Seen
+from eqxformer.generation.samplers import Greedy, Sampler, as_sampler, nothing_to_choose
 from eqxformer.layers.masks import Padding
 from eqxformer.models.audio import AudioEncoder
 from eqxformer.models.decoder_lm import DecoderLM, ModelCache
 from eqxformer.models.encoder import Encoder
 from eqxformer.models.encoder_decoder import EncoderDecoder
 
-Carry = tuple[Array, ModelCache, Array, Array]  # step, cache, tokens, finished rows
+Carry = tuple[Array, ModelCache, Array, Seen, Array]  # step, cache, made, seen, finished rows
 
 
 def generate(
@@ -23,7 +25,7 @@ def generate(
     prompts: Int[Array, "rows seq"],
     *,
     max_new_tokens: int,
-    sampler: Sampler = Greedy(),
+    sampler: Sampler | Processor = Greedy(),
     valid: Bool[Array, "rows seq"] | None = None,
     start: int | None = None,
     stop: tuple[int, ...] = (),
@@ -36,14 +38,14 @@ def generate(
             sources.
         prompts: token ids, a row per prompt.
         max_new_tokens: how many tokens to make.
-        sampler: how a token is chosen.
+        sampler: how a token is chosen; a processor, such as `TopP(0.9)`, draws from what it leaves.
         valid: true for real tokens, for prompts of several lengths, padded on either side.
         start: the first token of the target, for an encoder-decoder.
         stop: ids after which a row is finished; it is filled up with the first of them.
         key: for samplers that draw. A row's stream depends on the key and its own number alone.
 
     Raises `ValueError` for an empty prompt, an id outside the vocabulary, a missing key or start,
-    or more tokens than there are positions.
+    more tokens than there are positions, or a row that the sampler has no token for.
 
     Example:
         >>> import eqxformer as ef, jax, jax.numpy as jnp
@@ -61,7 +63,10 @@ def generate(
     if valid is not None:
         prompts = jnp.where(valid, prompts, 0)  # padding may be any id, also none of the vocabulary
     begin = None if start is None else jnp.full((prompts.shape[0], 1), start, jnp.int32)
-    return _generate(model, prompts, valid, begin, sampler, max_new_tokens, stop, key)
+    made = _generate(model, prompts, valid, begin, as_sampler(sampler), max_new_tokens, stop, key)
+    if (without := np.flatnonzero((np.asarray(made) < 0).any(-1))).size:
+        raise ValueError(nothing_to_choose(int(without[0])))
+    return made
 
 
 @eqx.filter_jit
@@ -85,9 +90,10 @@ def _generate(
         cache, extend = model.init_cache((rows,), prompts.shape[1] + max_new_tokens), model.extend
         hidden, cache, _ = model.run(prompts, mask=mask, cache=cache)
         logits = model.logits(_last_real(hidden, valid))
+    seen = Seen.start(*((prompts, valid) if begin is None else (begin, None)), max_new_tokens)
 
-    def choose(logits: Array, done: Array, step: Array) -> tuple[Array, Array]:
-        token = sampler(logits, _row_keys(key, rows, step))
+    def choose(logits: Array, seen: Seen, done: Array, step: Array) -> tuple[Array, Array]:
+        token = sampler(logits, _row_keys(key, rows, step), seen)
         if not stop:
             return token, done
         token = jnp.where(done, stop[0], token)
@@ -97,16 +103,17 @@ def _generate(
         return (carry[0] < max_new_tokens) & ~carry[-1].all()
 
     def step(carry: Carry) -> Carry:
-        i, cache, tokens, done = carry
+        i, cache, tokens, seen, done = carry
         newest = jax.lax.dynamic_slice(tokens, (0, i - 1), (rows, 1))
         logits, cache = extend(newest, cache)
-        token, done = choose(logits[:, -1], done, i)
-        return i + 1, cache, jax.lax.dynamic_update_slice(tokens, token[:, None], (0, i)), done
+        token, done = choose(logits[:, -1], seen, done, i)
+        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, i))
+        return i + 1, cache, tokens, seen.add(token), done
 
-    first, done = choose(logits, jnp.zeros(rows, bool), jnp.asarray(0))
+    first, done = choose(logits, seen, jnp.zeros(rows, bool), jnp.asarray(0))
     tokens = jnp.full((rows, max_new_tokens), stop[0] if stop else 0, jnp.int32)
     tokens = tokens.at[:, 0].set(first)
-    carry = (jnp.asarray(1), cache, tokens, done)
+    carry = (jnp.asarray(1), cache, tokens, seen.add(first), done)
     return jax.lax.while_loop(going, step, carry)[2]  # pyright: ignore[reportArgumentType]
 
 
@@ -149,7 +156,7 @@ def _check_prompts(model: DecoderLM | EncoderDecoder, prompts: Array, valid: Arr
 def _check_choices(
     model: DecoderLM | EncoderDecoder,
     max_new_tokens: int,
-    sampler: Sampler,
+    sampler: Sampler | Processor,
     start: int | None,
     stop: tuple[int, ...],
     key: PRNGKeyArray | None,
@@ -158,12 +165,13 @@ def _check_choices(
     vocab = (model.config.decoder if seq2seq else model.config).vocab
     if max_new_tokens < 0:
         raise ValueError(f"`max_new_tokens` must not be negative; got {max_new_tokens}.")
-    if sampler.needs_key and key is None:
+    if as_sampler(sampler).needs_key and key is None:
         raise ValueError(f"{type(sampler).__name__} draws at random and needs a `key`; got none.")
     if seq2seq and start is None:
         raise ValueError("An encoder-decoder needs `start`, the first token of its target.")
     if not seq2seq and start is not None:
         raise ValueError("`start` is for encoder-decoders; a decoder continues its prompts.")
+    check_vocabulary(sampler, vocab)
     for name, ids in (("start", () if start is None else (start,)), ("stop", stop)):
         if not all(0 <= each < vocab for each in ids):
             raise ValueError(f"`{name}` must be at least 0 and below {vocab}; got {ids}.")

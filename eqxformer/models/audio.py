@@ -73,7 +73,7 @@ class AudioEmbedding(eqx.Module):
         """The vectors of these frames, in the type of the weights.
 
         Arguments:
-            positions: the number of every place that the convolutions leave; counted from 0 if None.
+            positions: of every place that the convolutions leave; counted from 0 if None.
             key: switches dropout on.
         """
         act = activation(self.config.activation)

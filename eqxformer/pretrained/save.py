@@ -83,8 +83,8 @@ def save_pretrained(
     shard_bytes = parse_size(shard_size)
     with replaced_directory(directory, overwrite=overwrite) as folder:
         carry(model.config, folder)
-        changed = settings != written.settings or written.text is None
-        text = json.dumps(settings, indent=2) + "\n" if changed else written.text
+        text = written.text if settings == written.settings else None
+        text = json.dumps(settings, indent=2) + "\n" if text is None else text
         (folder / CONFIG).write_text(text, encoding="utf-8")
         write_tensors(
             folder,

@@ -1,6 +1,7 @@
 """Encoder-decoders as files have them: old names, tables stored twice, heads tied and not."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -275,7 +276,7 @@ def test_whisper_hears_frames_and_its_places_start_as_sinusoids():
         values[key] = [1]
     settings = ef.Settings({**values, "median_filter_width": 7, "mask_time_prob": 0.05})
     known = ef.architecture("whisper")
-    tree = known.tasks["WhisperForConditionalGeneration"].config(settings)
+    tree: Any = known.tasks["WhisperForConditionalGeneration"].config(settings)
     settings.check_all_read("whisper")
     assert isinstance(tree.encoder, ef.AudioEncoder.Config)
     assert [each.attention.key.bias for each in tree.encoder.blocks] == [False]

@@ -1,4 +1,4 @@
-"""What holds of every architecture: proven, on the page, saved as it was, in both versions' words."""
+"""What holds of every architecture: it is proven, on the page, and saved as it was."""
 
 import json
 import re

@@ -1,7 +1,5 @@
 """Llama's family as files have it: what absent and null keys mean, old words, and honest saving."""
 
-from typing import Any
-
 import pytest
 
 import eqxformer as ef
@@ -20,14 +18,14 @@ SIZES = {
 }
 
 
-def tree(model_type: str, class_name: str | None = None, **changes: Any) -> Any:
+def tree(model_type, class_name=None, **changes):
     """The config tree of tiny settings, every key of which is accounted for."""
     known = ef.architecture(model_type)
     task = known.tasks[class_name or next(iter(known.tasks))]
     return read_tree(known, task.config, Settings({**SIZES, **changes}))
 
 
-def each(config: Any, field: str) -> list[Any]:
+def each(config, field):
     """A field of the attention of every block."""
     return [getattr(block.attention, field) for block in config.blocks]
 

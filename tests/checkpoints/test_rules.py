@@ -114,7 +114,7 @@ def test_a_stack_keeps_the_order_of_its_entries():
 
 # A small model: two blocks of an attention, experts and a norm, and a head.
 def model(*, layers=2, dim=4, experts=3) -> dict[str, tuple[int, ...]]:
-    found = {"embedding.tokens.weight": (7, dim)}
+    found: dict[str, tuple[int, ...]] = {"embedding.tokens.weight": (7, dim)}
     for i in range(layers):
         for name in ("query", "key", "value"):
             found[f"blocks.{i}.attention.{name}.weight"] = (dim, dim)

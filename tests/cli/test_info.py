@@ -66,6 +66,12 @@ def test_an_encoder_decoder_remembers_its_source_as_well(command):
     assert said(out, "KV cache").endswith(f"; {each} a token of the source")
 
 
+def test_an_encoder_of_audio_has_no_tokens(command):
+    _, out, _ = command("info", "whisper-tiny", "--depth", 1)
+    sides = "AudioEncoder of 4 blocks, width 384; DecoderLM of 4 blocks, width 384, 51,865 tokens"
+    assert said(out, "model") == f"EncoderDecoder: {sides}"
+
+
 def test_a_checkpoint_is_described_from_its_headers_alone(command, unread):
     code, out, err = command("info", GOLDEN / "bert")
     assert (code, err) == (0, "")

@@ -136,9 +136,9 @@ class Counting(ef.Sampler):
     def needs_key(self):
         return True
 
-    def __call__(self, logits, keys):
+    def process(self, logits, seen=None):
         self.traced.append(1)
-        return self.inner(logits, keys)
+        return self.inner.process(logits, seen)
 
 
 class Tally(list):

@@ -5,8 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
 import eqxformer as ef
+from eqxformer.generation.samplers import BLOCK, _pick, as_sampler, draw
+from tests.generation import twins
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4]]))
 ROWS = 4000
@@ -15,6 +18,16 @@ ROWS = 4000
 def _draw(sampler, logits, seed=0):
     keys = jax.random.split(jax.random.key(seed), len(logits))
     return np.asarray(eqx.filter_jit(sampler)(logits, keys))
+
+
+def _surprise(drawn, expected):
+    """How unlikely so great a chi-square of these counts is, and whether only the possible came."""
+    counts = np.bincount(drawn, minlength=len(expected))
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    distance = counts[possible] - expected[possible] * len(drawn)
+    statistic = (distance**2 / (expected[possible] * len(drawn))).sum()
+    return chi2.sf(statistic, max(possible.sum() - 1, 1))
 
 
 def _shares(sampler, row):
@@ -68,6 +81,123 @@ def test_half_precision_logits_are_drawn_in_single():
     drawn = _draw(ef.Sample(), logits)
     assert drawn.dtype == np.int32
     assert len(np.unique(drawn)) > 290
+
+
+# Processors before samplers, and in their place
+
+ROW = np.random.default_rng(5).standard_normal(12).astype(np.float32) * 1.5
+
+DRAWING = {
+    "temperature": (ef.Temperature(0.6), ROW / 0.6),
+    "top_k": (ef.TopK(5), twins.kept(ROW, twins.top_k(ROW, 5))),
+    "top_p": (ef.TopP(0.8), twins.kept(ROW, twins.top_p(ROW, 0.8))),
+    "min_p": (ef.MinP(0.15), twins.kept(ROW, twins.min_p(ROW, 0.15))),
+    "typical": (ef.Typical(0.7), twins.kept(ROW, twins.typical(ROW, 0.7))),
+    "epsilon": (ef.Epsilon(0.05), twins.kept(ROW, twins.epsilon(ROW, 0.05))),
+    "bias": (ef.LogitBias({1: 2.0, 3: -np.inf}), twins.bias(ROW, [], 0, {1: 2.0, 3: -np.inf})),
+    "several": (
+        ef.Temperature(2.0) | ef.TopK(6) | ef.Sample(0.5),
+        2.0 * (ROW / 2.0 + twins.kept(0 * ROW, twins.top_k(ROW, 6))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_a_processor_in_place_of_a_sampler_draws_from_what_it_leaves(name):
+    sampler, left = DRAWING[name]
+    sampler = as_sampler(sampler)
+    assert sampler.needs_key
+    drawn = _draw(sampler, jnp.broadcast_to(jnp.asarray(ROW), (ROWS, 12)), seed=3)
+    assert _surprise(drawn, twins.softmax(left)) > 1e-3
+
+
+def test_the_order_of_a_pipe_is_the_order_in_which_it_happens():
+    logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
+    for sampler, possible in (
+        (ef.Temperature(9.0) | ef.TopP(0.4) | ef.Sample(), [1, 1, 0]),
+        (ef.TopP(0.4) | ef.Sample(9.0), [1, 0, 0]),
+        (ef.TopP(0.4) | (ef.Temperature(9.0) | ef.Sample()), [1, 0, 0]),
+    ):
+        np.testing.assert_array_equal(np.isfinite(sampler.process(logits)), [possible])
+
+
+def test_a_processor_before_greedy_draws_nothing():
+    sampler = ef.Suppress((3,)) | ef.LogitBias({0: -9.0}) | ef.Greedy()
+    assert isinstance(sampler, ef.Sampler)
+    assert not sampler.needs_key
+    np.testing.assert_array_equal(sampler(LOGITS), [1, 2])
+
+
+def test_another_temperature_or_top_k_compiles_nothing_anew():
+    traced = []
+
+    @eqx.filter_jit
+    def run(sampler, logits, keys):
+        traced.append(1)
+        return sampler(logits, keys)
+
+    for seed, sampler in enumerate((ef.Sample(0.5, 2), ef.Sample(2.0, 3), ef.Sample(1.0, 99))):
+        run(sampler, LOGITS, jax.random.split(jax.random.key(seed), 2))
+    assert len(traced) == 1
+
+
+# Drawing by blocks
+
+
+@pytest.mark.parametrize("vocab", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
+def test_draws_are_spread_as_the_softmax_over_vocabularies_of_any_number_of_blocks(vocab):
+    random = np.random.default_rng(vocab)
+    row = np.where(random.random(vocab) < 0.9, -np.inf, random.standard_normal(vocab))
+    row[[0, -1]] = 1.0
+    logits = jnp.broadcast_to(jnp.asarray(row, jnp.float32), (ROWS, vocab))
+    drawn = np.asarray(jax.jit(draw)(logits, jax.random.split(jax.random.key(1), ROWS)))
+    assert _surprise(drawn, twins.softmax(row)) > 1e-3
+
+
+def test_what_is_forbidden_is_never_drawn_and_what_is_alone_always_is():
+    keys = jax.random.split(jax.random.key(2), ROWS)
+    alone = jnp.full((ROWS, 700), -jnp.inf)
+    place = jnp.arange(ROWS) % 700
+    alone = alone.at[jnp.arange(ROWS), place].set(-80.0)
+    np.testing.assert_array_equal(jax.jit(draw)(alone, keys), place)
+
+
+def test_rounded_sums_never_lead_to_a_place_without_weight():
+    random = np.random.default_rng(0)
+    weights = np.exp(random.standard_normal((3000, BLOCK)) * 4).astype(np.float32)
+    weights[random.random(weights.shape) < 0.7] = 0.0
+    for uniform in (0.0, 0.3, np.nextafter(np.float32(1), np.float32(0))):
+        place = jax.jit(_pick)(jnp.asarray(weights), jnp.full((3000, 1), uniform, jnp.float32))
+        assert (weights[np.arange(3000), place] > 0).all()
+
+
+def test_equally_likely_ids_of_a_large_vocabulary_come_equally_often():
+    """Also where one number for all of them would be too coarse: half of the mass is on one id."""
+    logits = jnp.zeros((20_000, 2 * BLOCK)).at[:, BLOCK].set(jnp.log(2.0 * BLOCK - 1))
+    drawn = np.asarray(jax.jit(draw)(logits, jax.random.split(jax.random.key(3), 20_000)))
+    expected = np.full(2 * BLOCK, 0.5 / (2 * BLOCK - 1))
+    expected[BLOCK] = 0.5
+    assert _surprise(drawn, expected) > 1e-3
+
+
+# Rows without a token
+
+NOTHING = {
+    "everything is forbidden": [-np.inf, -np.inf, -np.inf],
+    "a logit is NaN": [1.0, np.nan, 2.0],
+    "a logit is infinite": [1.0, np.inf, 2.0],
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+@pytest.mark.parametrize("sampler", [ef.Greedy(), ef.Sample(0.7, 2), ef.TopP(0.5) | ef.Sample()])
+def test_a_row_without_a_token_is_an_error_and_minus_one_where_that_cannot_be_seen(name, sampler):
+    logits = jnp.array([[0.0, 9.0, 0.0], NOTHING[name]])
+    found = _draw(sampler, logits)
+    assert found.tolist() == [1, -1]
+    keys = jax.random.split(jax.random.key(0), 2)
+    with pytest.raises(ValueError, match="Row 1 has no token to choose: its logits are NaN or"):
+        sampler(logits, keys)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])

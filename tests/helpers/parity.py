@@ -1,6 +1,6 @@
 """Our model of a checkpoint beside what the reference made of the same: outputs and gradients.
 
-What is expected comes from `tests/parity/reference.py`, live or stored in `tests/golden`; nothing
+What is expected comes from `tests/parity/live.py`, live or stored in `tests/golden`; nothing
 here needs torch.
 """
 
@@ -99,7 +99,8 @@ def errors(directory: Path, expected: Expected) -> list[Error]:
     # Without its history, which would make the same model in another directory another program.
     model = ef.rebuild(checkpoint.model(), checkpoint.config.edit(origin=None))
     inputs = {key: jnp.asarray(array) for key, array in expected.inputs.items()}
-    gradients, outputs = compiled(expected.places)(model, inputs)
+    bare = "last" in expected.outputs
+    gradients, outputs = compiled(expected.places, bare)(model, inputs)
     found = {f"output.{k}": np.asarray(v) for k, v in outputs.items()}
     found = {k: without_padding(v, expected.inputs) for k, v in found.items()}
     arrays = {path: np.asarray(g) for path, g in ef.named_arrays(gradients).items()}
@@ -122,13 +123,15 @@ def error_of(name: str, ours: np.ndarray, exact: np.ndarray, noise: float) -> Er
 
 
 @functools.cache
-def compiled(places: str) -> Callable[[Any, dict[str, Array]], tuple[Any, dict[str, Array]]]:
+def compiled(
+    places: str, bare: bool
+) -> Callable[[Any, dict[str, Array]], tuple[Any, dict[str, Array]]]:
     """Gradients and outputs of a model; compiled once for all weights of the same tree."""
 
     @eqx.filter_jit
     @eqx.filter_grad(has_aux=True)
     def run(model: Any, inputs: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-        outputs = ours(model, inputs, places)
+        outputs = ours(model, inputs, places, bare=bare)
         loss = sum(
             (output.astype(jnp.float32) * weight).sum()
             for key, output in outputs.items()
@@ -139,10 +142,12 @@ def compiled(places: str) -> Callable[[Any, dict[str, Array]], tuple[Any, dict[s
     return run
 
 
-def ours(model: Any, inputs: dict[str, Array], places: str) -> dict[str, Array]:
-    """Hidden states and results of a model of any kind."""
+def ours(
+    model: Any, inputs: dict[str, Array], places: str, *, bare: bool = False
+) -> dict[str, Array]:
+    """Hidden states and results of a model of any kind; of a bare one, what its head would get."""
     if isinstance(model, ef.EncoderDecoder):
-        return _encoder_decoder(model, inputs, places)
+        return _encoder_decoder(model, inputs, places, bare)
     mask = ef.Padding(inputs["valid"])
     more: dict[str, Any] = {"types": inputs["types"]} if "types" in inputs else {}
     if places == "all":
@@ -162,14 +167,12 @@ def ours(model: Any, inputs: dict[str, Array], places: str) -> dict[str, Array]:
 
 
 def _encoder_decoder(
-    model: ef.EncoderDecoder, inputs: dict[str, Array], places: str
+    model: ef.EncoderDecoder, inputs: dict[str, Array], places: str, bare: bool
 ) -> dict[str, Array]:
     more: dict[str, Any] = {}
     if places == "all":
         more["source_positions"] = jnp.arange(inputs["source_valid"].shape[-1])
         more["positions"] = jnp.arange(inputs["tokens"].shape[-1])
-    origin: Any = model.config.origin
-    named = json.loads(origin.settings)["architectures"][0]
     model, read = watched(model, lambda m: m.encoder.blocks)
     model, written = watched(model, lambda m: m.decoder.blocks)
     states, _ = model.run(
@@ -179,8 +182,7 @@ def _encoder_decoder(
         mask=ef.Padding(inputs["valid"]),
         **more,
     )
-    writes = named.endswith(("ForConditionalGeneration", "MTModel"))
-    result = {"logits": model.logits(states)} if writes else {"last": states}
+    result = {"last": states} if bare else {"logits": model.logits(states)}
     return {**result, **hidden(read, ".source"), **hidden(written, ".target")}
 
 

@@ -16,6 +16,6 @@ CASES = {**DECODERS, **MORE_DECODERS, **ENCODERS, **SEQ2SEQ}
 def grouped(names: Iterable[str]) -> list[Any]:
     """Names as parameters whose tests share a worker, and so what it compiles, when asked to:
 
-        pytest tests/parity --dist loadgroup
+    pytest tests/parity --dist loadgroup
     """
     return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]

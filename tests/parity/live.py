@@ -64,7 +64,8 @@ class Case:
         """The reference model in one of the regimes."""
         cls = getattr(hf, self.model)
         torch.manual_seed(0)
-        config = cls.config_class(**self.settings, attn_implementation=self.attention)
+        settings = copy.deepcopy(dict(self.settings))  # a config writes into what it is given
+        config = cls.config_class(**settings, attn_implementation=self.attention)
         model = cls(config).eval()
         self.prepare(model)
         with torch.no_grad():

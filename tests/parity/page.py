@@ -24,7 +24,7 @@ from tests.parity.test_round_trip import assert_same_to_transformers
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 HEAD = """# Architectures
 
-What `ef.from_pretrained` loads and `ef.save_pretrained` writes, by the `model_type` of `config.json`.
+What `ef.from_pretrained` loads and `ef.save_pretrained` writes, by `model_type` in `config.json`.
 This page is written by `python -m tests.parity.page`, which runs the comparisons of `tests/parity`.
 
 Every row is a tiny model with random weights, made by transformers {transformers} and loaded here

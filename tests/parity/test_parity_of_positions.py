@@ -13,8 +13,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.t5.modeling_t5 import T5Attention
 
 import eqxformer as ef
-from tests.parity.decoder_families import rope
-from tests.parity.reference import error_of, float64_throughout
+from tests.helpers.parity import error_of
+from tests.parity.decoders import rope
+from tests.parity.live import float64_throughout
 
 WIDTH, TRAINED = 64, 512  # of a head; tokens of the training
 PAIRS = range(WIDTH // 2)
@@ -71,8 +72,9 @@ def test_scaled_frequencies_and_their_magnitude(name: str, base: float, length: 
     assert exact.dtype == np.float64
     ours = np.asarray(scaling.frequencies(base, WIDTH, jnp.asarray(length)))
     # Frequencies differ by powers of ten, so they are compared in relation to each.
-    error = error_of(name, ours / exact, narrow.numpy() / exact, np.ones_like(exact))
-    assert error.error <= error.tolerance, error
+    noise = float(np.abs(narrow.numpy() / exact - 1.0).max())
+    error = error_of(name, ours / exact, np.ones_like(exact), noise)
+    assert error.passed, error
     assert scaling.magnitude() == pytest.approx(factor, rel=1e-12)
 
 
@@ -90,9 +92,9 @@ def test_cosines_and_sines_of_every_position(name: str, length: int):
         rotary.tables(WIDTH, jnp.arange(length)), narrow, exact, strict=True
     ):
         assert true.dtype == torch.float64
-        halves = (each[0, :, : WIDTH // 2].numpy() for each in (near, true))
-        error = error_of(name, np.asarray(ours), *halves)
-        assert error.error <= error.tolerance, error
+        near, exactly = (each[0, :, : WIDTH // 2].numpy() for each in (near, true))
+        error = error_of(name, np.asarray(ours), exactly, float(np.abs(near - exactly).max()))
+        assert error.passed, error
 
 
 @pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 9), (20, 50), (64, 200)])

@@ -11,9 +11,9 @@ import eqxformer as ef
 from eqxformer.checkpoints.rebuild import expected
 from eqxformer.pretrained import Checkpoint
 from eqxformer.pretrained.express import expression
+from tests.helpers.old_words import in_old_words
 from tests.parity.cases import CASES, grouped
 from tests.parity.live import inputs_of, make_batch, outputs_of, store
-from tests.helpers.old_words import in_old_words
 
 
 @pytest.fixture(scope="module")
