@@ -22,6 +22,7 @@ ORDER = [
     "checks",
     "axes",
     "keys",
+    "strict_json",
     "config",
     "layers",
     "blocks",
@@ -40,8 +41,11 @@ ORDER = [
 ]
 
 # Modules of the extras, and of base dependencies that a first import has no need of.
-LATER = ["click", "huggingface_hub", "matplotlib", "optax", "rich", "safetensors", "torch"]
-EXTRAS = [name for name in LATER if name not in ("optax", "safetensors")]
+LATER = [
+    *("click", "huggingface_hub", "matplotlib", "optax", "rich", "safetensors", "tokenizers"),
+    *("torch", "transformers"),
+]
+EXTRAS = [name for name in LATER if name != "optax"]
 
 
 def modules():

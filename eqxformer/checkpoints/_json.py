@@ -13,7 +13,7 @@ import numpy as np
 
 from eqxformer.checkpoints._opening import opened, read_into
 from eqxformer.checkpoints.errors import CheckpointError
-from eqxformer.config import json_object, json_value
+from eqxformer.strict_json import json_object, json_value
 
 MAX_DEPTH = 100
 Value = TypeVar("Value")

@@ -159,9 +159,17 @@ def draw(logits: Float[Array, "rows vocab"], keys: Key[Array, " rows"]) -> Int[A
 
 
 def _pick(weights: Float[Array, "rows places"], uniform: Float[Array, "rows 1"]) -> Array:
-    """The place at which the weights before it and its own exceed `uniform` of all."""
-    # Rounding may let a sum of more places be less: places without weight must not profit.
-    sums = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), jnp.zeros_like(weights))
+    return place_of(uniform, weights, jnp.cumsum(weights, axis=-1))
+
+
+def place_of(
+    uniform: Float[Array, "rows 1"],
+    weights: Float[Array, "rows places"],
+    sums: Float[Array, "rows places"],
+) -> Int[Array, " rows"]:
+    """The first place at which the sum of the weights so far exceeds `uniform` of all of them."""
+    # Added up in parallel and rounded, a sum may rise or fall where there is no weight.
+    sums = jnp.where(weights > 0, sums, jnp.zeros_like(sums))
     return jnp.argmax(sums > uniform * sums.max(-1, keepdims=True), axis=-1).astype(jnp.int32)
 
 

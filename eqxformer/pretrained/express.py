@@ -11,10 +11,11 @@ from eqxformer.checkpoints.moves import Shape
 from eqxformer.checkpoints.rules import Binding, bind
 from eqxformer.checkpoints.settings import Settings
 from eqxformer.checkpoints.stored import Planned
-from eqxformer.config import Config, json_object
+from eqxformer.config import Config
 from eqxformer.models.origin import Origin
 from eqxformer.pretrained.checkpoint import read_tree
 from eqxformer.pretrained.compare import OTHER_KIND, differences
+from eqxformer.strict_json import json_object
 
 Shapes = Mapping[str, Shape]
 

@@ -8,7 +8,6 @@ import pytest
 
 import eqxformer as ef
 from tests.generation import twins
-from tests.helpers.models import VOCAB, logits, model, tokens
 
 INF = np.inf
 SLOTS, NEW = 9, 4
@@ -304,7 +303,7 @@ def test_an_id_outside_the_vocabulary_is_an_error_and_nan_where_it_cannot_be_see
         assert not np.isnan(eqx.filter_jit(processor)(jnp.zeros((1, 8)), seen)).any()
 
 
-@pytest.mark.parametrize("name", set(KINDS) - {"suppress"})
+@pytest.mark.parametrize("name", sorted(set(KINDS) - {"suppress"}))
 def test_what_looks_at_the_tokens_so_far_says_that_it_needs_them(name):
     settings, make, _ = KINDS[name]
     with pytest.raises(ValueError, match="looks at the tokens so far and needs `seen`; got None"):
@@ -333,73 +332,3 @@ def test_what_looks_at_the_tokens_so_far_says_that_it_needs_them(name):
 def test_settings_that_mean_nothing_are_refused_with_what_would(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-# In the loop of generate
-
-
-def _by_hand(name, texts, prompts):
-    """Greedily, from the plain model's logits through the loops, a token at a time."""
-    for _ in range(NEW):
-        ids = np.zeros((2, SLOTS), int)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = text
-        if name == "t5":
-            out = logits(model(name), jnp.asarray(prompts), target=jnp.asarray(ids))
-        else:
-            valid = jnp.arange(SLOTS)[None] < jnp.asarray([[len(text)] for text in texts])
-            out = logits(model(name), jnp.asarray(ids), mask=ef.Padding(valid))
-        for row, text in enumerate(texts):
-            now = twins.repetition(np.asarray(out[row, len(text) - 1]), text, 0, 3.0)
-            text.append(int(np.argmax(twins.no_repeat(now, text, 0, 1))))
-    return [text[-NEW:] for text in texts]
-
-
-@pytest.mark.parametrize("name", ["llama", "t5"])
-def test_generate_hands_its_processors_the_tokens_of_each_row(name):
-    ids = np.array([[1, 2, 3, 4], [-1, -1, 5, 6]]) if name == "llama" else np.array(tokens(2, 4))
-    texts = [row[row >= 0].tolist() for row in ids] if name == "llama" else [[2], [2]]
-    made = ef.generate(
-        model(name),
-        jnp.asarray(ids),
-        max_new_tokens=NEW,
-        valid=jnp.asarray(ids >= 0),
-        sampler=ef.RepetitionPenalty(3.0) | ef.NoRepeatNGram(1) | ef.Greedy(),
-        **({} if name == "llama" else {"start": 2}),
-    )
-    assert made.tolist() == _by_hand(name, texts, ids)
-
-
-def test_generate_knows_its_first_and_its_last_step():
-    made = ef.generate(
-        model("gpt"),
-        tokens(2, 4),
-        max_new_tokens=NEW,
-        sampler=ef.Suppress((0, 5)) | ef.Force({0: 5, -1: 0}),
-        key=jax.random.key(0),
-    )
-    assert (made[:, 0] == 5).all()
-    assert (made[:, -1] == 0).all()
-    assert not jnp.isin(made[:, 1:-1], jnp.array([0, 5])).any()
-
-
-def test_generate_refuses_ids_that_the_vocabulary_lacks_before_anything_runs():
-    with pytest.raises(ValueError, match=f"ids of `Suppress` must be below {VOCAB}; got {VOCAB}"):
-        ef.generate(
-            model("gpt"),
-            tokens(1, 3),
-            max_new_tokens=2,
-            sampler=ef.TopK(3) | ef.Suppress((VOCAB,)) | ef.Greedy(),
-        )
-
-
-def test_generate_says_which_row_has_nothing_left_to_choose():
-    prompts = jnp.array([[1, 1, 1], [2, 3, 4]])
-    everything = ef.Process(_nothing_after_three_ones)
-    with pytest.raises(ValueError, match="Row 0 has no token to choose"):
-        ef.generate(model("gpt"), prompts, max_new_tokens=2, sampler=everything | ef.Greedy())
-
-
-def _nothing_after_three_ones(logits, seen):
-    ones = (seen.tokens[:, :3] == 1).all(-1)
-    return jnp.where(ones[:, None], -jnp.inf, logits)

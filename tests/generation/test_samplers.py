@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import chi2
 
 import eqxformer as ef
-from eqxformer.generation.samplers import BLOCK, _pick, as_sampler, draw
+from eqxformer.generation.samplers import BLOCK, as_sampler, draw, place_of
 from tests.generation import twins
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4]]))
@@ -162,13 +162,19 @@ def test_what_is_forbidden_is_never_drawn_and_what_is_alone_always_is():
     np.testing.assert_array_equal(jax.jit(draw)(alone, keys), place)
 
 
-def test_rounded_sums_never_lead_to_a_place_without_weight():
+def test_sums_rounded_in_parallel_never_lead_to_a_place_without_weight():
     random = np.random.default_rng(0)
     weights = np.exp(random.standard_normal((3000, BLOCK)) * 4).astype(np.float32)
     weights[random.random(weights.shape) < 0.7] = 0.0
-    for uniform in (0.0, 0.3, np.nextafter(np.float32(1), np.float32(0))):
-        place = jax.jit(_pick)(jnp.asarray(weights), jnp.full((3000, 1), uniform, jnp.float32))
-        assert (weights[np.arange(3000), place] > 0).all()
+    sums = np.asarray(jax.lax.associative_scan(jnp.add, jnp.asarray(weights), axis=-1))
+    rises = (np.diff(sums, axis=1) > 0) & (weights[:, 1:] == 0)
+    assert rises.any()
+    row, place = np.nonzero(rises)  # a number between the sums before and after such a place
+    uniform = np.float32(sums[row, place]) / sums[row].max(-1)
+    found = place_of(
+        jnp.asarray(uniform)[:, None], jnp.asarray(weights[row]), jnp.asarray(sums[row])
+    )
+    assert (weights[row, found] > 0).all()
 
 
 def test_equally_likely_ids_of_a_large_vocabulary_come_equally_often():

@@ -39,6 +39,19 @@ Both are from JAX {jax} and torch {torch} on a CPU.
 |---|---|---|---|---|---|---|---|
 """
 
+FOOT = """
+What is refused, each with an error that says so: quantised weights (`quantization_config`),
+pickles, encoders used as decoders (`is_decoder`), relative positions in BERT
+(`position_embedding_type`), classifiers on encoder-decoders (`BartForSequenceClassification`) and
+question answering on decoders, the body of OPT-350m without its head, `Dense` modules and several
+poolings at once of sentence-transformers.
+
+Where a checkpoint has more than its model needs: `...ForPreTraining` loads its head for masked
+tokens and is saved as `...ForMaskedLM`; the unused pooler of a sentence-transformers directory is
+left out. In BERT, T5, BART and their kin the reference counts padding in positions unless it is
+told them; ours count real tokens, which is the same with padding on the right.
+"""
+
 
 def main() -> None:
     """Measures every case and writes the page."""
@@ -53,7 +66,7 @@ def main() -> None:
         print(rows[kind], flush=True)
     versions = {"transformers": transformers.__version__, "jax": jax.__version__}
     head = HEAD.format(**versions, torch=torch.__version__.partition("+")[0])
-    PAGE.write_text(head + "\n".join(rows.values()) + "\n", encoding="utf-8")
+    PAGE.write_text(head + "\n".join(rows.values()) + "\n" + FOOT, encoding="utf-8")
 
 
 def measure(name: str, case: Case, kind: str) -> tuple[float, float] | None:
