@@ -1,5 +1,6 @@
 """Models to directories that transformers loads."""
 
+import functools
 import json
 import os
 import pathlib
@@ -115,13 +116,20 @@ def _dtype(settings: Mapping[str, Any], arrays: Iterable[Any]) -> dict[str, str]
 
 def _tensors(bindings: list[Binding], arrays: Mapping[str, Any]) -> Iterable[Any]:
     """Every tensor to write: its name, a function that gives it, its shape and type."""
+
+    def moved(binding: Binding) -> list[np.ndarray]:
+        ours = [np.asarray(jax.device_get(arrays[path])) for path in binding.ours]
+        return binding.move.write(ours)
+
+    # Experts are written one by one; their stacks are not to leave the device for each of them.
+    several = functools.lru_cache(maxsize=4)(moved)
     for binding in bindings:
         dtype = np.dtype(arrays[binding.ours[0]].dtype)
+        written = moved if len(binding.theirs) == 1 else several
         for i, (name, shape) in enumerate(binding.their_shapes().items()):
 
-            def numbers(binding: Binding = binding, i: int = i) -> np.ndarray:
-                ours = [np.asarray(jax.device_get(arrays[path])) for path in binding.ours]
-                return np.ascontiguousarray(binding.move.write(ours)[i])
+            def numbers(written: Any = written, binding: Binding = binding, i: int = i) -> Any:
+                return np.ascontiguousarray(written(binding)[i])
 
             yield name, numbers, shape, dtype
 
