@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds, said to editors and type checkers
     from eqxformer.layers import *  # noqa: F403
     from eqxformer.models import *  # noqa: F403
     from eqxformer.pretrained import *  # noqa: F403
+    from eqxformer.text import *  # noqa: F403
     from eqxformer.training import *  # noqa: F403
 
 checks.install_from_environment()
@@ -35,6 +36,7 @@ _ROOMS = (
     "pretrained",
     "inspect",
     "generation",
+    "text",
     "training",
 )
 _SINGLE = {"Config": "config", "Axes": "axes", "GLOSSARY": "axes", "leaf_axes": "axes"}

@@ -34,6 +34,7 @@ ORDER = [
     "lora",
     "inspect",
     "generation",
+    "text",
     "training",
     "tour",
     "cli",

@@ -18,6 +18,7 @@ from eqxformer.generation.penalties import (
 )
 from eqxformer.generation.processors import Chain, Process, Processor, Seen
 from eqxformer.generation.samplers import Greedy, Sample, Sampler
+from eqxformer.generation.stops import Stop, StopIds, StopWhen
 from eqxformer.generation.warpers import Epsilon, MinP, Temperature, TopK, TopP, Typical
 
 __all__ = [
@@ -39,6 +40,9 @@ __all__ = [
     "Sample",
     "Sampler",
     "Seen",
+    "Stop",
+    "StopIds",
+    "StopWhen",
     "Suppress",
     "SuppressAtBegin",
     "Temperature",

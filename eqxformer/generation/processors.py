@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from eqxformer.generation.following import Follower
+
 if TYPE_CHECKING:
     from eqxformer.generation.samplers import Sampler
 
@@ -70,13 +72,17 @@ class Seen(eqx.Module):
         longer = self.tokens.at[rows, self.length].set(tokens, mode="drop")
         return Seen(longer, self.length + 1, self.prompt, self.limit)
 
+    def newest(self) -> Int[Array, " rows"]:
+        """The last token of each row."""
+        return jnp.take_along_axis(self.tokens, self.length[:, None] - 1, axis=1)[:, 0]
+
     @property
     def new(self) -> Int[Array, " rows"]:
         """How many tokens have been made."""
         return self.length - self.prompt
 
 
-class Processor(eqx.Module):
+class Processor(Follower):
     """A change of the logits, given the tokens so far.
 
     A processor gives back the dtype that it gets; it computes in float32 at least. A NaN stays a
@@ -113,6 +119,12 @@ class Chain(Processor):
 
     def __init__(self, *parts: Processor):
         self.parts = parts
+
+    def begin(self, rows: int) -> "Chain":
+        return Chain(*(part.begin(rows) for part in self.parts))
+
+    def after(self, tokens: Int[Array, " rows"]) -> "Chain":
+        return Chain(*(part.after(tokens) for part in self.parts))
 
     def __call__(
         self, logits: Float[Array, "rows vocab"], seen: Seen | None = None

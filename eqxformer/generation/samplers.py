@@ -6,7 +6,6 @@ a sampler draws from what it leaves: `TopP(0.9)` is `TopP(0.9) | Sample()`.
 
 import abc
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +13,14 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from eqxformer.generation._selection import below_largest
+from eqxformer.generation.following import Follower
 from eqxformer.generation.processors import Processor, Seen, wide
 from eqxformer.generation.warpers import Temperature, TopK
 
 BLOCK = 256  # numbers of a row that are added up first, so that few are added up one by one
 
 
-class Sampler(eqx.Module):
+class Sampler(Follower):
     """A choice of one token per row: the likeliest of what `process` gives, or one drawn from it.
 
     A row whose logits have no largest one that is finite, since everything is forbidden or since
@@ -114,6 +114,12 @@ class Piped(Sampler):
 
     processor: Processor
     sampler: Sampler
+
+    def begin(self, rows: int) -> "Piped":
+        return Piped(self.processor.begin(rows), self.sampler.begin(rows))
+
+    def after(self, tokens: Int[Array, " rows"]) -> "Piped":
+        return Piped(self.processor.after(tokens), self.sampler.after(tokens))
 
     @property
     def needs_key(self) -> bool:
