@@ -9,6 +9,8 @@ from eqxformer.generation.constraints import (
     Suppress,
     SuppressAtBegin,
 )
+from eqxformer.generation.decode import decode
+from eqxformer.generation.following import Follower, Memory
 from eqxformer.generation.generate import generate
 from eqxformer.generation.penalties import (
     FrequencyPenalty,
@@ -16,19 +18,25 @@ from eqxformer.generation.penalties import (
     PresencePenalty,
     RepetitionPenalty,
 )
+from eqxformer.generation.prefill import append, prefill
 from eqxformer.generation.processors import Chain, Process, Processor, Seen
 from eqxformer.generation.samplers import Greedy, Sample, Sampler
+from eqxformer.generation.state import GenerationState
 from eqxformer.generation.stops import Stop, StopIds, StopWhen
+from eqxformer.generation.stream import stream
 from eqxformer.generation.warpers import Epsilon, MinP, Temperature, TopK, TopP, Typical
 
 __all__ = [
     "BadWords",
     "Chain",
     "Epsilon",
+    "Follower",
     "Force",
     "FrequencyPenalty",
+    "GenerationState",
     "Greedy",
     "LogitBias",
+    "Memory",
     "MinLength",
     "MinNewTokens",
     "MinP",
@@ -49,5 +57,9 @@ __all__ = [
     "TopK",
     "TopP",
     "Typical",
+    "append",
+    "decode",
     "generate",
+    "prefill",
+    "stream",
 ]

@@ -44,8 +44,13 @@ def is_memory(node: Any) -> bool:
 
 
 def parted(tree: Any) -> tuple[Any, Any]:
-    """The memories in a tree, and the rest of it; `equinox.combine` puts them together again."""
+    """The memories in a tree, and the rest of it."""
     return eqx.partition(tree, is_memory, is_leaf=is_memory)
+
+
+def joined(memories: Any, rest: Any) -> Any:
+    """What `parted` has parted."""
+    return eqx.combine(rest, memories)
 
 
 def take_rows(tree: Tree, rows: Int[Array, " taken"]) -> Tree:

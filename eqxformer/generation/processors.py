@@ -66,11 +66,15 @@ class Seen(eqx.Module):
         tokens = jnp.pad(prompts, ((0, 0), (0, new))).astype(jnp.int32)
         return Seen(tokens, length, length, length + new)
 
-    def add(self, tokens: Int[Array, " rows"]) -> "Seen":
-        """What is known after one more token in each row."""
+    def add(self, tokens: Int[Array, " rows"], where: Bool[Array, " rows"] | None = None) -> "Seen":
+        """What is known after one more token in each row, or in the rows `where` it is true."""
         rows = jnp.arange(tokens.shape[0])
-        longer = self.tokens.at[rows, self.length].set(tokens, mode="drop")
-        return Seen(longer, self.length + 1, self.prompt, self.limit)
+        place, length = self.length, self.length + 1
+        if where is not None:
+            place = jnp.where(where, place, self.tokens.shape[1])
+            length = jnp.where(where, length, self.length)
+        longer = self.tokens.at[rows, place].set(tokens, mode="drop")
+        return Seen(longer, length, self.prompt, self.limit)
 
     def newest(self) -> Int[Array, " rows"]:
         """The last token of each row."""

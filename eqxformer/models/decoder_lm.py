@@ -1,5 +1,6 @@
 """A decoder-only language model; with a source, the decoder of an encoder-decoder."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -23,10 +24,25 @@ from eqxformer.models.origin import Origin, unknown
 
 
 class ModelCache(eqx.Module):
-    """What a decoder remembers between calls: a cache per group of blocks, and tokens per row."""
+    """What a decoder remembers between calls: a cache per group of blocks, and tokens per row.
+
+    `sizes` says how many blocks share the arrays of a group, along an axis in front; None for one.
+    """
 
     blocks: tuple[Any, ...]
     length: Int[Array, "*batch"]
+    sizes: tuple[int | None, ...] = eqx.field(static=True)
+
+    def each(self, function: Callable[[Array], Array]) -> "ModelCache":
+        """The cache with a function done to every array, whose first axes are those of the batch.
+
+        So `cache.each(lambda x: x[rows])` is the cache of some of the rows.
+        """
+        blocks = tuple(
+            jax.tree.map(function if size is None else jax.vmap(function), group)
+            for group, size in zip(self.blocks, self.sizes, strict=True)
+        )
+        return ModelCache(blocks, function(self.length), self.sizes)
 
 
 class DecoderLM(eqx.Module):
@@ -176,7 +192,7 @@ class DecoderLM(eqx.Module):
             length = cache.length + tokens.shape[-1]
         else:
             length = cache.length + valid.sum(-1, dtype=cache.length.dtype)
-        return self.norm(x), ModelCache(caches, length), losses
+        return self.norm(x), ModelCache(caches, length, cache.sizes), losses
 
     def logits(
         self, x: Float[Array, "*batch dim"], *, table: Embedding | None = None
@@ -215,6 +231,18 @@ class DecoderLM(eqx.Module):
         )
         return self.logits(x, table=table), new  # pyright: ignore[reportReturnType]
 
+    def read(
+        self,
+        tokens: Int[Array, "*batch seq"],
+        cache: ModelCache,
+        *,
+        mask: Mask | None = None,
+        source_mask: Mask | None = None,
+    ) -> tuple[Float[Array, "*batch seq dim"], ModelCache]:
+        """As `extend`, but the hidden states: for logits at a few of the places only."""
+        x, new, _ = self.run(tokens, mask=mask, source_mask=source_mask, cache=cache)
+        return x, new  # pyright: ignore[reportReturnType]
+
     def init_cache(
         self,
         batch: tuple[int, ...],
@@ -229,7 +257,7 @@ class DecoderLM(eqx.Module):
         """
         dtype = _number_type(self.blocks) if dtype is None else dtype
         blocks = self.blocks.init_caches(batch, slots, source=source, dtype=dtype)
-        return ModelCache(blocks, jnp.zeros(batch, jnp.int32))
+        return ModelCache(blocks, jnp.zeros(batch, jnp.int32), self.blocks.sizes)
 
 
 def build_bias(

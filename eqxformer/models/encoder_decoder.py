@@ -166,15 +166,37 @@ class EncoderDecoder(eqx.Module):
         positions: Int[Array, "*#batch seq"] | None = None,
     ) -> tuple[Float[Array, "*batch seq vocab"], ModelCache]:
         """The logits of target tokens that follow those in the cache, and the cache with them."""
-        across = _across(source_mask, cross_mask)
-        return self.decoder.extend(
+        x, cache = self.read(
             target,
             cache,
+            source_mask=source_mask,
+            mask=mask,
+            cross_mask=cross_mask,
+            positions=positions,
+        )
+        return self.logits(x), cache
+
+    def read(
+        self,
+        target: Int[Array, "*batch seq"],
+        cache: ModelCache,
+        *,
+        source_mask: Mask | None = None,
+        mask: Mask | None = None,
+        cross_mask: Mask | None = None,
+        positions: Int[Array, "*#batch seq"] | None = None,
+    ) -> tuple[Float[Array, "*batch seq dim"], ModelCache]:
+        """As `extend`, but the hidden states: for logits at a few of the places only."""
+        across = _across(source_mask, cross_mask)
+        x, new, _ = self.decoder.run(
+            target,
             mask=mask,
             positions=positions,
             source_mask=across,
             table=self._shared_table(),
+            cache=cache,
         )
+        return x, new  # pyright: ignore[reportReturnType]
 
     def _shared_table(self) -> Embedding | None:
         encoder = self.encoder

@@ -216,19 +216,19 @@ T5, GPT = "t5", "gpt"
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        (GPT, {"prompts": jnp.zeros((0, 4), int)}, r"at least one token; got \(0, 4\)"),
-        (GPT, {"prompts": jnp.zeros((2, 0), int)}, r"at least one token; got \(2, 0\)"),
+        (GPT, {"prompts": jnp.zeros((0, 4), int)}, r"at least one token id, .*; got int32\[0, 4\]"),
+        (GPT, {"prompts": jnp.zeros((2, 0), int)}, r"at least one token id, .*; got int32\[2, 0\]"),
         (GPT, {"prompts": jnp.array([[1, VOCAB]])}, f"below {VOCAB}; got {VOCAB}"),
         (GPT, {"prompts": jnp.array([[1, -2]])}, "at least 0 and .*; got -2"),
         (GPT, {"max_new_tokens": -1}, "must not be negative; got -1"),
         (GPT, {"sampler": ef.Sample()}, "Sample draws at random and needs a `key`"),
         (GPT, {"start": 1}, "`start` is for encoder-decoders"),
-        (GPT, {"stop": (1, VOCAB)}, r"`stop` must be .* below 13; got \(1, 13\)"),
+        (GPT, {"stop": (1, VOCAB)}, r"ids of `stop` must be below 13; got 13"),
         (GPT, {"valid": jnp.array([[False, False]])}, "a real token in every row"),
         (T5, {}, "needs `start`"),
         (T5, {"start": VOCAB}, "`start` must be at least 0 and below 13"),
         ("transformer", {"start": 11}, "`start` must be at least 0 and below 11"),
-        ("transformer", {"start": 1, "stop": (12,)}, "`stop` must be .* below 11"),
+        ("transformer", {"start": 1, "stop": (12,)}, "ids of `stop` must be below 11; got 12"),
     ],
 )
 def test_what_cannot_be_generated_is_refused_with_the_reason(name, changes, message):

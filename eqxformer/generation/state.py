@@ -1,0 +1,109 @@
+"""Where generation is: the tokens of every row, and what the model remembers of them."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from eqxformer.generation.processors import Seen
+from eqxformer.layers.masks import Padding
+from eqxformer.models.decoder_lm import DecoderLM, ModelCache
+from eqxformer.models.encoder_decoder import EncoderDecoder
+
+Model = DecoderLM | EncoderDecoder
+
+
+class GenerationState(eqx.Module):
+    """Rows of tokens with a cache: what `prefill` gives, and what `decode` takes and gives.
+
+    A value like any other: keep it, go on from it twice, save it. The cache has read all tokens but
+    a row's newest one.
+
+    Arguments:
+        seen: the tokens of every row, prompt and new ones.
+        cache: what the model remembers of them.
+        logits: the scores of each row's next token; None if its newest token has not been read.
+        finished: rows that a stop has ended.
+        source: which places of an encoder-decoder's source are real.
+    """
+
+    seen: Seen
+    cache: ModelCache
+    logits: Float[Array, "rows vocab"] | None
+    finished: Bool[Array, " rows"]
+    source: Padding | None
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return self.seen.tokens.shape[0]
+
+    @property
+    def slots(self) -> int:
+        """How many tokens a row has room for."""
+        return self.seen.tokens.shape[1]
+
+    def tokens(self) -> list[list[int]]:
+        """All tokens of every row, the prompt's among them."""
+        return self._between(np.zeros(self.rows, int))
+
+    def new_tokens(self) -> list[list[int]]:
+        """The tokens that were made, of every row."""
+        return self._between(np.asarray(self.seen.prompt))
+
+    def repeat(self, times: int) -> "GenerationState":
+        """Every row `times` over, next to each other: many answers to a prompt that is read once.
+
+        Raises `ValueError` for less than one.
+        """
+        if times < 1:
+            raise ValueError(f"`times` must be positive; got {times}.")
+        return self.take(jnp.repeat(jnp.arange(self.rows), times))
+
+    def take(self, rows: Int[Array, " taken"]) -> "GenerationState":
+        """These rows, in this order; a row may be taken several times."""
+        return _take(self, rows)
+
+    def _between(self, begin: np.ndarray) -> list[list[int]]:
+        tokens, ends = np.asarray(self.seen.tokens), np.asarray(self.seen.length)
+        return [row[a:b].tolist() for row, a, b in zip(tokens, begin, ends, strict=True)]
+
+
+def row_keys(key: Key[Array, "*rows"] | None, rows: int) -> Key[Array, " rows"] | None:
+    """A key for each row: the given ones, or a single one folded with the row's number."""
+    if key is None or key.ndim == 1:
+        return key
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+
+
+def check_room(model: Model, given: int, new: int) -> None:
+    """Refuses more tokens than a table of positions has; the last new one is never read."""
+    config = model.config.decoder if isinstance(model, EncoderDecoder) else model.config
+    room = positions_of(config)
+    if room is not None and given + new - 1 > room:
+        raise ValueError(
+            f"The model has {room} positions, so that after {given} tokens it can make at most "
+            f"{max(room - given + 1, 0)} new ones; got max_new_tokens={new}."
+        )
+
+
+def positions_of(config: Any) -> int | None:
+    """How many places a model has a position for; None if there is no end to them."""
+    return getattr(config.embedding.positions, "length", None)
+
+
+@eqx.filter_jit
+def copied(state: GenerationState) -> GenerationState:
+    """The same state in arrays of its own, which a loop may then write over."""
+    return jax.tree.map(jnp.copy, state)
+
+
+@eqx.filter_jit
+def _take(state: GenerationState, rows: Array) -> GenerationState:
+    cache = state.cache.each(lambda leaf: leaf[rows])
+    rest = eqx.tree_at(lambda s: s.cache, state, None)
+    taken = jax.tree.map(lambda leaf: leaf[rows], rest)
+    return eqx.tree_at(lambda s: s.cache, taken, cache, is_leaf=lambda x: x is None)
