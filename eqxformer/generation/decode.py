@@ -130,7 +130,7 @@ def _loop(
         """The state with a token more in every row that is not done."""
         sampler, stop = joined(carry.memories, rest)
         seen = carry.state.seen
-        token = sampler(logits, _keys_of(keys, seen.length), seen)
+        token = sampler(logits, keys_of(keys, seen.length), seen)
         stuck = carry.stuck | (~carry.done & (token < 0))
         going = ~carry.done & ~stuck
         seen = seen.add(token, where=going)
@@ -161,7 +161,7 @@ def _loop(
     return carry.state, carry.stuck
 
 
-def _keys_of(keys: Key[Array, " rows"] | None, length: Array) -> Key[Array, " rows"] | None:
+def keys_of(keys: Key[Array, " rows"] | None, length: Array) -> Key[Array, " rows"] | None:
     """The keys of the tokens at these places of their rows."""
     return None if keys is None else jax.vmap(jax.random.fold_in)(keys, length)
 

@@ -1,13 +1,15 @@
 """Generation: the prompts in one pass, then a compiled loop of one token a step."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Int, Key
 
 from eqxformer.generation.decode import check_choices, limited, run
 from eqxformer.generation.prefill import Frames, Given, Start, as_given, opened
 from eqxformer.generation.processors import Processor
-from eqxformer.generation.prompts import Prompts, slots_for
+from eqxformer.generation.prompts import Prompts, Valid, slots_for
 from eqxformer.generation.samplers import Greedy, Sampler
 from eqxformer.generation.state import GenerationState, Model, check_room
 from eqxformer.generation.stops import AnyStop, Stop, StopIds
@@ -19,7 +21,7 @@ def generate(
     *,
     max_new_tokens: int,
     sampler: Sampler | Processor = Greedy(),
-    valid: Bool[Array, "rows seq"] | None = None,
+    valid: Valid | None = None,
     start: Start | None = None,
     stop: int | tuple[int, ...] | Stop = (),
     slots: int | None = None,
@@ -64,22 +66,34 @@ def generate(
     choices = check_choices(model, given.rows.count, max_new_tokens, sampler, stop, key)
     state = begun(model, given, max_new_tokens, slots, chunk)
     made = run(model, choices, state, max_new_tokens).new_tokens()
+    return as_asked(prompts, made, max_new_tokens, choices.stop)
+
+
+def as_asked(
+    prompts: Any, made: list[list[int]], new: int, stop: Stop
+) -> Int[Array, "rows new"] | list[list[int]]:
+    """Lists for prompts given as lists; for an array, an array of `new` tokens a row."""
     if isinstance(prompts, (list, tuple)):
         return made
-    filled = np.full((len(made), max_new_tokens), filler(choices.stop), np.int32)
+    filled = np.full((len(made), new), filler(stop), np.int32)
     for row, tokens in enumerate(made):
         filled[row, : len(tokens)] = tokens
     return jnp.asarray(filled)
 
 
 def begun(
-    model: Model, given: Given, new: int, slots: int | None, chunk: int | None
+    model: Model,
+    given: Given,
+    new: int,
+    slots: int | None,
+    chunk: int | None,
+    spare: int = 0,
 ) -> GenerationState:
-    """What is given, read, with room for so many new tokens."""
+    """What is given, read, with room for so many new tokens, of which `spare` can be taken back."""
     longest = given.rows.longest
     check_room(model, longest, new)
     slots = slots_for(longest + new) if slots is None else slots
-    return limited(model, opened(model, given, slots, chunk), new)
+    return limited(model, opened(model, given, slots, chunk, spare), new)
 
 
 def filler(stop: Stop) -> int:

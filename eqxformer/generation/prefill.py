@@ -5,10 +5,10 @@ from typing import Any, NamedTuple, cast
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from eqxformer.generation.processors import Seen
-from eqxformer.generation.prompts import Prompts, Rows, as_rows, bucket, passes
+from eqxformer.generation.prompts import Prompts, Rows, Valid, as_rows, bucket, passes
 from eqxformer.generation.state import GenerationState, Model, check_room, positions_of
 from eqxformer.layers.masks import Padding
 from eqxformer.models.audio import AudioEncoder
@@ -31,7 +31,7 @@ def prefill(
     prompts: Prompts | Frames,
     *,
     slots: int,
-    valid: Bool[Array, "rows seq"] | None = None,
+    valid: Valid | None = None,
     start: Start | None = None,
     chunk: int | None = None,
 ) -> GenerationState:
@@ -115,8 +115,10 @@ def as_given(model: Model, prompts: Any, valid: Any, start: Start | None) -> Giv
     return Given(as_rows(cast(Prompts, prompts), valid, model.config.vocab), None, None)
 
 
-def opened(model: Model, given: Given, slots: int, chunk: int | None) -> GenerationState:
-    """What is given, read into a new cache."""
+def opened(
+    model: Model, given: Given, slots: int, chunk: int | None, spare: int = 0
+) -> GenerationState:
+    """What is given, read into a new cache, which can go back by `spare` tokens."""
     rows = given.rows
     if rows.longest > slots:
         raise ValueError(f"There are {slots} slots, and a prompt has {rows.longest} tokens.")
@@ -124,7 +126,7 @@ def opened(model: Model, given: Given, slots: int, chunk: int | None) -> Generat
     first, *others = passes(rows.longest, chunk)
     seen = (jnp.asarray(rows.padded(slots)), *(jnp.asarray(rows.lengths.copy()) for _ in "123"))
     source = (given.source, given.source_mask)
-    state = _open(model, source, Seen(*seen), *_piece(rows, *first))
+    state = _open(model, source, Seen(*seen), *_piece(rows, *first), spare)
     return _read_all(model, state, rows, others)
 
 
@@ -197,12 +199,14 @@ def _open(
     seen: Seen,
     tokens: Array,
     valid: Array,
+    spare: int,
 ) -> GenerationState:
     rows, slots = seen.tokens.shape
     if isinstance(model, EncoderDecoder):
         cache = model.init_cache(source[0], slots, source_mask=source[1])  # pyright: ignore[reportArgumentType]
     else:
         cache = model.init_cache((rows,), slots)
+    cache = cache.emptied(spare) if spare else cache
     finished = jnp.zeros(rows, bool)
     return _advance(model, GenerationState(seen, cache, None, finished, source[1]), tokens, valid)
 

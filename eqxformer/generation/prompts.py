@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 Ragged = Sequence[Sequence[int]]
+Valid = Bool[Array, "rows seq"] | Bool[np.ndarray, "rows seq"]
 Prompts = Int[Array, "rows seq"] | Int[np.ndarray, "rows seq"] | Ragged
 
 SHORTEST = 16  # tokens of the smallest bucket
@@ -41,11 +42,7 @@ class Rows:
         return np.arange(size) < self.lengths[:, None]
 
 
-def as_rows(
-    prompts: Prompts,
-    valid: Bool[Array, "rows seq"] | Bool[np.ndarray, "rows seq"] | None,
-    vocab: int,
-) -> Rows:
+def as_rows(prompts: Any, valid: Any, vocab: int) -> Rows:
     """Prompts as rows, from lists of any lengths, or an array with padding on either side.
 
     Raises `ValueError` for no prompt, an empty one, or an id outside the vocabulary.

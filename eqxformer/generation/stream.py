@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Array, Bool, Key
+from jaxtyping import Array, Key
 
 from eqxformer.generation.decode import check_choices, run
 from eqxformer.generation.generate import begun
 from eqxformer.generation.prefill import Frames, Start, as_given, read_newest
 from eqxformer.generation.processors import Processor
-from eqxformer.generation.prompts import Prompts
+from eqxformer.generation.prompts import Prompts, Valid
 from eqxformer.generation.samplers import Greedy, Sampler
 from eqxformer.generation.state import Model
 from eqxformer.generation.stops import Stop
@@ -22,7 +22,7 @@ def stream(
     max_new_tokens: int,
     every: int = 4,
     sampler: Sampler | Processor = Greedy(),
-    valid: Bool[Array, "rows seq"] | None = None,
+    valid: Valid | None = None,
     start: Start | None = None,
     stop: int | tuple[int, ...] | Stop = (),
     slots: int | None = None,

@@ -1,0 +1,311 @@
+"""States: prompts of any form read into one, gone on from, repeated, added to, stopped."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from eqxformer.generation.prompts import as_rows
+from tests.helpers.models import DECODERS as CONFIGS
+from tests.helpers.models import VOCAB, close, filled, model, tokens
+
+NEW = 5
+LISTS = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11]]
+SAMPLE = {"sampler": ef.Sample(2.0)}
+
+
+def key(seed=3):
+    return jax.random.key(seed)
+
+
+def padded(side):
+    ids = np.full((3, 9), 12)
+    valid = np.zeros((3, 9), bool)
+    for row, text in enumerate(LISTS):
+        at = slice(0, len(text)) if side == "right" else slice(9 - len(text), 9)
+        ids[row, at], valid[row, at] = text, True
+    return ids, valid
+
+
+# Prompts
+
+
+@pytest.mark.parametrize("name", ["gpt", "gemma", "experts and sinks"])
+def test_lists_and_arrays_padded_on_either_side_give_what_each_prompt_gives_alone(name):
+    made = ef.generate(model(name), LISTS, max_new_tokens=NEW)
+    for side in ("left", "right"):
+        ids, valid = padded(side)
+        array = ef.generate(model(name), jnp.asarray(ids), valid=valid, max_new_tokens=NEW)
+        assert array.tolist() == made
+    for text, expected in zip(LISTS, made, strict=True):
+        assert ef.generate(model(name), [text], max_new_tokens=NEW) == [expected]
+
+
+@pytest.mark.parametrize("name", ["gemma", "llama"])
+def test_reading_in_chunks_gives_the_same_state(name):
+    whole = ef.prefill(model(name), LISTS, slots=16)
+    for chunk in (1, 3, 4):
+        state = ef.prefill(model(name), LISTS, slots=16, chunk=chunk)
+        close(state.logits, whole.logits)
+        for a, b in zip(jax.tree.leaves(state.cache), jax.tree.leaves(whole.cache), strict=True):
+            close(a, b)
+
+
+def test_a_text_longer_than_one_pass_is_read_in_several(monkeypatch):
+    monkeypatch.setattr("eqxformer.generation.prompts.LONGEST", 16)
+    text = [tokens(37).tolist(), tokens(20, seed=1).tolist()]
+    state = ef.prefill(model("llama"), text, slots=40)
+    monkeypatch.undo()
+    close(state.logits, ef.prefill(model("llama"), text, slots=40).logits)
+
+
+# Going on
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLE], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("name", ["gemma", "t5"])
+def test_stopping_after_a_few_tokens_and_going_on_equals_one_call(name, options):
+    given = {"start": 1} if name == "t5" else {}
+    options = {**options, "key": key()} if options else {}
+    whole = ef.generate(model(name), LISTS, max_new_tokens=6, **given, **options)
+    state = ef.prefill(model(name), LISTS, slots=16, **given)
+    for new in (1, 3, 2):
+        state = ef.decode(model(name), state, max_new_tokens=new, **options)
+    assert state.new_tokens() == whole
+
+
+def test_a_state_is_a_value_from_which_one_can_go_on_twice():
+    built = model("llama")
+    state = ef.decode(built, ef.prefill(built, LISTS, slots=24), max_new_tokens=2)
+    before = jax.tree.map(np.asarray, state)
+    first = ef.decode(built, state, max_new_tokens=4, key=key(), **SAMPLE)
+    again = ef.decode(built, state, max_new_tokens=4, key=key(), **SAMPLE)
+    assert first.tokens() == again.tokens()
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, state))
+
+
+def test_a_row_that_a_stop_has_ended_stays_ended_when_the_others_go_on():
+    built = model("llama")
+    options = {"key": key(5), **SAMPLE}
+    free = ef.generate(built, LISTS, max_new_tokens=6, **options)
+    stop = free[0][1]
+    assert stop not in (free[0][0], *free[1])
+    state = ef.prefill(built, LISTS, slots=16)
+    for new in (3, 3):
+        state = ef.decode(built, state, max_new_tokens=new, stop=stop, **options)
+    made = ef.generate(built, LISTS, max_new_tokens=6, stop=stop, **options)
+    assert state.new_tokens() == made
+    assert made[0] == free[0][:2]
+    assert made[1] == free[1]
+
+
+def test_a_prompt_is_read_once_for_many_answers():
+    built = model("gemma")
+    state = ef.prefill(built, LISTS[:2], slots=16).repeat(3)
+    made = ef.decode(built, state, max_new_tokens=NEW, key=key(), **SAMPLE).new_tokens()
+    copies = [text for text in LISTS[:2] for _ in range(3)]
+    assert made == ef.generate(built, copies, max_new_tokens=NEW, key=key(), **SAMPLE)
+    assert len({tuple(row) for row in made[:3]}) > 1
+
+
+@pytest.mark.parametrize("layout", [ef.Unrolled(), ef.Scanned()], ids=lambda each: each.type_name)
+def test_rows_are_taken_from_the_caches_of_any_layout(layout):
+    built = model("llama", layout)
+    state = ef.prefill(built, LISTS, slots=16).take(jnp.array([2, 0]))
+    made = ef.decode(built, state, max_new_tokens=NEW).new_tokens()
+    assert made == ef.generate(built, [LISTS[2], LISTS[0]], max_new_tokens=NEW)
+
+
+@pytest.mark.parametrize("name", ["gemma", "t5"])
+def test_tokens_added_to_a_state_are_read_as_if_they_had_been_in_the_prompt(name):
+    built, more = model(name), [[3, 1], [4], [1, 5, 9]]
+    given = {"start": 1} if name == "t5" else {}
+    state = ef.prefill(built, LISTS, slots=24, **given)
+    state = ef.decode(built, state, max_new_tokens=2)
+    said = state.tokens()
+    state = ef.append(built, state, more)
+    both = [a + b for a, b in zip(said, more, strict=True)]
+    assert state.tokens() == both
+    if name == "t5":
+        expected = ef.generate(built, LISTS, start=both, max_new_tokens=NEW)
+    else:
+        expected = ef.generate(built, both, max_new_tokens=NEW)
+    assert ef.decode(built, state, max_new_tokens=NEW).new_tokens() == expected
+
+
+def test_a_finished_row_goes_on_after_it_has_been_given_more():
+    built = model("llama")
+    (free,) = ef.generate(built, [[1, 2]], max_new_tokens=3)
+    state = ef.prefill(built, [[1, 2]], slots=16)
+    state = ef.decode(built, state, max_new_tokens=3, stop=free[0])
+    assert state.new_tokens() == [free[:1]]
+    state = ef.append(built, state, [[7]])
+    expected = ef.generate(built, [[1, 2, free[0], 7]], max_new_tokens=2)
+    assert ef.decode(built, state, max_new_tokens=2).new_tokens() == expected
+
+
+# Keys
+
+
+def test_with_a_key_per_row_a_text_depends_on_its_own_key_alone():
+    built = model("llama")
+
+    def made(rows):
+        keys = jax.random.split(key(), 3)[np.array(rows)]
+        texts = [LISTS[row] for row in rows]
+        return ef.generate(built, texts, max_new_tokens=NEW, key=keys, **SAMPLE)
+
+    every = made([0, 1, 2])
+    assert made([2, 1, 0]) == every[::-1]
+    assert made([2]) == every[2:]
+
+
+# Stops
+
+
+def test_a_function_of_ones_own_ends_a_row():
+    made = ef.generate(
+        model("llama"), LISTS, max_new_tokens=6, stop=ef.StopWhen(lambda seen: seen.length >= 9)
+    )
+    assert [len(row) for row in made] == [2, 6, 6]
+    free = ef.generate(model("llama"), LISTS, max_new_tokens=6)
+    assert made == [free[0][:2], free[1], free[2]]
+
+
+def test_stops_are_joined_and_the_first_ids_of_them_fill_the_rows():
+    prompts = jnp.array([[1, 2], [3, 4]])
+    free = np.asarray(ef.generate(model("llama"), prompts, max_new_tokens=4))
+    never, ending = next(i for i in range(VOCAB) if i not in free), int(free[1, 0])
+    assert ending not in free[0]
+    stop = ef.StopWhen(lambda seen: seen.new >= 2) | ef.StopIds((never, ending))
+    made = ef.generate(model("llama"), prompts, max_new_tokens=4, stop=stop)
+    assert made.tolist() == [[*free[0, :2], never, never], [ending, never, never, never]]
+
+
+class Remembering(ef.Stop):
+    """Ends a row when the ids made in it add up to a number: it has to remember the sum."""
+
+    most: int
+    total: ef.Memory | None = None
+
+    def begin(self, rows):
+        return Remembering(self.most, ef.Memory(jnp.zeros(rows, jnp.int32)))
+
+    def after(self, tokens):
+        return Remembering(self.most, ef.Memory(self.total.value + tokens))
+
+    def reached(self, seen):
+        return self.total.value >= self.most
+
+
+def test_what_a_stop_remembers_is_there_again_when_generation_goes_on():
+    built = model("llama")
+    options = {"stop": Remembering(25), "key": key(1), **SAMPLE}
+    made = ef.generate(built, LISTS, max_new_tokens=8, **options)
+    free = ef.generate(built, LISTS, max_new_tokens=8, key=key(1), **SAMPLE)
+    for row, whole in zip(made, free, strict=True):
+        reached = np.flatnonzero(np.cumsum(whole) >= 25)
+        assert row == whole[: reached[0] + 1 if reached.size else 8]
+    assert min(map(len, made)) < 8
+    state = ef.prefill(built, LISTS, slots=24)
+    for new in (1, 2, 5):
+        state = ef.decode(built, state, max_new_tokens=new, **options)
+    assert state.new_tokens() == made
+
+
+# Streaming
+
+
+def test_a_stream_gives_the_tokens_of_generate_in_pieces():
+    options = {"max_new_tokens": 7, "key": key(5), **SAMPLE}
+    built = model("llama")
+    whole = ef.generate(built, LISTS, **options)
+    stop = whole[0][2]
+    whole = ef.generate(built, LISTS, stop=stop, **options)
+    pieces = list(ef.stream(built, LISTS, every=3, stop=stop, **options))
+    for row, expected in enumerate(whole):
+        assert [token for piece in pieces for token in piece[row]] == expected
+    assert [len(piece[0]) for piece in pieces] == [1, 2, 0]
+
+
+def test_a_stream_ends_when_every_row_is_finished():
+    (free,) = ef.generate(model("llama"), [[1, 2]], max_new_tokens=1)
+    pieces = list(ef.stream(model("llama"), [[1, 2]], max_new_tokens=9, stop=free[0]))
+    assert pieces == [[free]]
+
+
+# Mistakes
+
+
+BUILT = "llama"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: ef.generate(m, [], max_new_tokens=1), "at least one prompt; got none"),
+        (lambda m: ef.generate(m, [[1], []], max_new_tokens=1), "row 1 is empty"),
+        (lambda m: ef.generate(m, [[1, VOCAB]], max_new_tokens=1), f"below {VOCAB}; got {VOCAB}"),
+        (
+            lambda m: ef.generate(m, [[1]], max_new_tokens=1, valid=jnp.ones((1, 1), bool)),
+            "lists have their own",
+        ),
+        (
+            lambda m: ef.generate(m, [[1] * 5], max_new_tokens=4, slots=8),
+            "8 slots, 5 of them taken",
+        ),
+        (lambda m: ef.prefill(m, [[1] * 5], slots=4), "4 slots, and a prompt has 5 tokens"),
+        (lambda m: ef.prefill(m, [[1]], slots=4, chunk=0), "`chunk` must be positive; got 0"),
+        (lambda m: ef.prefill(m, [[1]], slots=4).repeat(0), "`times` must be positive; got 0"),
+        (lambda m: ef.append(m, ef.prefill(m, [[1]], slots=4), [[1], [2]]), "1 rows; got 2"),
+        (lambda m: ef.append(m, ef.prefill(m, [[1]], slots=4), [[1] * 4]), "to hold 5 tokens"),
+        (lambda m: ef.stream(m, [[1]], max_new_tokens=1, every=0), "`every` must be positive"),
+        (
+            lambda m: ef.generate(
+                m, [[1]], max_new_tokens=1, sampler=ef.Sample(), key=jax.random.split(key(), 2)
+            ),
+            r"one per row, 1; got \(2,\)",
+        ),
+        (
+            lambda m: ef.generate(m, [[1]], max_new_tokens=1, stop=ef.StopWhen(lambda seen: True)),
+            "must give a boolean per row",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_the_reason(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(model(BUILT))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([1, 2], "list of lists of token ids; row 0 is 1"),
+        ([[1], ["a"]], r"row 1 is \['a'\]"),
+        ([[1.0]], r"row 0 is \[1.0\]"),
+        (np.ones((1, 2)), r"at least one token id, .* got float64\[1, 2\]"),
+        (np.ones(3, int), r"at least one token id, .* got int64\[3\]"),
+    ],
+)
+def test_what_is_no_rows_of_ids_is_refused(prompts, message):
+    with pytest.raises(ValueError, match=message):
+        as_rows(prompts, None, VOCAB)
+
+
+def test_nan_logits_are_an_error_that_names_the_row_and_not_a_token():
+    broken = jax.tree.map(lambda x: x, model("llama"))
+    table = broken.embedding.tokens.weight
+    broken = eqx.tree_at(lambda m: m.embedding.tokens.weight, broken, table.at[7].set(jnp.nan))
+    with pytest.raises(ValueError, match="Row 1 has no token to choose"):
+        ef.generate(broken, [[1, 2], [7, 2]], max_new_tokens=2)
+
+
+def test_positions_end_where_the_table_does_also_when_going_on():
+    built = filled(CONFIGS["gpt"].edit("embedding.positions", length=8))
+    state = ef.decode(built, ef.prefill(built, [[1, 2, 3]], slots=16), max_new_tokens=4)
+    with pytest.raises(ValueError, match=r"8 positions, so that after 7 tokens .* at most 2 new"):
+        ef.decode(built, state, max_new_tokens=3)
+    state = ef.decode(built, state, max_new_tokens=2)
+    assert state.new_tokens() == ef.generate(built, [[1, 2, 3]], max_new_tokens=6)
