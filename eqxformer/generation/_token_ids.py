@@ -24,7 +24,7 @@ class TokenIds(eqx.Module):
         if (numbers < 0).any():
             wrong = numbers[numbers < 0][0]
             raise ValueError(f"The ids of `{owner}` must not be negative; got {wrong}.")
-        self.array = jnp.asarray(numbers)
+        self.array = jax.device_put(numbers)
         self.owner = owner
 
     def check(self, vocab: int) -> None:

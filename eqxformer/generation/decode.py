@@ -82,7 +82,7 @@ def limited(model: Model, state: GenerationState, new: int) -> GenerationState:
         )
     if longest:
         check_room(model, longest, new)
-    limit = jnp.asarray((length + new).astype(np.int32))
+    limit = jax.device_put((length + new).astype(np.int32))
     return eqx.tree_at(lambda s: s.seen.limit, state, limit)
 
 
@@ -111,7 +111,7 @@ def run(model: Model, choices: Choices, state: GenerationState, steps: int) -> G
     """The loop on a state that may be written over; raises for rows that have no token."""
     if steps == 0:
         return state
-    state, stuck = _loop((model, choices, jnp.asarray(np.int32(steps))), state)
+    state, stuck = _loop((model, choices, jax.device_put(np.int32(steps))), state)
     if (without := np.flatnonzero(np.asarray(stuck))).size:
         raise ValueError(nothing_to_choose(int(without[0])))
     return state

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Array, Int, Key
 
@@ -78,7 +78,7 @@ def as_asked(
     filled = np.full((len(made), new), filler(stop), np.int32)
     for row, tokens in enumerate(made):
         filled[row, : len(tokens)] = tokens
-    return jnp.asarray(filled)
+    return jax.device_put(filled)
 
 
 def begun(

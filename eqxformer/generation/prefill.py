@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple, cast
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -97,10 +98,8 @@ def append(
     unread = np.zeros((state.rows, int(lengths.max())), np.int32)
     for row, (a, b) in enumerate(zip(read, after, strict=True)):
         unread[row, : b - a] = tokens[row, a:b]
-    seen = (jnp.asarray(tokens), *(jnp.asarray(after.astype(np.int32)) for _ in "123"))
-    state = GenerationState(
-        Seen(*seen), state.cache, None, jnp.asarray(np.zeros(state.rows, bool)), state.source
-    )
+    unfinished = jax.device_put(np.zeros(state.rows, bool))
+    state = GenerationState(_seen(tokens, after), state.cache, None, unfinished, state.source)
     rows = Rows(unread, lengths)
     return _read_all(model, state, rows, passes(rows.longest, chunk))
 
@@ -124,9 +123,9 @@ def opened(
         raise ValueError(f"There are {slots} slots, and a prompt has {rows.longest} tokens.")
     check_room(model, rows.longest, 1)
     first, *others = passes(rows.longest, chunk)
-    seen = (jnp.asarray(rows.padded(slots)), *(jnp.asarray(rows.lengths.copy()) for _ in "123"))
     source = (given.source, given.source_mask)
-    state = _open(model, source, Seen(*seen), *_piece(rows, *first), spare)
+    seen = _seen(rows.padded(slots), rows.lengths)
+    state = _open(model, source, seen, *_piece(rows, *first), spare)
     return _read_all(model, state, rows, others)
 
 
@@ -136,9 +135,8 @@ def read_newest(model: Model, state: GenerationState) -> GenerationState:
         return state
     last = np.asarray(state.seen.length)[:, None] - 1
     newest = np.take_along_axis(np.asarray(state.seen.tokens), last, axis=1)
-    return _read(
-        model, state, jnp.asarray(newest), jnp.asarray(~np.asarray(state.finished))[:, None]
-    )
+    going = ~np.asarray(state.finished)[:, None]
+    return _read(model, state, jax.device_put(newest), jax.device_put(going))
 
 
 def _source(model: EncoderDecoder, prompts: Any, valid: Any) -> tuple[Array, Padding | None]:
@@ -159,7 +157,7 @@ def _source(model: EncoderDecoder, prompts: Any, valid: Any) -> tuple[Array, Pad
             f"The encoder has {room} positions; got a source of {rows.longest} tokens."
         )
     size = bucket(rows.longest) if room is None else min(bucket(rows.longest), room)
-    return jnp.asarray(rows.padded(size)), Padding(jnp.asarray(rows.valid(size)))
+    return jax.device_put(rows.padded(size)), Padding(jax.device_put(rows.valid(size)))
 
 
 def _targets(model: EncoderDecoder, start: Start | None, rows: int) -> Rows:
@@ -178,6 +176,12 @@ def _targets(model: EncoderDecoder, start: Start | None, rows: int) -> Rows:
     return as_rows(lists, None, vocab)
 
 
+def _seen(tokens: np.ndarray, lengths: np.ndarray) -> Seen:
+    """Rows of which every token has been given. Unlike `jnp.asarray`, this compiles nothing."""
+    each = (jax.device_put(lengths.astype(np.int32)) for _ in ("length", "prompt", "limit"))
+    return Seen(jax.device_put(tokens), *each)
+
+
 def _read_all(
     model: Model, state: GenerationState, rows: Rows, pieces: list[tuple[int, int]]
 ) -> GenerationState:
@@ -189,7 +193,7 @@ def _read_all(
 def _piece(rows: Rows, begin: int, size: int) -> tuple[Array, Array]:
     """The tokens of one pass, and which of them are real."""
     rest = Rows(rows.tokens[:, begin:], np.clip(rows.lengths - begin, 0, None))
-    return jnp.asarray(rest.padded(size)), jnp.asarray(rest.valid(size))
+    return jax.device_put(rest.padded(size)), jax.device_put(rest.valid(size))
 
 
 @eqx.filter_jit
