@@ -125,7 +125,7 @@ def opened(
     first, *others = passes(rows.longest, chunk)
     source = (given.source, given.source_mask)
     seen = _seen(rows.padded(slots), rows.lengths)
-    state = _open(model, source, seen, *_piece(rows, *first), spare)
+    state = _open(model, source, seen, *piece(rows, *first), spare)
     return _read_all(model, state, rows, others)
 
 
@@ -186,13 +186,13 @@ def _read_all(
     model: Model, state: GenerationState, rows: Rows, pieces: list[tuple[int, int]]
 ) -> GenerationState:
     for begin, size in pieces:
-        state = _read(model, state, *_piece(rows, begin, size))
+        state = _read(model, state, *piece(rows, begin, size))
     return state
 
 
-def _piece(rows: Rows, begin: int, size: int) -> tuple[Array, Array]:
+def piece(rows: Rows, begin: int, size: int) -> tuple[Array, Array]:
     """The tokens of one pass, and which of them are real."""
-    rest = Rows(rows.tokens[:, begin:], np.clip(rows.lengths - begin, 0, None))
+    rest = rows.after(begin)
     return jax.device_put(rest.padded(size)), jax.device_put(rest.valid(size))
 
 

@@ -32,6 +32,10 @@ class Rows:
         """The most tokens of a row."""
         return int(self.lengths.max())
 
+    def after(self, begin: int) -> "Rows":
+        """What is left of every row from the place `begin` on, which may be nothing."""
+        return Rows(self.tokens[:, begin:], np.clip(self.lengths - begin, 0, None))
+
     def padded(self, size: int) -> np.ndarray:
         """The tokens in rows of `size`."""
         tokens = self.tokens[:, :size]
