@@ -1,8 +1,9 @@
-"""What all decoder-only architectures are used as: a language model, its body, a classifier."""
+"""What all decoder-only architectures are used as: a language model, its body, with labels."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from eqxformer.architectures._encoders import label_names
 from eqxformer.checkpoints.architecture import Architecture, Task
 from eqxformer.checkpoints.rules import Rule, Rules, turned, under, unprefixed
 from eqxformer.checkpoints.settings import THEIR_ACTIVATIONS, Settings
@@ -16,6 +17,7 @@ BUFFERS = (
     *("*.rotary_emb.inv_freq", "*.attn.bias", "*.attn.masked_bias"),
     *("*.attention.bias", "*.attention.masked_bias"),
 )
+QUESTIONS = turned("head.linear", "qa_outputs")  # where an answer starts and where it ends
 # The words of the GPTs, whose tanh GELU is rounded otherwise than the one that others name.
 GPT_ACTIVATIONS = {**THEIR_ACTIVATIONS, "gelu_tanh": "gelu_new"}
 
@@ -30,6 +32,7 @@ def decoder(
     causal: str = "ForCausalLM",
     score: Rule = turned("head.linear", "score"),
     token_score: Rule = turned("head.linear", "score"),
+    questions: str | None = None,
     lacks: tuple[str, ...] = (),
     ignored: tuple[str, ...] = (),
     describe: Callable[[DecoderLM.Config], Mapping[str, Any]] | None = None,
@@ -41,6 +44,8 @@ def decoder(
         config, rules: of the language model; names of theirs with the prefix.
         causal: how the name of the language model's class ends.
         score, token_score: where the heads are that score the labels of a text and of a token.
+        questions: what stands before the names of the body's tensors where the head says where an
+            answer is; None where there is no such class.
         lacks: how the names end of classes that transformers does not have.
         ignored: patterns of tensors without use.
         describe: the settings of a language model's config.
@@ -64,6 +69,13 @@ def decoder(
         rate = settings.rate("classifier_dropout", settings.rate("hidden_dropout", 0.1))
         return EncoderWithHead.Config(body(settings), LabelHead.Config(settings.labels(), rate))
 
+    def answers(settings: Settings) -> EncoderWithHead.Config:
+        return EncoderWithHead.Config(body(settings), LabelHead.Config(labels=2))
+
+    def answer_rules(tree: EncoderWithHead.Config) -> Rules:
+        named = under("", (questions or "").removesuffix("."), *bare(tree.encoder))
+        return (*under("encoder", "", *named), QUESTIONS)
+
     def headed(rule: Rule) -> Callable[[EncoderWithHead.Config], Rules]:
         return lambda tree: (*under("encoder", "", *of(tree.encoder)), rule)
 
@@ -77,6 +89,8 @@ def decoder(
         "ForSequenceClassification": Task(sequence, headed(score), prefix, ignored),
         "ForTokenClassification": Task(tokens, headed(token_score), prefix, ignored),
     }
+    if questions is not None:
+        tasks["ForQuestionAnswering"] = Task(answers, answer_rules, questions, ignored)
     named = {name + ending: task for ending, task in tasks.items() if ending not in lacks}
     described = None if describe is None else _describing(describe)
     body_name = name + "Model"
@@ -170,9 +184,7 @@ def _describing(
 
     def found(tree: Any) -> Mapping[str, Any]:
         body, head = getattr(tree, "encoder", tree), getattr(tree, "head", None)
-        labels = getattr(head, "labels", None)
-        named = {str(i): f"LABEL_{i}" for i in range(labels)} if labels else None
-        more = {} if named is None else {"id2label": named}
+        more = label_names(head)
         more |= {"classifier_dropout": head.dropout} if isinstance(head, LabelHead.Config) else {}
         body = with_head(body) if isinstance(body, Encoder.Config) else body
         more |= {"tie_word_embeddings": isinstance(head, TiedHead.Config)}

@@ -227,6 +227,12 @@ def _named(part: str, dense: str | None, norm: str | None) -> Rules:
 QUESTIONS = tokens("qa_outputs", rate=lambda _: 0.0, labels=lambda _: 2)
 
 
+def label_names(head: Any) -> dict[str, Any]:
+    """The setting that says how many labels a head has; nothing for a head without labels."""
+    labels = getattr(head, "labels", None)
+    return {} if labels is None else {"id2label": {str(i): f"LABEL_{i}" for i in range(labels)}}
+
+
 def _describing(
     describe: Callable[[Encoder.Config], Mapping[str, Any]],
     describe_head: Callable[[Any], Mapping[str, Any]],
@@ -235,10 +241,7 @@ def _describing(
 
     def found(tree: Any) -> Mapping[str, Any]:
         head = getattr(tree, "head", None)
-        labels, more = getattr(head, "labels", None), {}
-        more |= {} if head is None else describe_head(head)
-        if labels is not None:
-            more["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
+        more = {} if head is None else {**describe_head(head), **label_names(head)}
         if isinstance(head, MaskedLMHead.Config):
             more["tie_word_embeddings"] = isinstance(head.output, TiedHead.Config)
         return {**describe(getattr(tree, "encoder", tree)), **more}

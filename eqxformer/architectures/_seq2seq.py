@@ -1,37 +1,76 @@
-"""What all encoder-decoders are used as: with a head that writes, bare, their encoder alone."""
+"""What all encoder-decoders are used as: writing, bare, with labels, their encoder alone."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from eqxformer.architectures._decoders import QUESTIONS
+from eqxformer.architectures._encoders import label_names
 from eqxformer.checkpoints.architecture import Architecture, Task
-from eqxformer.checkpoints.rules import Rules, reshaped, turned, unprefixed, within
+from eqxformer.checkpoints.rules import Rules, reshaped, turned, under, unprefixed, within
 from eqxformer.checkpoints.settings import Settings
 from eqxformer.checkpoints.stored import Computed
 from eqxformer.layers.linear import Linear
 from eqxformer.layers.positions import Sinusoids
 from eqxformer.models.audio import AudioEncoder
-from eqxformer.models.encoder import Encoder
+from eqxformer.models.encoder import Encoder, EncoderWithHead
 from eqxformer.models.encoder_decoder import EncoderDecoder
-from eqxformer.models.heads import LinearHead, TiedHead, TokenHead
+from eqxformer.models.encoder_decoder_with_head import EncoderDecoderWithHead
+from eqxformer.models.heads import (
+    LabelHead,
+    LinearHead,
+    Pooling,
+    SequenceHead,
+    TiedHead,
+    TokenHead,
+)
 
 HEAD = (
     turned("decoder.head.linear.weight", "lm_head.weight"),
     reshaped("decoder.head.linear.bias", "final_logits_bias"),
     reshaped("decoder.head.bias", "final_logits_bias"),
 )
+CLASSIFIER = under(
+    "head", "classification_head", turned("pooling.dense", "dense"), turned("linear", "out_proj")
+)
+
+Config = Callable[[Settings], EncoderDecoder.Config]
+RulesOf = Callable[[Any], Rules]
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Classes with a head of labels: of a text, of its tokens, of where an answer is.
+
+    Arguments:
+        start, end: what the decoder reads first, and the token at whose last place it knows the
+            text; a number is what an absent setting means.
+        prefix: what stands before the names of both sides' tensors in a classifier.
+    """
+
+    start: int | Literal["last"]
+    end: int
+    prefix: str
+
+    def first(self, settings: Settings) -> int | Literal["last"]:
+        """What the decoder reads first, by the settings."""
+        if self.start == "last":
+            return "last"
+        return settings.size("decoder_start_token_id", self.start, least=0)
 
 
 def seq2seq(
     model_type: str,
     name: str,
-    config: Callable[[Settings], EncoderDecoder.Config],
-    rules: Rules | Callable[[EncoderDecoder.Config], Rules],
+    config: Config,
+    rules: Rules | RulesOf,
     *,
     prefix: str = "",
     writers: tuple[str, ...] = ("ForConditionalGeneration",),
     encoder: str | None = None,
+    labelled: Labelled | None = None,
     ignored: tuple[str, ...] = (),
     describe: Callable[[Any], Mapping[str, Any]] | None = None,
     computed: Callable[[Settings], Mapping[str, Computed]] = lambda _: {},
@@ -43,6 +82,7 @@ def seq2seq(
         config, rules: of both sides with their head; names of theirs with the prefix.
         writers: how the names of the classes end that have a head.
         encoder: how the name of the class ends that is the encoder alone, if there is one.
+        labelled: the classes with a head of labels, if there are any.
         ignored: patterns of tensors without use.
         describe: the settings of both sides, or of an encoder alone.
         computed: tensors that transformers stores though they follow from the settings.
@@ -70,7 +110,78 @@ def seq2seq(
         tasks[name + encoder] = Task(
             alone, lambda tree: within("encoder", of(tree)), prefix, ("decoder.*", *ignored)
         )
-    return Architecture(model_type, tasks, describe)
+        if labelled is not None:
+            tasks[name + "ForTokenClassification"] = _tokens(alone, of, labelled, ignored)
+    if labelled is not None:
+        tasks[name + "ForSequenceClassification"] = _sequence(bare, of, prefix, labelled, ignored)
+        tasks[name + "ForQuestionAnswering"] = _questions(bare, of, prefix, labelled, ignored)
+    return Architecture(model_type, tasks, None if describe is None else _describing(describe))
+
+
+def _sequence(
+    bare: Config, of: RulesOf, prefix: str, labelled: Labelled, ignored: tuple[str, ...]
+) -> Task:
+    """The labels of a text, from the decoder's state at its last end."""
+
+    def config(settings: Settings) -> EncoderDecoderWithHead.Config:
+        rate = settings.rate("classifier_dropout")
+        pooling = Pooling.Config("last", Linear.Config(), dropout=rate)
+        head = SequenceHead.Config(settings.labels(), pooling, rate)
+        end = settings.size("eos_token_id", labelled.end, least=0)
+        return EncoderDecoderWithHead.Config(bare(settings), head, labelled.first(settings), end)
+
+    def rules(tree: Any) -> Rules:
+        body = unprefixed(of(tree.body), prefix)
+        return (*under("body", labelled.prefix.removesuffix("."), *body), *CLASSIFIER)
+
+    return Task(config, rules, labelled.prefix, ignored)
+
+
+def _questions(
+    bare: Config, of: RulesOf, prefix: str, labelled: Labelled, ignored: tuple[str, ...]
+) -> Task:
+    """Where an answer starts and ends, from the decoder's states."""
+
+    def config(settings: Settings) -> EncoderDecoderWithHead.Config:
+        head = LabelHead.Config(labels=2)
+        return EncoderDecoderWithHead.Config(bare(settings), head, labelled.first(settings))
+
+    return Task(
+        config, lambda tree: (*under("body", "", *of(tree.body)), QUESTIONS), prefix, ignored
+    )
+
+
+def _tokens(
+    alone: Callable[[Settings], Any], of: RulesOf, labelled: Labelled, ignored: tuple[str, ...]
+) -> Task:
+    """The labels of tokens, from the encoder's states."""
+
+    def config(settings: Settings) -> EncoderWithHead.Config:
+        head = LabelHead.Config(settings.labels(), settings.rate("classifier_dropout"))
+        return EncoderWithHead.Config(alone(settings), head)
+
+    def rules(tree: Any) -> Rules:
+        encoder = under("", labelled.prefix.removesuffix("."), *of(tree.encoder))
+        return (*encoder, turned("head.linear", "classifier"))
+
+    return Task(config, rules, labelled.prefix, ignored)
+
+
+def _describing(
+    describe: Callable[[Any], Mapping[str, Any]],
+) -> Callable[[Any], Mapping[str, Any]]:
+    """The settings of both sides, or of the encoder alone, with or without a head of labels."""
+
+    def found(tree: Any) -> Mapping[str, Any]:
+        head = getattr(tree, "head", None)
+        more = label_names(head)
+        more |= {} if head is None else {"classifier_dropout": head.dropout}
+        if isinstance(tree, EncoderDecoderWithHead.Config):
+            more |= {} if tree.start == "last" else {"decoder_start_token_id": tree.start}
+            more |= {} if tree.end is None else {"eos_token_id": tree.end}
+        return {**describe(getattr(tree, "body", tree)), **more}
+
+    return found
 
 
 def one_table(

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from eqxformer.architectures._seq2seq import HEAD, one_table, seq2seq
+from eqxformer.architectures._seq2seq import HEAD, Labelled, one_table, seq2seq
 from eqxformer.blocks.block import Block
 from eqxformer.blocks.residual import post_norm
 from eqxformer.checkpoints.rules import Rules, same, turned, under
@@ -168,5 +168,12 @@ WITHOUT_USE = [
 ]
 
 ARCHITECTURE = seq2seq(
-    "bart", "Bart", config, RULES, prefix="model.", ignored=IGNORED, describe=describe
+    "bart",
+    "Bart",
+    config,
+    RULES,
+    prefix="model.",
+    labelled=Labelled(start=2, end=2, prefix="model."),
+    ignored=IGNORED,
+    describe=describe,
 )

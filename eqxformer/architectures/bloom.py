@@ -107,6 +107,7 @@ ARCHITECTURE = decoder(
     config,
     rules,
     prefix="transformer.",
+    questions="transformer.",
     token_score=turned("head.linear", "classifier"),
     describe=describe,
 )

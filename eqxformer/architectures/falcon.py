@@ -131,6 +131,7 @@ ARCHITECTURE = decoder(
     config,
     rules,
     prefix="transformer.",
+    questions="transformer.",
     token_score=turned("head.linear", "classifier"),
     describe=describe,
 )

@@ -125,6 +125,7 @@ ARCHITECTURE = decoder(
     config,
     RULES,
     prefix="transformer.",
+    questions="transformer.",
     causal="LMHeadModel",
     token_score=turned("head.linear", "classifier"),
     describe=describe,

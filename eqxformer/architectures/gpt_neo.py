@@ -115,6 +115,7 @@ ARCHITECTURE = decoder(
     config,
     RULES,
     prefix="transformer.",
+    questions="transformer.",
     token_score=turned("head.linear", "classifier"),
     describe=describe,
 )

@@ -108,6 +108,7 @@ ARCHITECTURE = decoder(
     config,
     rules,
     prefix="gpt_neox.",
+    questions="gpt_neox.",
     token_score=turned("head.linear", "classifier"),
     describe=describe,
 )

@@ -108,6 +108,7 @@ ARCHITECTURE = decoder(
     config,
     RULES,
     prefix="transformer.",
+    questions="transformer.",
     lacks=("ForTokenClassification",),
     describe=describe,
 )

@@ -112,4 +112,4 @@ RULES = (
     turned("head.linear", "lm_head"),
 )
 
-ARCHITECTURE = decoder("llama", "Llama", config, RULES, describe=describe)
+ARCHITECTURE = decoder("llama", "Llama", config, RULES, questions="transformer.", describe=describe)

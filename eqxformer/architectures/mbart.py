@@ -1,7 +1,7 @@
 """mBART: BART with pre-norm, a norm after the last block, and embeddings times `sqrt(dim)`."""
 
 from eqxformer.architectures import bart
-from eqxformer.architectures._seq2seq import one_table, seq2seq
+from eqxformer.architectures._seq2seq import Labelled, one_table, seq2seq
 from eqxformer.blocks.residual import pre_norm
 from eqxformer.checkpoints.settings import Settings
 from eqxformer.layers.linear import Linear
@@ -31,6 +31,7 @@ ARCHITECTURE = seq2seq(
     config,
     bart.RULES,
     prefix="model.",
+    labelled=Labelled(start="last", end=2, prefix="model."),
     ignored=bart.IGNORED,
     describe=bart.describe,
 )

@@ -23,4 +23,6 @@ describe = derived(
     sliding_window=lambda tree: tree.blocks[0].attention.window,
 )
 
-ARCHITECTURE = decoder("mistral", "Mistral", config, llama.RULES, describe=describe)
+ARCHITECTURE = decoder(
+    "mistral", "Mistral", config, llama.RULES, questions="model.", describe=describe
+)

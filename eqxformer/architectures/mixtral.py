@@ -56,4 +56,4 @@ RULES = (
     ),
 )
 
-ARCHITECTURE = decoder("mixtral", "Mixtral", config, RULES, describe=describe)
+ARCHITECTURE = decoder("mixtral", "Mixtral", config, RULES, questions="model.", describe=describe)

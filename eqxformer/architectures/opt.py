@@ -119,5 +119,11 @@ RULES = (
 )
 
 ARCHITECTURE = decoder(
-    "opt", "OPT", config, RULES, lacks=("ForTokenClassification",), describe=describe
+    "opt",
+    "OPT",
+    config,
+    RULES,
+    questions="model.",
+    lacks=("ForTokenClassification",),
+    describe=describe,
 )

@@ -27,4 +27,6 @@ def describe(tree: Any) -> dict[str, Any]:
     return {**less(tree), **describe_later_windows(tree)}
 
 
-ARCHITECTURE = decoder("qwen2", "Qwen2", config, llama.RULES, describe=describe)
+ARCHITECTURE = decoder(
+    "qwen2", "Qwen2", config, llama.RULES, questions="transformer.", describe=describe
+)

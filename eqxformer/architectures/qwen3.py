@@ -38,4 +38,4 @@ QK_NORM = under(
 )
 RULES = (*llama.RULES, *QK_NORM)
 
-ARCHITECTURE = decoder("qwen3", "Qwen3", config, RULES, describe=describe)
+ARCHITECTURE = decoder("qwen3", "Qwen3", config, RULES, questions="transformer.", describe=describe)

@@ -75,4 +75,6 @@ RULES = (
     ),
 )
 
-ARCHITECTURE = decoder("qwen3_moe", "Qwen3Moe", config, RULES, describe=describe)
+ARCHITECTURE = decoder(
+    "qwen3_moe", "Qwen3Moe", config, RULES, questions="transformer.", describe=describe
+)

@@ -47,4 +47,6 @@ def describe(tree: Any) -> dict[str, Any]:
     }
 
 
-ARCHITECTURE = decoder("smollm3", "SmolLM3", config, llama.RULES, describe=describe)
+ARCHITECTURE = decoder(
+    "smollm3", "SmolLM3", config, llama.RULES, questions="transformer.", describe=describe
+)

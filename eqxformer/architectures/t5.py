@@ -6,7 +6,7 @@ Version 1.0 has a ReLU, and the token table divided by the root of the width as 
 
 from typing import Any
 
-from eqxformer.architectures._seq2seq import HEAD, one_table, seq2seq
+from eqxformer.architectures._seq2seq import HEAD, Labelled, one_table, seq2seq
 from eqxformer.checkpoints.rules import Rules, same, turned, under
 from eqxformer.checkpoints.settings import ACTIVATIONS, THEIR_ACTIVATIONS, Settings
 from eqxformer.layers.feed_forward import MLP, FeedForward, GatedMLP
@@ -14,6 +14,7 @@ from eqxformer.models import families
 from eqxformer.models.encoder_decoder import EncoderDecoder
 from eqxformer.models.heads import LinearHead
 
+LABELLED = Labelled(start=0, end=1, prefix="transformer.")
 # Old files have a bias of the cross-attention that was never used.
 IGNORED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
@@ -135,6 +136,7 @@ ARCHITECTURE = seq2seq(
     rules,
     writers=("ForConditionalGeneration", "WithLMHeadModel"),
     encoder="EncoderModel",
+    labelled=LABELLED,
     ignored=IGNORED,
     describe=describe,
 )

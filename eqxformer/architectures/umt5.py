@@ -21,6 +21,7 @@ ARCHITECTURE = seq2seq(
     config,
     t5.rules,
     encoder="EncoderModel",
+    labelled=t5.LABELLED,
     ignored=t5.IGNORED,
     describe=t5.describe,
 )

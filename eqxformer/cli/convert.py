@@ -14,9 +14,8 @@ from eqxformer.checkpoints.native import load, save
 from eqxformer.checkpoints.rebuild import rebuild
 from eqxformer.checkpoints.tensor_files import TensorFiles, parse_size, replaced_directory
 from eqxformer.cli.errors import Mistake, explained
-from eqxformer.cli.sources import is_native
 from eqxformer.inspect.table import count, size
-from eqxformer.pretrained.checkpoint import Checkpoint
+from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.locate import locate
 from eqxformer.pretrained.on_disk import converted, on_disk
 from eqxformer.pretrained.save import carry, save_pretrained

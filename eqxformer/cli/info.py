@@ -16,12 +16,11 @@ from eqxformer.checkpoints.native import open_saved
 from eqxformer.checkpoints.rebuild import shapes
 from eqxformer.checkpoints.tensor_files import TensorFiles
 from eqxformer.cli.errors import explained
-from eqxformer.cli.sources import is_native
 from eqxformer.inspect.table import count, size, table
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.models.encoder import Encoder
 from eqxformer.models.encoder_decoder import EncoderDecoder
-from eqxformer.pretrained.checkpoint import CONFIG, Checkpoint, read_settings
+from eqxformer.pretrained.checkpoint import CONFIG, Checkpoint, is_native, read_settings
 from eqxformer.pretrained.locate import locate
 from eqxformer.pretrained.presets import described, preset, preset_names, preset_of
 from eqxformer.pretrained.sentences import pooling_of
@@ -138,7 +137,8 @@ def _notes(found: Found) -> Iterator[tuple[str, str]]:
 
 def _outline(skeleton: Any) -> str:
     """The kind of a model, and the sizes of its sides."""
-    named = (getattr(skeleton, side, None) for side in ("encoder", "decoder"))
+    body = getattr(skeleton, "body", skeleton)  # of both sides, under a head of labels
+    named = (getattr(body, side, None) for side in ("encoder", "decoder"))
     sides = [_side(side) for side in named if side is not None]
     return f"{type(skeleton).__name__}: {'; '.join(sides)}" if sides else _side(skeleton)
 

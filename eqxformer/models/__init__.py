@@ -6,6 +6,7 @@ from eqxformer.models.decoder_lm import DecoderLM, ModelCache
 from eqxformer.models.embedding import InputEmbedding, TypeEmbedding
 from eqxformer.models.encoder import Encoder, EncoderWithHead
 from eqxformer.models.encoder_decoder import EncoderDecoder
+from eqxformer.models.encoder_decoder_with_head import EncoderDecoderWithHead
 from eqxformer.models.heads import (
     LabelHead,
     LinearHead,
@@ -23,6 +24,7 @@ __all__ = [
     "DecoderLM",
     "Encoder",
     "EncoderDecoder",
+    "EncoderDecoderWithHead",
     "EncoderWithHead",
     "InputEmbedding",
     "LabelHead",

@@ -14,6 +14,7 @@ from eqxformer.config import Config, takes_options
 from eqxformer.keys import split
 from eqxformer.layers.abstract_attention import AbstractAttention
 from eqxformer.layers.biases import PositionBias
+from eqxformer.layers.cache import Cache, SourceCache
 from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.feed_forward import RouterLosses
 from eqxformer.layers.masks import Causal, Mask, check_batch, ordered, valid_keys
@@ -43,6 +44,31 @@ class ModelCache(eqx.Module):
             for group, size in zip(self.blocks, self.sizes, strict=True)
         )
         return ModelCache(blocks, function(self.length), self.sizes)
+
+    def emptied(self, spare: int) -> "ModelCache":
+        """The cache without tokens, but with its source, that can go back by `spare` tokens.
+
+        Only caches of windows get larger by that. Raises `NotImplementedError` for a block of your
+        own that remembers anything but a `Cache`.
+        """
+        blocks = _each_cache(lambda cache: cache.emptied(spare), self.blocks)
+        return ModelCache(blocks, jnp.zeros_like(self.length), self.sizes)
+
+    def back_to(self, length: Int[Array, "*batch"]) -> "ModelCache":
+        """The cache with at most the first `length` tokens of each row, the newest taken back.
+
+        For windows, as many as `emptied` has made room for. Raises `NotImplementedError` as there.
+
+        Example:
+            >>> import eqxformer as ef, jax, jax.numpy as jnp
+            >>> config = ef.families.gpt(vocab=65, dim=16, layers=2, heads=2, context=8)
+            >>> model = config.build(key=jax.random.key(0))
+            >>> _, cache = model.extend(jnp.array([[5, 6, 7]]), model.init_cache((1,), slots=8))
+            >>> cache.back_to(jnp.array([1])).length
+            Array([1], dtype=int32)
+        """
+        blocks = _each_cache(lambda cache: cache.back_to(length), self.blocks)
+        return ModelCache(blocks, jnp.minimum(self.length, length), self.sizes)
 
 
 class DecoderLM(eqx.Module):
@@ -299,6 +325,25 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"`{name}` must be positive; got {size}.")
+
+
+def _each_cache(function: Callable[[Cache], Cache], blocks: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The caches of blocks, with a function done to what self-attention remembers."""
+
+    def each(path: Any, node: Any) -> Any:
+        if isinstance(node, SourceCache):
+            return node
+        if isinstance(node, Cache):
+            return function(node)
+        owner = type(blocks[path[0].idx]).__name__
+        raise NotImplementedError(
+            f"Group {path[0].idx} of the blocks remembers its tokens in `{owner}`, which cannot go "
+            "back; supported is what remembers them in a `Cache`, with `emptied` and `back_to`."
+        )
+
+    return jax.tree_util.tree_map_with_path(
+        each, blocks, is_leaf=lambda node: isinstance(node, (Cache, SourceCache))
+    )
 
 
 def _number_type(blocks: Stack) -> DTypeLike:

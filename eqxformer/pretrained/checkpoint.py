@@ -134,6 +134,12 @@ def read_settings(directory: pathlib.Path) -> tuple[str, dict[str, Any]]:
     return read_json_text(path, limit_bytes=_LIMIT)
 
 
+def is_native(directory: pathlib.Path) -> bool:
+    """Whether a directory is in our own format; `CheckpointError` where it has no settings."""
+    _, values = read_settings(directory)
+    return values.get("format") == "eqxformer"
+
+
 def architecture_of(values: Mapping[str, Any], where: Any) -> Architecture:
     """The architecture that settings name."""
     if values.get("format") == "eqxformer":

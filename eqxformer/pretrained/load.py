@@ -21,8 +21,8 @@ def from_pretrained(
     """The model in a checkpoint of transformers, as a plain Equinox module.
 
     What kind of model it is follows from `architectures` in its `config.json`: a `DecoderLM`, an
-    `Encoder`, an `EncoderWithHead` or an `EncoderDecoder`. Only safetensors files are read, tensor
-    by tensor; every tensor and every setting is accounted for.
+    `Encoder`, an `EncoderDecoder`, or one of the latter two `WithHead`. Only safetensors files are
+    read, tensor by tensor; every tensor and every setting is accounted for.
 
     Arguments:
         source: a directory, or an id of the Hugging Face Hub (with the extra `hub`).

@@ -264,6 +264,73 @@ def test_all_of_t5_1_1_is_where_the_checkpoint_has_it(t5):
     assert {"lm_head.weight", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"} <= names
 
 
+def labelled(body, *, start: Any, end: int | None) -> ef.EncoderDecoderWithHead.Config:
+    """A tree of a classifier as the reference's are."""
+    pooling = ef.Pooling.Config("last", ef.Linear.Config())
+    head = ef.SequenceHead.Config(3, pooling, dropout=0.2)
+    return ef.EncoderDecoderWithHead.Config(
+        body.edit("decoder", head=ef.TiedHead.Config()), head, start, end
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "start", "end"),
+    [
+        ("bart", "Bart", 2, 2),
+        ("mbart", "MBart", "last", 2),
+        ("t5", "T5", 0, 1),
+        ("mt5", "MT5", 0, 1),
+        ("umt5", "UMT5", 0, 1),
+    ],
+)
+def test_a_classifier_starts_and_ends_as_its_family_does_unless_told(kind, name, start, end):
+    task = ef.architecture(kind).tasks[f"{name}ForSequenceClassification"]
+    t5 = {"vocab_size": 11, "d_model": 12, "d_ff": 14, "num_layers": 1, "num_heads": 3}
+    sizes = t5 if "t5" in kind else BART
+    tree: Any = task.config(ef.Settings(sizes))
+    assert (tree.start, tree.end, tree.head.labels) == (start, end, 2)
+    words = {"decoder_start_token_id": 7, "eos_token_id": 5, "classifier_dropout": 0.3}
+    settings = ef.Settings({**sizes, **words, "id2label": {"0": "good", "1": "bad", "2": "odd"}})
+    tree = task.config(settings)
+    settings.check_all_read(kind)
+    assert (tree.start, tree.end, tree.head.labels) == ("last" if start == "last" else 7, 5, 3)
+    assert (tree.head.dropout, tree.head.pooling.dropout) == (0.3, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "start"), [("bart", "Bart", 7), ("mbart", "MBart", "last"), ("t5", "T5", 7)]
+)
+def test_a_classifier_built_here_is_written_with_its_start_and_its_end(kind, name, start, tmp_path):
+    body = T5.config if kind == "t5" else built(kind).config
+    model = filled(labelled(body, start=start, end=5))
+    ef.save_pretrained(model, tmp_path / "ours", model_type=kind)
+    values = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert values["architectures"] == [f"{name}ForSequenceClassification"]
+    assert (values["eos_token_id"], values["classifier_dropout"]) == (5, 0.2)
+    assert values.get("decoder_start_token_id", "last") == start
+    again = ef.from_pretrained(tmp_path / "ours")
+    one, two = ef.named_arrays(model), ef.named_arrays(again)
+    assert one.keys() == two.keys()
+    assert all(np.array_equal(one[k], two[k]) for k in one)
+    assert (again.config.start, again.config.end) == (start, 5)
+
+
+def test_a_classifier_that_the_reference_has_not_is_not_written_as_one(tmp_path):
+    model = filled(labelled(T5.config, start=0, end=None))
+    with pytest.raises(ef.CheckpointError, match="end: None, not 1"):
+        ef.save_pretrained(model, tmp_path / "ours", model_type="t5")
+
+
+def test_the_table_of_a_t5_classifier_may_have_the_name_of_a_side(tmp_path):
+    model, folder = filled(labelled(T5.config, start=0, end=1)), tmp_path / "t5"
+    ef.save_pretrained(model, folder, model_type="t5")
+    table = stored(folder)["transformer.shared.weight"]
+    name = "transformer__encoder__embed_tokens__weight"
+    edit_tensors(folder, "transformer.shared.weight", **{name: table})
+    again = ef.from_pretrained(folder)
+    assert np.array_equal(again.body.encoder.embedding.tokens.weight, table)
+
+
 def test_whisper_hears_frames_and_its_places_start_as_sinusoids():
     values = {**BART, "model_type": "whisper", "num_mel_bins": 5, "max_source_positions": 4}
     del values["max_position_embeddings"]

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import eqxformer as ef
 from eqxformer.checkpoints import CheckpointError, Settings
 from eqxformer.checkpoints.rebuild import expected
+from eqxformer.checkpoints.rules import bind
 from eqxformer.pretrained.checkpoint import read_tree
 from eqxformer.pretrained.express import expression
 
@@ -238,6 +239,27 @@ def test_a_narrow_table_of_opt_belongs_to_the_language_model_alone():
         tree("opt", "OPTModel", word_embed_proj_dim=20)
     with pytest.raises(CheckpointError, match="`word_embed_proj_dim` must be 64"):
         tree("opt", word_embed_proj_dim=20, tie_word_embeddings=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "table"),
+    [
+        ("gpt2", "GPT2", "transformer.wte.weight"),
+        ("gpt_neox", "GPTNeoX", "gpt_neox.embed_in.weight"),
+        ("llama", "Llama", "transformer.embed_tokens.weight"),
+        ("mistral", "Mistral", "model.embed_tokens.weight"),
+        ("opt", "OPT", "model.decoder.embed_tokens.weight"),
+    ],
+)
+def test_a_head_for_answers_stands_on_a_body_with_the_names_it_has_there(kind, name, table):
+    sizes = SIZES.get(kind, GATED)
+    task = ef.architecture(kind).tasks[f"{name}ForQuestionAnswering"]
+    config = task.config(Settings(sizes))
+    assert config.head == ef.LabelHead.Config(labels=2)
+    bindings = bind(task.rules(config), expected(ef.shapes(config)))
+    names = {theirs for binding in bindings for theirs in binding.theirs}
+    assert {table, "qa_outputs.weight", "qa_outputs.bias"} <= names
+    assert all(each.startswith(("qa_outputs.", task.prefix)) for each in names)
 
 
 def test_classes_that_there_are_not_are_not_offered():

@@ -66,6 +66,16 @@ def test_an_encoder_decoder_remembers_its_source_as_well(command):
     assert said(out, "KV cache").endswith(f"; {each} a token of the source")
 
 
+def test_of_both_sides_with_labels_each_side_is_named(command, unread):
+    code, out, err = command("info", GOLDEN / "bart-sequence")
+    assert (code, err) == (0, "")
+    assert out.startswith("BartForSequenceClassification (bart). BART: ")
+    assert re.search(r"^head\.linear\.weight +dim=48 labels=3 ", out, re.MULTILINE)
+    sides = "Encoder of 1 block, width 48, 50 tokens; DecoderLM of 1 block, width 48, 50 tokens"
+    assert said(out, "model") == f"EncoderDecoderWithHead: {sides}"
+    assert "KV cache" not in out
+
+
 def test_an_encoder_of_audio_has_no_tokens(command):
     _, out, _ = command("info", "whisper-tiny", "--depth", 1)
     sides = "AudioEncoder of 4 blocks, width 384; DecoderLM of 4 blocks, width 384, 51,865 tokens"

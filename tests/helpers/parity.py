@@ -133,9 +133,9 @@ def compiled(
     def run(model: Any, inputs: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         outputs = ours(model, inputs, places, bare=bare)
         loss = sum(
-            (output.astype(jnp.float32) * weight).sum()
+            jnp.where(real(output, inputs), output.astype(jnp.float32) * weight, 0.0).sum()
             for key, output in outputs.items()
-            if (weight := loss_weight(key, output.shape, inputs)) is not None
+            if (weight := loss_weight(key, output.shape)) is not None
         )
         return loss, outputs
 
@@ -149,6 +149,11 @@ def ours(
     if isinstance(model, ef.EncoderDecoder):
         return _encoder_decoder(model, inputs, places, bare)
     mask = ef.Padding(inputs["valid"])
+    if isinstance(model, ef.EncoderDecoderWithHead):
+        model, read = watched(model, lambda m: m.body.encoder.blocks)
+        model, written = watched(model, lambda m: m.body.decoder.blocks)
+        logits = model(inputs["tokens"], mask=mask)
+        return {"logits": logits, **hidden(read, ".source"), **hidden(written, ".target")}
     more: dict[str, Any] = {"types": inputs["types"]} if "types" in inputs else {}
     if places == "all":
         more["positions"] = jnp.arange(inputs["tokens"].shape[-1])
@@ -186,24 +191,25 @@ def _encoder_decoder(
     return {**result, **hidden(read, ".source"), **hidden(written, ".target")}
 
 
-def loss_weight(key: str, shape: Sequence[int], inputs: Any) -> np.ndarray | None:
-    """What the loss multiplies an output with: random numbers, zero at padding."""
+def loss_weight(key: str, shape: Sequence[int]) -> np.ndarray | None:
+    """What the loss multiplies an output with, where it is real: random numbers."""
     if key.startswith("hidden"):
         return None
     numbers = np.random.default_rng(6).normal(size=shape) / np.prod(shape) ** 0.5
-    return without_padding(numbers, make_batch()).astype(np.float32)
+    return numbers.astype(np.float32)
 
 
 def without_padding(output: np.ndarray, inputs: Any) -> np.ndarray:
-    """Zeros where no real token is; a pooled row counts where its first token is real."""
-    valid = np.asarray(inputs["valid"])
+    """Zeros where no real token is."""
+    return np.where(real(output, inputs), output, 0.0)
+
+
+def real(output: Any, inputs: Any) -> Any:
+    """Which numbers of an output count; a pooled row does where its first token is real."""
+    valid = inputs["valid"]
     if output.ndim == 2:
-        kept = valid[:, :1]
-    elif output.shape[1] == valid.shape[1]:
-        kept = valid[..., None]
-    else:
-        kept = np.asarray(inputs["source_valid"])[..., None]
-    return np.where(kept, output, 0.0)
+        return valid[:, :1]
+    return (valid if output.shape[1] == valid.shape[1] else inputs["source_valid"])[..., None]
 
 
 def make_batch(*, vocab: int = 50, seq: int = 10, source: int = 12, padding: int = 0) -> Arrays:
@@ -223,6 +229,18 @@ def make_batch(*, vocab: int = 50, seq: int = 10, source: int = 12, padding: int
         "source": np.where(source_valid, random.integers(2, vocab, source_valid.shape), padding),
         "source_valid": source_valid,
     }
+
+
+def make_ended_batch(end: int, *, vocab: int = 50, padding: int = 0) -> Arrays:
+    """Rows padded on the right alone, with two ends in each: one early, one before its last token.
+
+    Encoder-decoders with labels pool the last of the ends, as many of which are in every row.
+    """
+    random, lengths = np.random.default_rng(9), np.array([10, 7, 6, 5])
+    valid = np.arange(10) < lengths[:, None]
+    tokens = np.where(valid, random.integers(2, vocab, valid.shape), padding)
+    tokens[:, 2] = tokens[np.arange(4), lengths - 2] = end
+    return {"tokens": tokens, "valid": valid}
 
 
 class Watched:

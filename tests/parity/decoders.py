@@ -45,6 +45,7 @@ PLAIN = {
     "llama-bare": Case("LlamaModel", LLAMA, golden=False),
     "llama-sequence": Case("LlamaForSequenceClassification", LABELS, golden=False),
     "llama-token": Case("LlamaForTokenClassification", LABELS, golden=False),
+    "llama-questions": Case("LlamaForQuestionAnswering", LLAMA, golden=False),
     "mistral": Case("MistralForCausalLM", {**WIDE, "sliding_window": 4}),
     "mistral-whole": Case("MistralForCausalLM", {**LLAMA, "sliding_window": None}, golden=False),
     "qwen2": Case("Qwen2ForCausalLM", {**LLAMA, **WINDOWS, "rope_parameters": YARN}),

@@ -17,7 +17,15 @@ import torch
 import transformers as hf
 from transformers.core_model_loading import revert_weight_conversion
 
-from tests.helpers.parity import Arrays, Expected, hidden, loss_weight, make_batch, without_padding
+from tests.helpers.parity import (
+    Arrays,
+    Expected,
+    hidden,
+    loss_weight,
+    make_batch,
+    make_ended_batch,
+    without_padding,
+)
 
 hf.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # the models are tiny and the tests share the cores
@@ -139,7 +147,10 @@ def inputs_of(model: Any, batch: Arrays) -> Arrays:
     taken = ["tokens", "valid"]
     if model.main_input_name == "input_features":
         return {key: batch[key] for key in taken} | audio(model)
-    if model.config.is_encoder_decoder:
+    if reads_its_target(model):
+        vocab, padding = model.config.vocab_size, model.config.pad_token_id
+        return make_ended_batch(model.config.eos_token_id, vocab=vocab, padding=padding)
+    if _takes(model, "decoder_input_ids"):
         taken += ["source", "source_valid"]
     if getattr(model.config, "type_vocab_size", 0) > 1 and _takes(model, "token_type_ids"):
         taken.append("types")
@@ -158,9 +169,9 @@ def run(case: Case, model: Any, inputs: Arrays) -> tuple[Arrays, Arrays]:
     tensors = {key: tensor.requires_grad_() for key, tensor in case.tensors(model)}
     outputs = outputs_of(case, model, {k: torch.from_numpy(v) for k, v in inputs.items()})
     loss = sum(
-        (output * torch.from_numpy(weight).to(output.dtype)).sum()
+        (output * torch.from_numpy(without_padding(weight, inputs)).to(output.dtype)).sum()
         for key, output in outputs.items()
-        if (weight := loss_weight(key, output.shape, inputs)) is not None
+        if (weight := loss_weight(key, output.shape)) is not None
     )
     gradients = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
     numbers = {k: without_padding(o.detach().numpy(), inputs) for k, o in outputs.items()}
@@ -177,23 +188,12 @@ def run(case: Case, model: Any, inputs: Arrays) -> tuple[Arrays, Arrays]:
 def outputs_of(case: Case, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Hidden states and results of the reference."""
     valid = inputs["valid"].long()
-    if model.config.is_encoder_decoder:
-        if "frames" in inputs:
-            source = {"input_features": inputs["frames"].to(model.dtype).mT}
-        else:
-            mask = inputs["source_valid"].long()
-            source = {"input_ids": inputs["source"], "attention_mask": mask}
-        out = model(
-            **source,
-            decoder_input_ids=inputs["tokens"],
-            decoder_attention_mask=valid,
-            output_hidden_states=True,
-            use_cache=False,
-        )
+    if _takes(model, "decoder_input_ids"):
+        out = model(**_both_sides(model, inputs), output_hidden_states=True, use_cache=False)
         return {
             **hidden(out.encoder_hidden_states[:-1], ".source"),
             **hidden(out.decoder_hidden_states[:-1], ".target"),
-            **({"logits": out.logits} if "logits" in out else {"last": out.last_hidden_state}),
+            **_results(out, valid),
         }
     more: dict[str, Any] = {}
     if case.places == "real" and _takes(model, "position_ids"):
@@ -203,19 +203,37 @@ def outputs_of(case: Case, model: Any, inputs: dict[str, torch.Tensor]) -> dict[
     if _takes(model, "use_cache"):
         more["use_cache"] = False
     out = model(input_ids=inputs["tokens"], attention_mask=valid, output_hidden_states=True, **more)
-    found = hidden(out.hidden_states[:-1])
+    return {**hidden(out.hidden_states[:-1]), **_results(out, valid)}
+
+
+def _both_sides(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What an encoder-decoder is called with: a source and a target, or the source alone."""
+    valid = inputs["valid"].long()
+    if reads_its_target(model):
+        return {"input_ids": inputs["tokens"], "attention_mask": valid}
+    target = {"decoder_input_ids": inputs["tokens"], "decoder_attention_mask": valid}
+    if "frames" in inputs:
+        return {"input_features": inputs["frames"].to(model.dtype).mT, **target}
+    mask = inputs["source_valid"].long()
+    return {"input_ids": inputs["source"], "attention_mask": mask, **target}
+
+
+def _results(out: Any, valid: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The logits, or the last hidden states and what is pooled of them."""
     if hasattr(out, "start_logits"):
-        return {**found, "logits": torch.stack([out.start_logits, out.end_logits], -1)}
+        return {"logits": torch.stack([out.start_logits, out.end_logits], -1)}
     logits = getattr(out, "logits", getattr(out, "prediction_logits", None))
     if logits is not None:
         lone = logits.shape == valid.shape  # the score of one label, without an axis for labels
-        return {**found, "logits": logits[..., None] if lone else logits}
+        return {"logits": logits[..., None] if lone else logits}
     pooled = getattr(out, "pooler_output", None)
-    return {
-        **found,
-        "last": out.last_hidden_state,
-        **({} if pooled is None else {"pooled": pooled}),
-    }
+    return {"last": out.last_hidden_state, **({} if pooled is None else {"pooled": pooled})}
+
+
+def reads_its_target(model: Any) -> bool:
+    """Whether a model's decoder is given the text that its encoder reads: those with labels."""
+    labelled = ("ForSequenceClassification", "ForQuestionAnswering")
+    return _takes(model, "decoder_input_ids") and type(model).__name__.endswith(labelled)
 
 
 def _takes(model: Any, name: str) -> bool:

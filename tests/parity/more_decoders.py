@@ -69,6 +69,7 @@ MORE_DECODERS = {
     "gpt2-bare": Case("GPT2Model", GPT, golden=False),
     "gpt2-sequence": Case("GPT2ForSequenceClassification", {**GPT, "num_labels": 3}, golden=False),
     "gpt2-token": Case("GPT2ForTokenClassification", {**GPT, "num_labels": 3}, golden=False),
+    "gpt2-questions": Case("GPT2ForQuestionAnswering", GPT, golden=False),
     "gpt_neox": Case(
         "GPTNeoXForCausalLM",
         {**SIZES, "rope_parameters": rope(rope_theta=500.0, partial_rotary_factor=0.5)},
@@ -110,6 +111,7 @@ MORE_DECODERS = {
         {**OPT, "num_labels": 3, "_remove_final_layer_norm": True},
         golden=False,
     ),
+    "opt-questions": Case("OPTForQuestionAnswering", OPT, golden=False),
     "gptj": Case("GPTJForCausalLM", {**GPT, "n_inner": 64, "rotary_dim": 4}, attention="eager"),
     "gptj-tied": Case(
         "GPTJForCausalLM",

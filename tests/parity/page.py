@@ -28,7 +28,8 @@ What `ef.from_pretrained` loads and `ef.save_pretrained` writes, by `model_type`
 This page is written by `python -m tests.parity.page`, which runs the comparisons of `tests/parity`.
 
 Every row is a tiny model with random weights, made by transformers {transformers} and loaded here
-from the files it wrote, on a batch with padding on the left, the right and both sides. *Logits* and
+from the files it wrote, on a batch with padding on the left, the right and both sides; where the
+decoder reads what the encoder has read, on the right alone, as the reference needs it. *Logits* and
 *gradients* are the largest error of any output, hidden state or parameter's gradient against the
 reference in float64, as a multiple of the error that the reference itself makes in float32; the
 tests allow 30. *Saves* says that transformers loads what we save with the same tensors and results;
@@ -42,8 +43,7 @@ Both are from JAX {jax} and torch {torch} on a CPU.
 FOOT = """
 What is refused, each with an error that says so: quantised weights (`quantization_config`),
 pickles, encoders used as decoders (`is_decoder`), relative positions in BERT
-(`position_embedding_type`), classifiers on encoder-decoders (`BartForSequenceClassification`) and
-question answering on decoders, the body of OPT-350m without its head, `Dense` modules and several
+(`position_embedding_type`), the body of OPT-350m without its head, `Dense` modules and several
 poolings at once of sentence-transformers.
 
 Where a checkpoint has more than its model needs: `...ForPreTraining` loads its head for masked

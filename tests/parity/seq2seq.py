@@ -46,6 +46,8 @@ WHISPER = {
 }
 SHALLOW = {**BART, "encoder_layers": 1}
 LONG = {"max_position_embeddings": 512}  # what a model built here is said to have
+LABELS = {"num_labels": 3, "classifier_dropout": 0.1}
+ENDED = {"bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 5}  # other than padding
 BIAS = ("final_logits_bias",)
 
 
@@ -70,6 +72,16 @@ SEQ2SEQ = {
     "t5-bare": Case("T5Model", T5, golden=False),
     "t5-encoder": Case("T5EncoderModel", T5, golden=False),
     "mt5": Case("MT5ForConditionalGeneration", {**T5, "num_decoder_layers": 1}, prepare=with_head),
+    "t5-sequence": Case(
+        "T5ForSequenceClassification", {**T5, **LABELS, "decoder_start_token_id": 5}, golden=False
+    ),
+    "t5-tokens": Case("T5ForTokenClassification", {**T5, **LABELS}, golden=False),
+    "t5-questions": Case("T5ForQuestionAnswering", T5, golden=False),
+    "mt5-sequence": Case(
+        "MT5ForSequenceClassification", {**T5, **LABELS, "num_decoder_layers": 1}, golden=False
+    ),
+    "umt5-sequence": Case("UMT5ForSequenceClassification", {**T5, **LABELS}, golden=False),
+    "umt5-tokens": Case("UMT5ForTokenClassification", {**T5, **LABELS}, golden=False),
     "umt5": Case("UMT5ForConditionalGeneration", T5),
     "bart": Case("BartForConditionalGeneration", BART, places="all", buffers=BIAS),
     "bart-bare": Case("BartModel", {**BART, "scale_embedding": True}, places="all", golden=False),
@@ -80,6 +92,15 @@ SEQ2SEQ = {
         buffers=BIAS,
         prepare=with_head,
         golden=False,
+    ),
+    "bart-sequence": Case(
+        "BartForSequenceClassification", {**SHALLOW, **ENDED, **LABELS}, places="all"
+    ),
+    "bart-questions": Case(
+        "BartForQuestionAnswering", {**SHALLOW, **ENDED}, places="all", golden=False
+    ),
+    "mbart-sequence": Case(
+        "MBartForSequenceClassification", {**SHALLOW, **ENDED, **LABELS}, places="all", golden=False
     ),
     "mbart": Case(
         "MBartForConditionalGeneration",

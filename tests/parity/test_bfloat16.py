@@ -16,7 +16,8 @@ from tests.parity.live import VOCAB, float64_throughout, inputs_of, make_batch, 
 # Roundings fall differently in two programs; the mean over hundreds of outputs of these models
 # scatters by some hundredths. A norm or a softmax computed in bfloat16 would cost far more.
 MARGIN = 1.2
-NAMES = [name for name, case in CASES.items() if case.golden]
+FEW = ("bart-sequence",)  # a dozen outputs, of which no mean can be taken
+NAMES = [name for name, case in CASES.items() if case.golden and name not in FEW]
 
 
 @pytest.mark.parametrize("name", grouped(NAMES))

@@ -34,9 +34,18 @@ WARPERS = {
         ef.Epsilon(0.9, at_least=3),
         theirs.EpsilonLogitsWarper(0.9, min_tokens_to_keep=3),
     ),
+    "eta": (ef.Eta(0.013), theirs.EtaLogitsWarper(0.013)),
+    "eta above all": (ef.Eta(0.9), theirs.EtaLogitsWarper(0.9)),
+    "eta, three": (
+        ef.Eta(0.9, at_least=3),
+        theirs.EtaLogitsWarper(0.9, min_tokens_to_keep=3),
+    ),
+    # Theirs looks at the hundred likeliest tokens.
+    **{f"top_h {h}": (ef.TopK(100) | ef.TopH(h), theirs.TopHLogitsWarper(h)) for h in (0.1, 0.6)},
 }
 # Among equal logits, these choose by the place that a sort happens to give them; ours never do.
-BY_PLACE = [name for name in WARPERS if name.startswith(("top_p", "min_p, three", "typical, thr"))]
+SORTED = ("top_p", "top_h", "min_p, three", "typical, thr")
+BY_PLACE = [name for name in WARPERS if name.startswith(SORTED)]
 BIASES = {(1,): 2.5, (0,): -INF, (0, 1): -1.5, (1, 0, 1): 3.0, (1, 1): 0.5}
 WORDS = [[0], [0, 1], [1, 0, 0], [1, 1, 1, 1]]
 PROCESSORS = {
@@ -61,6 +70,11 @@ PROCESSORS = {
         theirs.SuppressTokensAtBeginLogitsProcessor([1], begin_index=PROMPT + 4),
     ),
     "length": (ef.MinLength(7, stop=(1,)), theirs.MinLengthLogitsProcessor(7, [1])),
+    "longer": (
+        ef.ExponentialLengthPenalty(2, 1.3, stop=(0, 1)),
+        theirs.ExponentialDecayLengthPenalty((2, 1.3), [0, 1], PROMPT),
+    ),
+    "normalized": (ef.Normalize(), theirs.LogitNormalization()),
     "new tokens": (
         ef.MinNewTokens(5, stop=(0, 1)),
         theirs.MinNewTokensLengthLogitsProcessor(PROMPT, 5, [0, 1]),

@@ -89,11 +89,12 @@ def test_a_model_without_a_history_is_described_anew(name, stored, tmp_path):
         with pytest.raises(ef.CheckpointError, match="only as it was loaded"):
             expression(config, expected(loaded), kind)
         return
-    if type(model).__name__.endswith("ForQuestionAnswering"):
+    class_name, ending = type(model).__name__, "ForQuestionAnswering"
+    tokens = class_name.replace(ending, "ForTokenClassification")
+    if class_name.endswith(ending) and isinstance(loaded, ef.EncoderWithHead):
         # Without its history it is what it is: two labels for every token.
-        assert expression(config, expected(loaded), kind).class_name.endswith(
-            "ForTokenClassification"
-        )
+        found = expression(config, expected(loaded), kind).class_name
+        assert found == (tokens if tokens in ef.architecture(kind).tasks else class_name)
         return
     ef.save_pretrained(ef.rebuild(loaded, config), tmp_path / "ours", model_type=kind)
     assert_same_to_transformers(CASES[name], model, tmp_path / "ours")
