@@ -43,8 +43,8 @@ ORDER = [
 
 # Modules of the extras, and of base dependencies that a first import has no need of.
 LATER = [
-    *("click", "huggingface_hub", "matplotlib", "optax", "rich", "safetensors", "tokenizers"),
-    *("torch", "transformers"),
+    *("click", "huggingface_hub", "jinja2", "matplotlib", "optax", "outlines_core", "rich"),
+    *("safetensors", "tokenizers", "torch", "transformers"),
 ]
 EXTRAS = [name for name in LATER if name != "optax"]
 

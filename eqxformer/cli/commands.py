@@ -11,7 +11,8 @@ from eqxformer.__about__ import __version__
 # A command's name, the module and attribute that define it, and its line in the help.
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("eqxformer.cli.train:train", "Train a model; with no arguments, on text, at once."),
-    "generate": ("eqxformer.cli.generate:generate", "Ask a trained model to go on from a prompt."),
+    "generate": ("eqxformer.cli.generate:generate", "Let a model go on from a prompt, or talk."),
+    "score": ("eqxformer.cli.score:score", "See how likely a model finds a text."),
     "info": ("eqxformer.cli.info:info", "See what a checkpoint or a preset is, and what it needs."),
     "convert": ("eqxformer.cli.convert:convert", "Write a checkpoint in another type or format."),
     "tour": ("eqxformer.cli.tour:tour", "See every component with its formula and its shapes."),

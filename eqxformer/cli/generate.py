@@ -1,10 +1,21 @@
-"""`eqxformer generate`: what a trained model answers to a prompt."""
+"""`eqxformer generate`: what a trained model, or a checkpoint, answers to a prompt."""
 
+import dataclasses
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import click
+import jax
 
 from eqxformer.cli.errors import explained
+from eqxformer.cli.sampling import over, sampling_options
+from eqxformer.cli.texts import given_text
+from eqxformer.generation.settings import GenerationSettings
+from eqxformer.generation.warpers import Temperature
+from eqxformer.models.encoder_decoder import EncoderDecoder
+from eqxformer.text import TextGenerator
 from eqxformer.training.experiment import Experiment, Recipe, Request
 from eqxformer.training.recipes import recipe
 from eqxformer.training.run_directory import RUN, RunDirectory
@@ -12,35 +23,153 @@ from eqxformer.training.run_directory import RUN, RunDirectory
 _EXAMPLES = """\b
 Examples:
   eqxformer generate runs/text-20250101-120000 --prompt "The "
-  eqxformer generate runs/rot13-20250101-120000 --prompt "hey there"
+  eqxformer generate path/or/hub-id --prompt "Once upon a time" --temperature 0.8 --top-p 0.9
+  eqxformer generate path/or/hub-id --file letter.txt --beams 4
+  eqxformer generate path/or/hub-id --chat
 """
+_LONG = 400  # tokens, where a checkpoint says nothing
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--prompt", required=True, help="What the model goes on from, or translates.")
-@click.option("--max-new-tokens", type=int, default=400, show_default=True, help="How much more.")
-@click.option(
-    "--temperature", type=float, default=0.8, show_default=True, help="0: always the likeliest."
-)
-@click.option("--top-k", type=int, help="Choose among so many of the likeliest only.")
+@click.argument("source", metavar="SOURCE")
+@click.option("--prompt", help="What the model goes on from, translates, or answers.")
+@click.option("--file", type=click.Path(path_type=Path), help="The prompt from a file; - is stdin.")
+@click.option("--max-new-tokens", type=int, help=f"How much more.  [default: {_LONG}]")
+@sampling_options
+@click.option("--stop", multiple=True, help="End before this text; may be given several times.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For another answer.")
+@click.option("--chat", is_flag=True, help="Talk: the prompt is what a person says.")
+@click.option("--system", help="With --chat, what the model is told before all else.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of weights.")
 def generate(
-    run: Path,
-    prompt: str,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
+    source: str,
+    prompt: str | None,
+    file: Path | None,
+    max_new_tokens: int | None,
+    stop: tuple[str, ...],
     seed: int,
+    chat: bool,
+    system: str | None,
+    dtype: str | None,
+    **asked: Any,
 ) -> None:
-    """Ask the model in the run directory RUN to go on from a prompt."""
+    """Let the model in SOURCE go on from a prompt.
+
+    SOURCE is a run that `eqxformer train` made, a checkpoint's directory, or an id of the Hugging
+    Face Hub. Without --prompt and --file, the prompt is read from standard input; with --chat at a
+    terminal, it is a conversation. How tokens are chosen is up to the checkpoint where no option
+    says it; a run draws at temperature 0.8.
+    """
     with explained():
-        request = Request(prompt, max_new_tokens, temperature, top_k, seed)
-        request.check()
-        directory = RunDirectory.open(run)
-        chosen, experiment = _read(directory)
-        answer = chosen.respond(directory.load(), directory.tokenizer(), experiment, request)
-    click.echo(answer)
+        text = given_text(prompt, file, "--prompt")
+        if system is not None and not chat:
+            raise ValueError("--system is for --chat.")
+        if Path(source, RUN).is_file() or not _may_be_checkpoint(source):
+            _refuse_for_runs(chat=chat, dtype=dtype, stop=stop, **_beams(asked))
+            pieces = _of_run(Path(source), text, max_new_tokens, asked, seed)
+        else:
+            writer = TextGenerator.read(source, dtype=dtype)
+            writer = dataclasses.replace(writer, settings=over(writer.settings, asked))
+            answers = _Answers(writer, max_new_tokens, stop, seed)
+            if chat and text is None:
+                return _converse(answers, system)
+            pieces = answers.chat(_messages(system, text)) if chat else answers.text(text)
+        _print(pieces)
+
+
+class _Answers:
+    """What a checkpoint answers, each time with other random numbers."""
+
+    def __init__(
+        self, writer: TextGenerator, new: int | None, stop: tuple[str, ...], seed: int
+    ) -> None:
+        said = writer.settings
+        limited = said.max_new_tokens is not None or said.max_length is not None
+        self._options = {"max_new_tokens": new or (None if limited else _LONG), "stop": stop}
+        self._writer, self._key, self._turn = writer, jax.random.key(seed), 0
+        if new is not None and new < 1:
+            raise ValueError(f"`max_new_tokens` must be at least 1; got {new}.")
+
+    def text(self, prompt: str | None) -> Iterable[str]:
+        """The prompt and how the model goes on; of an encoder-decoder, its target alone."""
+        if not prompt:
+            raise ValueError('The prompt is empty; give one as in --prompt "Once upon a time".')
+        new = self._stream(prompt)  # what is wrong is said before anything is printed
+        return new if isinstance(self._writer.model, EncoderDecoder) else chain([prompt], new)
+
+    def chat(self, messages: list[dict[str, str]]) -> Iterable[str]:
+        """The answer to a conversation."""
+        return self._stream(messages)
+
+    def _stream(self, prompt: Any) -> Iterable[str]:
+        key = jax.random.fold_in(self._key, self._turn)
+        self._turn += 1
+        return self._writer.stream(prompt, key=key, **self._options)
+
+
+def _messages(system: str | None, text: str | None) -> list[dict[str, str]]:
+    told = [] if system is None else [{"role": "system", "content": system}]
+    return told if text is None else [*told, {"role": "user", "content": text}]
+
+
+def _converse(answers: _Answers, system: str | None) -> None:
+    """Questions from the terminal and their answers, until the end of input or an empty line."""
+    messages = _messages(system, None)
+    click.echo("An empty line ends the conversation.", err=True)
+    while True:
+        try:
+            said = click.prompt("you", prompt_suffix="> ", default="", show_default=False, err=True)
+        except click.Abort:
+            return click.echo(err=True)
+        if not said.strip():
+            return None
+        messages.append({"role": "user", "content": said})
+        messages.append({"role": "assistant", "content": _print(answers.chat(messages))})
+
+
+def _print(pieces: Iterable[str]) -> str:
+    """Prints text as it comes, and gives all of it."""
+    whole = []
+    for piece in pieces:
+        click.echo(piece, nl=False)
+        whole.append(piece)
+    click.echo()
+    return "".join(whole)
+
+
+def _of_run(
+    path: Path, prompt: str | None, new: int | None, asked: dict[str, Any], seed: int
+) -> Iterable[str]:
+    """The answer of a model in the directory of a run."""
+    if not path.is_dir():
+        raise ValueError(
+            f"`{path}` is not a directory; name a run that `eqxformer train` made, a checkpoint's "
+            "directory, or an id of the Hub."
+        )
+    directory = RunDirectory.open(path)
+    usual = GenerationSettings(samples=True, warpers=(Temperature(0.8),))
+    request = Request(prompt or "", over(usual, asked).sampler, _LONG if new is None else new, seed)
+    request.check()
+    chosen, experiment = _read(directory)
+    return chosen.respond(directory.load(), directory.tokenizer(), experiment, request)
+
+
+def _may_be_checkpoint(source: str) -> bool:
+    """Whether SOURCE has a `config.json`, or is no path here and may be an id of the Hub."""
+    path = Path(source)
+    return (path / "config.json").is_file() or not (path.exists() or source.startswith((".", "/")))
+
+
+def _beams(asked: dict[str, Any]) -> dict[str, Any]:
+    return {name: asked[name] for name in ("beams", "length_penalty")}
+
+
+def _refuse_for_runs(**options: Any) -> None:
+    for name, value in options.items():
+        if value:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for checkpoints with a tokenizer; SOURCE is a run."
+            )
 
 
 def _read(directory: RunDirectory) -> tuple[Recipe, Experiment]:

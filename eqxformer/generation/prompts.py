@@ -32,6 +32,11 @@ class Rows:
         """The most tokens of a row."""
         return int(self.lengths.max())
 
+    def lists(self) -> list[list[int]]:
+        """The tokens of every row."""
+        pairs = zip(self.tokens, self.lengths, strict=True)
+        return [row[:length].tolist() for row, length in pairs]
+
     def after(self, begin: int) -> "Rows":
         """What is left of every row from the place `begin` on, which may be nothing."""
         return Rows(self.tokens[:, begin:], np.clip(self.lengths - begin, 0, None))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from eqxformer.generation.prefill import as_given, piece
-from eqxformer.generation.prompts import Prompts, as_rows, passes, slots_for
+from eqxformer.generation.prompts import Prompts, Rows, as_rows, passes, slots_for
 from eqxformer.generation.state import Model, check_room
 from eqxformer.layers.masks import Padding
 from eqxformer.models.decoder_lm import ModelCache
@@ -23,6 +23,7 @@ def score(
     texts: Prompts,
     *,
     source: Any = None,
+    window: int | None = None,
     chunk: int | None = None,
 ) -> list[list[float]]:
     """The log-probability of every token but the first, given those before it: `log p(x_i | x_<i)`.
@@ -34,10 +35,12 @@ def score(
         texts: rows of token ids, as a list of lists or an array without padding. What a row is
             measured from, such as a token that begins a text, is its first id.
         source: what the encoder of an encoder-decoder reads; the texts are then the targets.
+        window: how many tokens are seen at once, for decoders: a longer text is read in windows,
+            each of which begins with the second half of the one before. All of them if None.
         chunk: how many tokens are read in a pass; at most 1024 if None.
 
-    Raises `ValueError` for an empty row, an id outside the vocabulary, or more tokens than the
-    model has positions.
+    Raises `ValueError` for an empty row, an id outside the vocabulary, or more tokens at once than
+    the model has positions.
 
     Example:
         >>> import eqxformer as ef, jax, math
@@ -51,13 +54,35 @@ def score(
         raise ValueError("An encoder-decoder needs a `source`, and a decoder has none.")
     vocab = (model.config.decoder if isinstance(model, EncoderDecoder) else model.config).vocab
     rows = as_rows(texts, None, vocab)
+    if window is None:
+        return _score(model, rows, source, chunk)
+    if window < 2 or source is not None:
+        raise ValueError(f"`window` must be at least 2, and is for decoders; got {window}.")
+    return [_in_windows(model, row, window, chunk) for row in rows.lists()]
+
+
+def _in_windows(model: Any, text: list[int], window: int, chunk: int | None) -> list[float]:
+    """The numbers of one text, of which so many tokens are seen at once."""
+    found: list[float] = []
+    begin, kept = 0, max(1, window // 2)
+    while True:
+        seen = as_rows([text[begin : begin + window]], None, model.config.vocab)
+        (numbers,) = _score(model, seen, None, chunk)
+        found += numbers[len(found) - begin :]
+        if begin + window >= len(text):
+            return found
+        begin += window - kept
+
+
+def _score(model: Model, rows: Rows, source: Any, chunk: int | None) -> list[list[float]]:
+    """The numbers of rows that are seen as a whole."""
     check_room(model, rows.longest, 1)
-    count, slots = rows.tokens.shape[0], slots_for(rows.longest)
+    slots = slots_for(rows.longest)
     if isinstance(model, EncoderDecoder):
-        given = as_given(model, source, None, rows.tokens[:, :1].tolist())
+        given = as_given(model, source, None, [row[:1] for row in rows.lists()])
         cache, mask = _remembered(model, given.source, given.source_mask, slots), given.source_mask
     else:
-        cache, mask = _empty(model, count, slots), None
+        cache, mask = _empty(model, rows.count, slots), None
     found = []
     for begin, size in passes(rows.longest, chunk):
         tokens, valid = piece(rows, begin, size)

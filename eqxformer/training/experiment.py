@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -10,6 +10,7 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from eqxformer.config import Config
+from eqxformer.generation.samplers import Sampler
 from eqxformer.training.batches import Data
 from eqxformer.training.characters import Characters
 from eqxformer.training.loss import TokenLoss
@@ -106,20 +107,18 @@ class Task(abc.ABC, Generic[Made]):
 
 
 class Request(NamedTuple):
-    """What is asked of a trained model; `temperature` 0 takes the likeliest token every time."""
+    """What is asked of a trained model, and how tokens are chosen."""
 
     prompt: str
+    sampler: Sampler
     max_new_tokens: int = 400
-    temperature: float = 0.8
-    top_k: int | None = None
     seed: int = 0
 
     def check(self) -> None:
         """Raises `ValueError` for numbers that make no sense."""
-        bounds = {"max_new_tokens": 1, "temperature": 0, "top_k": 1, "seed": 0}
-        for name, least in bounds.items():
+        for name, least in {"max_new_tokens": 1, "seed": 0}.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
+            if value < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {value}.")
 
 
@@ -131,10 +130,11 @@ class Recipe:
         name: what it is called on the command line.
         summary: what it does, in one line.
         prepare: makes the task of a data file, or of its own data when there is no file.
-        respond: a trained model's answer, given its tokenizer, its experiment and the request.
+        respond: a trained model's answer in pieces as they come, given its tokenizer, its
+            experiment and the request.
     """
 
     name: str
     summary: str
     prepare: Callable[[Path | None], Task[Any]]
-    respond: Callable[[Any, Any, Any, Request], str]
+    respond: Callable[[Any, Any, Any, Request], Iterator[str]]

@@ -1,9 +1,13 @@
 import contextlib
 import io
+import json
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+import eqxformer as ef
 from eqxformer.cli.commands import run
+from tests.helpers.models import filled
 
 SMALL = [
     "--steps=6",
@@ -47,3 +51,28 @@ def trained(tmp_path_factory):
             assert run(["train", name, "--out", str(place / name), *arguments]) == 0
         (place / f"{name}.out").write_text(printed.getvalue())
     return place
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A tiny GPT-2 of transformers with a tokenizer, settings and a chat template."""
+    place = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    options = {"vocab_size": 300, "special_tokens": ["<|end|>"], "initial_alphabet": letters}
+    tokenizer.train_from_iterator([TEXT], trainers.BpeTrainer(**options))
+    config = ef.families.gpt(vocab=300, dim=16, layers=1, heads=2, context=64)
+    save(config, place, tokenizer)
+    settings = {"eos_token_id": 0, "do_sample": True, "temperature": 0.9, "max_new_tokens": 12}
+    (place / "generation_config.json").write_text(json.dumps(settings))
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    (place / "chat_template.jinja").write_text(template)
+    return place
+
+
+def save(config, place, tokenizer):
+    """A model of random weights, all of which count, with its tokenizer."""
+    ef.save_pretrained(filled(config), place)
+    tokenizer.save(str(place / "tokenizer.json"))

@@ -45,6 +45,15 @@ def test_few_places_at_a_time_give_the_same(monkeypatch):
     same(ef.score(model("llama"), TEXTS)[0], whole[0])
 
 
+def test_in_windows_each_token_is_scored_given_half_a_window_at_least():
+    text = [*range(12), 3, 1, 4, 1, 5]
+    (found,) = ef.score(model("llama"), [text], window=6)
+    whole = [ef.score(model("llama"), [text[begin : begin + 6]])[0] for begin in range(0, 13, 3)]
+    same(found, whole[0] + [number for numbers in whole[1:] for number in numbers[2:]])
+    same(ef.score(model("llama"), [text], window=17)[0], ef.score(model("llama"), [text])[0])
+    assert len(ef.score(model("gpt"), [text * 3], window=24)[0]) == 50  # it has 24 positions
+
+
 def test_targets_are_scored_given_their_sources():
     sources = [[1, 2, 3], [4, 5], [6]]
     found = ef.score(model("t5"), TEXTS, source=sources)
@@ -57,5 +66,7 @@ def test_what_cannot_be_scored_is_refused():
         ef.score(model("llama"), [[1, VOCAB]])
     with pytest.raises(ValueError, match="needs a `source`"):
         ef.score(model("t5"), TEXTS)
+    with pytest.raises(ValueError, match="`window` must be at least 2"):
+        ef.score(model("llama"), TEXTS, window=1)
     with pytest.raises(ValueError, match="24 positions"):
         ef.score(model("gpt"), [[1] * 26])

@@ -103,23 +103,23 @@ def small(context=8):
 def test_a_text_goes_on_for_as_long_as_asked_whatever_the_context(prompt):
     model, tokenizer = small()
     options = {"context": 8, "sampler": Sample(1.0)}
-    out = continued(model, tokenizer, prompt, count=21, key=jax.random.key(1), **options)
+    out = "".join(continued(model, tokenizer, prompt, count=21, key=jax.random.key(1), **options))
     assert out.startswith(prompt)
     assert len(out) == len(prompt) + 21
-    again = continued(model, tokenizer, prompt, count=21, key=jax.random.key(1), **options)
-    other = continued(model, tokenizer, prompt, count=21, key=jax.random.key(2), **options)
+    again = "".join(continued(model, tokenizer, prompt, count=21, key=jax.random.key(1), **options))
+    other = "".join(continued(model, tokenizer, prompt, count=21, key=jax.random.key(2), **options))
     assert out == again != other
 
 
 def test_within_its_context_a_text_goes_on_as_the_model_says():
     model, tokenizer = small(context=40)
-    out = continued(
+    pieces = continued(
         model, tokenizer, "abc", count=10, context=40, sampler=Greedy(), key=jax.random.key(0)
     )
     ids = tokenizer.encode("abc")
     for _ in range(10):
         ids = np.append(ids, np.argmax(model(jnp.asarray(ids))[-1]))
-    assert out == tokenizer.decode(ids)
+    assert "".join(pieces) == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,10 @@ def test_uses_of_randomness_have_different_roots():
     assert len(roots) == 3
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"max_new_tokens": 0}, {"temperature": -0.5}, {"top_k": 0}, {"seed": -1}]
-)
+@pytest.mark.parametrize("wrong", [{"max_new_tokens": 0}, {"seed": -1}])
 def test_requests_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be at least"):
-        Request("a", **wrong).check()
+        Request("a", Greedy(), **wrong).check()
 
 
 def test_words_and_answers_are_rot13_of_each_other():

@@ -1,16 +1,15 @@
 """Language models over characters: what the recipes `text`, `vpj` and `nanogpt` have in common."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from eqxformer.generation import Greedy, Sample, Sampler, generate
+from eqxformer.generation import Sample, Sampler, generate
 from eqxformer.models import DecoderLM
 from eqxformer.training.batches import TokenBatch
 from eqxformer.training.callbacks import evaluator
@@ -112,7 +111,7 @@ class CharacterLM(Task[TextExperiment]):
     def sample(self, model: Any, experiment: TextExperiment, step: int) -> str:
         """The prompt and how the model goes on."""
         key = jax.random.fold_in(experiment.key("samples"), step)
-        return continued(
+        pieces = continued(
             model,
             self.tokenizer,
             experiment.prompt,
@@ -121,6 +120,7 @@ class CharacterLM(Task[TextExperiment]):
             sampler=Sample(SAMPLE_TEMPERATURE),
             key=key,
         )
+        return "".join(pieces)
 
 
 def _first_letter(text: str) -> str:
@@ -137,43 +137,45 @@ def continued(
     context: int,
     sampler: Sampler,
     key: PRNGKeyArray,
-) -> str:
-    """The prompt and `count` characters more, however long that gets.
+) -> Iterator[str]:
+    """The prompt and `count` characters more, however long that gets, in pieces.
 
     The model sees the last `context` characters at most, which is what it was trained on. It
     writes in pieces of a quarter of that; behind each, what it saw longest ago is forgotten.
     """
+    yield prompt
     piece = max(1, context // 4)
     read = max(1, context - piece)
-    ids = tokenizer.encode(prompt)
-    for number in range(-(-count // piece)):
-        seen = ids[-read:]
-        # Padded on the left to one length, so that one compiled program serves every piece.
-        padded = np.concatenate([np.zeros(read - len(seen), np.int32), seen])
-        new = generate(
+    ids = tokenizer.encode(prompt).tolist()
+    for begin in range(0, count, piece):
+        number = jax.random.fold_in(key, begin // piece)
+        # One number of slots and of tokens a pass, so that few programs serve every piece.
+        (new,) = generate(
             model,
-            jnp.asarray(padded[None]),
-            valid=jnp.asarray(np.arange(read)[None] >= read - len(seen)),
-            max_new_tokens=piece,
+            [ids[-read:]],
+            max_new_tokens=min(piece, count - begin),
+            slots=context,
+            chunk=read,
             sampler=sampler,
-            key=jax.random.fold_in(key, number),
+            key=number,
         )
-        ids = np.concatenate([ids, np.asarray(new)[0]])
-    return tokenizer.decode(ids[: len(tokenizer.encode(prompt)) + count])
+        yield tokenizer.decode(new)
+        ids = [*ids, *new]
 
 
-def respond(model: Any, tokenizer: Characters, experiment: TextExperiment, request: Request) -> str:
+def respond(
+    model: Any, tokenizer: Characters, experiment: TextExperiment, request: Request
+) -> Iterator[str]:
     """The prompt and what the model writes behind it."""
     if not request.prompt:
         raise ValueError('The prompt must have at least one character, as in --prompt "The ".')
-    sampler = Sample(request.temperature, request.top_k) if request.temperature else Greedy()
     return continued(
         model,
         tokenizer,
         request.prompt,
         count=request.max_new_tokens,
         context=experiment.data.length,
-        sampler=sampler,
+        sampler=request.sampler,
         key=jax.random.key(request.seed),
     )
 

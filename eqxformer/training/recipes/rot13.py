@@ -2,7 +2,7 @@
 
 import codecs
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +177,9 @@ def spell(words: Sequence[str], tokenizer: Characters, longest: int) -> Words:
 
 def respond(
     model: Any, tokenizer: Characters, experiment: Rot13Experiment, request: Request
-) -> str:
+) -> Iterator[str]:
     """The translation of each word of the prompt; always the likeliest letters."""
-    return " ".join(answer(model, request.prompt.split(), tokenizer, experiment.data.longest))
+    yield " ".join(answer(model, request.prompt.split(), tokenizer, experiment.data.longest))
 
 
 def prepare(data: Path | None) -> Rot13:

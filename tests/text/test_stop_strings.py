@@ -1,0 +1,168 @@
+"""A row is finished as soon as its new text contains a string, wherever tokens begin and end."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import eqxformer as ef
+from eqxformer.generation.following import joined, parted, take_rows
+from tests.helpers.quick import compiled_quickly  # noqa: F401
+from tests.text.made import tokenizer_of
+
+VOCAB = (b"a", b"b", b"ab", b"ba", b"xaabx", None, b"", b"\xe4\xbd", b"\xa0", b"\xa1", b"aabab")
+ROWS, STEPS = 4, 8
+TRACED = []
+
+
+@eqx.filter_jit
+def stops(stop, ids):
+    """Where each row is finished, after each of its tokens."""
+    TRACED.append(1)
+    rows = ids.shape[0]
+    memories, rest = parted(stop.begin(rows))
+
+    def step(carry, tokens):
+        memories, seen = carry
+        after = joined(memories, rest).after(tokens)
+        seen = seen.add(tokens)
+        return (parted(after)[0], seen), after.reached(seen)
+
+    seen = ef.Seen.start(jnp.zeros((rows, 1), int), None, new=ids.shape[1])
+    return jax.lax.scan(step, (memories, seen), ids.T)[1].T
+
+
+def contains(row, strings, parts=VOCAB):
+    """After each token, whether it has completed a string."""
+    found, text = [], b""
+    for number in row:
+        part = (parts[number] or b"") if 0 <= number < len(parts) else b""
+        text += part
+        ends = range(len(text) - len(part) + 1, len(text) + 1)
+        found.append(any(text[:end].endswith(s.encode()) for end in ends for s in strings))
+    return found
+
+
+TABLES = st.lists(
+    st.lists(st.integers(-1, len(VOCAB) + 1), min_size=STEPS, max_size=STEPS),
+    min_size=ROWS,
+    max_size=ROWS,
+)
+STRINGS = st.lists(st.text("abx你佡", min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(TABLES, STRINGS)
+def test_a_row_is_finished_by_the_token_that_completes_a_string(table, strings):
+    found = stops(ef.StopStrings(strings, VOCAB), jnp.array(table))
+    np.testing.assert_array_equal(found, [contains(row, strings) for row in table])
+
+
+@pytest.mark.parametrize(
+    ("string", "row", "expected"),
+    [
+        ("aba", [0, 1, 0], [0, 0, 1]),  # over several tokens
+        ("aab", [1, 4, 1], [0, 1, 0]),  # in the middle of one
+        ("xaabxa", [4, 5, 6, 0], [0, 0, 0, 1]),  # over tokens that are no text
+        ("aabb", [0, 10, 1], [0, 0, 0]),  # a beginning that was not one after all
+        ("aabab", [0, 0, 3, 1], [0, 0, 0, 1]),  # from within another beginning
+        ("你", [7, 9, 7, 8], [0, 0, 0, 1]),  # within a character
+        ("bab", [2, 99, -1, 2], [0, 0, 0, 1]),  # over ids outside of the vocabulary
+    ],
+)
+def test_a_string_is_found_wherever_tokens_begin_and_end(string, row, expected):
+    found = stops(ef.StopStrings(string, VOCAB), jnp.array([row]))
+    assert found[0].tolist() == [bool(each) for each in expected]
+
+
+def test_other_strings_compile_nothing_anew():
+    table = jnp.zeros((2, 3), int)
+    stops(ef.StopStrings(("a" * 9, "ba"), VOCAB), table)
+    before = len(TRACED)
+    found = stops(ef.StopStrings("aaa", VOCAB), table)
+    assert len(TRACED) == before
+    np.testing.assert_array_equal(found, [[False, False, True]] * 2)
+    stops(ef.StopStrings("a" * 90, VOCAB), table)
+    assert len(TRACED) == before + 1
+
+
+def test_under_vmap_a_stop_is_what_it_is_for_all_rows_at_once():
+    random = np.random.default_rng(0)
+    table = jnp.asarray(random.integers(0, len(VOCAB), (6, STEPS)))
+    stop = ef.StopStrings(("ab", "bxa"), VOCAB)
+    grouped = jax.vmap(lambda ids: stops(stop, ids))(table.reshape(3, 2, STEPS))
+    np.testing.assert_array_equal(grouped.reshape(6, STEPS), stops(stop, table))
+
+
+def test_rows_that_are_taken_bring_along_what_they_have_read():
+    stop = ef.StopStrings("aab", VOCAB).begin(3)
+    stop = stop.after(jnp.array([0, 1, 0])).after(jnp.array([0, 1, 1]))
+    taken = take_rows(stop, jnp.array([2, 0, 0])).after(jnp.array([1, 1, 2]))
+    seen = ef.Seen.start(jnp.zeros((3, 1), int), None, new=1)
+    assert taken.reached(seen).tolist() == [False, True, True]
+
+
+def test_a_string_or_an_id_whichever_comes_first():
+    stop = ef.StopStrings("ab", VOCAB) | ef.StopIds(5)
+    found = stops(stop, jnp.array([[0, 1, 0], [0, 5, 1], [0, 0, 0]]))
+    np.testing.assert_array_equal(
+        found, [[False, True, False], [False, True, True], [False, False, False]]
+    )
+
+
+LETTERS = "the 你😀🦜"  # the last is four tokens or more
+
+
+@pytest.mark.parametrize("kind", ["byte level", "gemma", "word pieces", "letters"])
+@settings(deadline=None, max_examples=10)
+@given(st.text(LETTERS + "isx", max_size=12), st.lists(st.text(LETTERS, min_size=1, max_size=3)))
+def test_where_a_row_is_finished_the_pieces_of_its_text_stop_too(kind, text, more):
+    tokenizer, strings = tokenizer_of(kind), ["th", *more]
+    first, *ids = tokenizer.encode("x" + text, add_special_tokens=False).ids
+    row = ([*ids, first] * 13)[:13]
+    reached = stops(ef.StopStrings(strings, tokenizer), jnp.array([row]))[0].tolist()
+    size = reached.index(True) + 1 if any(reached) else len(row)
+    pieces = ef.TextPieces(tokenizer, stop=strings, prompt=first)
+    for number in row[:size]:
+        assert not pieces.stopped
+        pieces.feed(number)
+    pieces.finish()
+    assert pieces.stopped == any(reached)
+
+
+def test_generation_ends_with_the_token_that_completes_a_string():
+    config = ef.families.llama(vocab=len(VOCAB), dim=8, layers=1, heads=1, hidden=8)
+    model = config.build(key=jax.random.key(0))
+    strings = ("bx", "aba", "bb")
+
+    def generated(stop):
+        stop = ef.StopStrings(stop, VOCAB)
+        key = jax.random.key(3)
+        return ef.generate(
+            model, [[1, 2], [3]], max_new_tokens=12, sampler=ef.Sample(), stop=stop, key=key
+        )
+
+    whole, rows = generated("never there"), generated(strings)
+    assert min(len(row) for row in rows) < 12
+    for row, all_of_it in zip(rows, whole, strict=True):
+        found = contains(all_of_it, strings)
+        assert row == (all_of_it[: found.index(True) + 1] if True in found else all_of_it)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ef.StopStrings((), VOCAB), "needs a string to stop at; got none"),
+        (lambda: ef.StopStrings(("a", ""), VOCAB), "Every string of `StopStrings` must .* got ''"),
+        (
+            lambda: ef.StopStrings("a", VOCAB).after(jnp.array([0])),
+            r"stop.begin\(rows\), then stop.after\(tokens\)",
+        ),
+    ],
+)
+def test_no_string_and_no_beginning_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
