@@ -54,6 +54,7 @@ def checkpoints(tmp_path_factory):
     decoder = ef.families.llama(vocab=65, dim=32, layers=1, heads=4, hidden=64)
     model = decoder.build(key=jax.random.key(0))
     ef.save_pretrained(model, folder / "path" / "or" / "hub-id", model_type="llama")
+    tokenizer.save(str(folder / "path" / "or" / "hub-id" / "tokenizer.json"))
     return folder
 
 

@@ -77,6 +77,13 @@ class Phrases(eqx.Module):
         return (same | ~counts[None]).all(-1)
 
 
+def some_ids(stop: Sequence[int], owner: str) -> TokenIds:
+    """The ids that end a row; raises `ValueError` for none."""
+    if not stop:
+        raise ValueError(f"`{owner}` needs the ids that would end a row in `stop`; got none.")
+    return TokenIds(stop, owner)
+
+
 def newest_tokens(
     seen: Seen, count: int
 ) -> tuple[Int[Array, "rows count"], Bool[Array, "rows count"]]:

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from eqxformer.generation._token_ids import Phrases, TokenIds, ban, newest_tokens
+from eqxformer.generation._token_ids import Phrases, TokenIds, ban, newest_tokens, some_ids
 from eqxformer.generation.processors import Processor, Seen, history, whole
 
 
@@ -155,7 +155,7 @@ class MinLength(Processor):
 
     def __init__(self, length: int, stop: Sequence[int]):
         self.length = whole("length", length, 0)
-        self.stop = _some(stop, "MinLength")
+        self.stop = some_ids(stop, "MinLength")
 
     def __call__(
         self, logits: Float[Array, "rows vocab"], seen: Seen | None = None
@@ -185,7 +185,7 @@ class MinNewTokens(Processor):
 
     def __init__(self, count: int, stop: Sequence[int]):
         self.count = whole("count", count, 0)
-        self.stop = _some(stop, "MinNewTokens")
+        self.stop = some_ids(stop, "MinNewTokens")
 
     def __call__(
         self, logits: Float[Array, "rows vocab"], seen: Seen | None = None
@@ -239,9 +239,3 @@ class Force(Processor):
         allowed = jnp.zeros(logits.shape, bool).at[rows, ids].max(now, mode="drop")
         forced = jnp.where(allowed, 0.0, -jnp.inf).astype(logits.dtype)
         return self.ids.guard(jnp.where(now.any(-1, keepdims=True), forced, logits))
-
-
-def _some(stop: Sequence[int], owner: str) -> TokenIds:
-    if not stop:
-        raise ValueError(f"`{owner}` needs the ids that would end a row in `stop`; got none.")
-    return TokenIds(stop, owner)

@@ -1,12 +1,12 @@
 """Processors that make tokens likelier or less likely, without forbidding them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from eqxformer.generation._token_ids import Phrases
-from eqxformer.generation.processors import Processor, Seen, history, number, wide
+from eqxformer.generation._token_ids import Phrases, TokenIds, some_ids
+from eqxformer.generation.processors import Processor, Seen, history, number, whole, wide
 
 
 class RepetitionPenalty(Processor):
@@ -149,6 +149,51 @@ class LogitBias(Processor):
         for ids in (self.phrases.before, self.phrases.last):
             numbers = ids.guard(numbers)
         return numbers.astype(logits.dtype)
+
+
+class ExponentialLengthPenalty(Processor):
+    """Adds `|logit| * (factor ** (tokens made - begin) - 1)` to the ids that would end a row.
+
+    From `begin` tokens on, that is, so that an end becomes likelier with every token.
+
+    Arguments:
+        begin: how many tokens may be made before.
+        factor: above 0; above 1 for an end that becomes likelier.
+        stop: the ids that would end the row. Others, as many, compile nothing anew.
+
+    Raises `ValueError` for numbers outside of these bounds, no ids, or an id outside the
+    vocabulary.
+
+    Source: transformers, `exponential_decay_length_penalty`.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> seen = ef.Seen.start(jnp.array([[1]]), None, new=3)
+        >>> seen = seen.add(jnp.array([1])).add(jnp.array([1]))
+        >>> ef.ExponentialLengthPenalty(1, 1.5, stop=(0,))(jnp.array([[-2.0, 3.0]]), seen)
+        Array([[-1.,  3.]], dtype=float32)
+    """
+
+    begin_at: Int[Array, ""]
+    factor: Float[Array, ""]
+    stop: TokenIds
+
+    def __init__(self, begin: int, factor: float, stop: Sequence[int]):
+        self.begin_at = whole("begin", begin, 0)
+        self.factor = number("factor", factor, factor > 0, "above 0 and finite")
+        self.stop = some_ids(stop, "ExponentialLengthPenalty")
+
+    def __call__(
+        self, logits: Float[Array, "rows vocab"], seen: Seen | None = None
+    ) -> Float[Array, "rows vocab"]:
+        numbers, rows = wide(logits), jnp.arange(logits.shape[0])[:, None]
+        past = jnp.maximum(history(seen, self).new - self.begin_at, 0).astype(numbers.dtype)
+        ids = jnp.broadcast_to(self.stop.array[None], (logits.shape[0], self.stop.array.shape[0]))
+        ends = numbers.at[rows, ids].get(mode="fill", fill_value=-jnp.inf)
+        more = jnp.abs(ends) * (self.factor.astype(numbers.dtype) ** past - 1)[:, None]
+        ends = jnp.where(jnp.isfinite(ends), ends + more, ends)
+        numbers = numbers.at[rows, ids].set(ends, mode="drop")
+        return self.stop.guard(numbers.astype(logits.dtype))
 
 
 def _counts(logits: Array, seen: Seen, *, made: bool = False) -> Int[Array, "rows vocab"]:

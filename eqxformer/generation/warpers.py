@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from eqxformer.generation._selection import below_largest, kth_largest, least_of_share
+from eqxformer.generation._selection import (
+    below_largest,
+    kth_largest,
+    largest_threshold,
+    least_of_share,
+)
 from eqxformer.generation.processors import Processor, Seen, number, whole, wide
 
 
@@ -165,9 +170,7 @@ class Typical(Processor):
         self, logits: Float[Array, "rows vocab"], seen: Seen | None = None
     ) -> Float[Array, "rows vocab"]:
         surprise = -jax.nn.log_softmax(below_largest(wide(logits)))
-        probability = jnp.exp(-surprise)
-        # A forbidden token adds nothing to the entropy, where 0 x infinity would be NaN.
-        terms = jnp.where(jnp.isposinf(surprise), jnp.zeros_like(surprise), probability * surprise)
+        probability, terms = _entropy_terms(wide(logits))
         closeness = -jnp.abs(surprise - terms.sum(-1, keepdims=True))
         least = least_of_share(closeness, probability, self.mass.astype(closeness.dtype))
         return _without(logits, _spare(closeness < least, closeness, self.at_least))
@@ -205,6 +208,110 @@ class Epsilon(Processor):
         numbers = wide(logits)
         unlikely = jax.nn.softmax(below_largest(numbers)) < self.epsilon.astype(numbers.dtype)
         return _without(logits, _spare(unlikely, numbers, self.at_least))
+
+
+class Eta(Processor):
+    """Forbids what is less likely than `min(eta, sqrt(eta) * exp(-entropy))`.
+
+    So of a flat distribution, whose tokens are all unlikely, more stay than with `Epsilon`.
+
+    Arguments:
+        eta: a probability, above 0 and below 1; the source uses 3e-4 to 2e-3.
+        at_least: how many tokens stay in any case. Another one compiles anew.
+
+    Raises `ValueError` for numbers outside of these bounds.
+
+    Source: Hewitt et al. 2022, Truncation Sampling as Language Model Desmoothing (arXiv
+    2210.15191).
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> probabilities = jnp.array([[0.1, 0.6, 0.3]])
+        >>> ef.Eta(0.3)(jnp.log(probabilities)) > -jnp.inf
+        Array([[False,  True,  True]], dtype=bool)
+    """
+
+    eta: Float[Array, ""]
+    at_least: int = eqx.field(static=True)
+
+    def __init__(self, eta: float, *, at_least: int = 1):
+        self.eta = number("eta", eta, 0 < eta < 1, "above 0 and below 1")
+        self.at_least = _count(at_least)
+
+    def __call__(
+        self, logits: Float[Array, "rows vocab"], seen: Seen | None = None
+    ) -> Float[Array, "rows vocab"]:
+        numbers = wide(logits)
+        probability, terms = _entropy_terms(numbers)
+        eta = self.eta.astype(numbers.dtype)
+        least = jnp.minimum(eta, jnp.sqrt(eta) * jnp.exp(-terms.sum(-1, keepdims=True)))
+        return _without(logits, _spare(probability < least, numbers, self.at_least))
+
+
+class TopH(Processor):
+    """Keeps the likeliest tokens whose terms `-p log p` add up to at most `h` of the entropy.
+
+    The likeliest stays in any case.
+
+    Arguments:
+        h: above 0 and at most 1, which forbids nothing.
+
+    Raises `ValueError` for an `h` outside of these bounds.
+
+    Source: Potraghloo et al. 2025, Top-H Decoding (arXiv 2509.02510).
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> probabilities = jnp.array([[0.1, 0.6, 0.3]])
+        >>> ef.TopH(0.8)(jnp.log(probabilities)) > -jnp.inf
+        Array([[False,  True,  True]], dtype=bool)
+    """
+
+    h: Float[Array, ""]
+
+    def __init__(self, h: float):
+        self.h = number("h", h, 0 < h <= 1, "above 0 and at most 1")
+
+    def __call__(
+        self, logits: Float[Array, "rows vocab"], seen: Seen | None = None
+    ) -> Float[Array, "rows vocab"]:
+        numbers = wide(logits)
+        h, (probability, terms) = self.h.astype(numbers.dtype), _entropy_terms(numbers)
+        most = h * terms.sum(-1)
+
+        def too_much(marked: Array) -> Array:
+            return (jnp.where(marked, terms, jnp.zeros_like(terms)).sum(-1) > most) & (h < 1)
+
+        last = largest_threshold(numbers, too_much)
+        too_little = (probability == 0) & (h < 1)  # whose terms no sum would show
+        return _without(logits, _spare((numbers <= last) | too_little, numbers, 1))
+
+
+class Normalize(Processor):
+    """`log_softmax(logits)`: the logits as log-probabilities.
+
+    What is drawn stays the same. A beam search adds up what comes last in its processors, so that
+    after those that forbid or change, its scores are of probabilities again.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> jnp.exp(ef.Normalize()(jnp.array([[0.0, 0.0, -jnp.inf]])))
+        Array([[0.5, 0.5, 0. ]], dtype=float32)
+    """
+
+    def __call__(
+        self, logits: Float[Array, "rows vocab"], seen: Seen | None = None
+    ) -> Float[Array, "rows vocab"]:
+        return jax.nn.log_softmax(wide(logits)).astype(logits.dtype)
+
+
+def _entropy_terms(numbers: Array) -> tuple[Array, Array]:
+    """The probability `p` of each token, and `-p log p`, which is 0 for a forbidden one."""
+    surprise = -jax.nn.log_softmax(below_largest(numbers))
+    probability = jnp.exp(-surprise)
+    # For a forbidden token, 0 x infinity would be NaN.
+    terms = jnp.where(jnp.isposinf(surprise), jnp.zeros_like(surprise), probability * surprise)
+    return probability, terms
 
 
 def _count(at_least: int) -> int:

@@ -16,10 +16,13 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 
 class Seen(eqx.Module):
-    """Keys and values to look at, and the place of each in its row; place -1 is an empty slot."""
+    """Keys and values to look at, and the place of each in its row; place -1 is an empty slot.
 
-    keys: Float[Array, "*batch kv_heads slots head_dim"]
-    values: Float[Array, "*batch kv_heads slots value_dim"]
+    Rows that share their keys have them once, along an axis of the size 1, and places of their own.
+    """
+
+    keys: Float[Array, "*#batch kv_heads slots head_dim"]
+    values: Float[Array, "*#batch kv_heads slots value_dim"]
     places: Int[Array, "*#batch slots"]
 
 
@@ -49,6 +52,14 @@ class Cache(eqx.Module):
     @abc.abstractmethod
     def poison(self, y: Float[Array, "*batch seq dim"]) -> Float[Array, "*batch seq dim"]:
         """`y`, but NaN in rows whose tokens no longer fit."""
+
+    def emptied(self, spare: int) -> "Cache":
+        """A cache like this one without tokens, which can go back by `spare` of them."""
+        raise NotImplementedError(f"{type(self).__name__} must define `emptied` to go back.")
+
+    def back_to(self, length: Int[Array, "*#batch"]) -> "Cache":
+        """The cache with at most the first `length` tokens of each row, the newest taken back."""
+        raise NotImplementedError(f"{type(self).__name__} must define `back_to` to go back.")
 
 
 class FullCache(Cache):
@@ -87,17 +98,29 @@ class FullCache(Cache):
     def poison(self, y: Float[Array, "*batch seq dim"]) -> Float[Array, "*batch seq dim"]:
         return jnp.where((self.length > self.keys.shape[-2])[..., None, None], jnp.nan, y)
 
+    def emptied(self, spare: int) -> "FullCache":
+        return FullCache(*(jnp.zeros_like(a) for a in (self.keys, self.values, self.length)))
+
+    def back_to(self, length: Int[Array, "*#batch"]) -> "FullCache":
+        length = jnp.minimum(self.length, jnp.broadcast_to(length, self.length.shape))
+        return FullCache(self.keys, self.values, length)
+
 
 class RingCache(Cache):
     """The last `slots` tokens, for attention through a window: token `i` lies in slot `i % slots`.
 
     slots   0    1   2
     row 0   you  me  sing       "If me sing you", length 4: `you` has taken the place of `If`
+
+    What was overwritten is gone, so going back needs `spare` slots beside those of the window. They
+    count from the most tokens that a row has had: going back further is a `ValueError` when called
+    eagerly, and NaN under `jit`.
     """
 
     keys: Float[Array, "*batch kv_heads slots head_dim"]
     values: Float[Array, "*batch kv_heads slots value_dim"]
     length: Int[Array, "*batch"]
+    spare: int = eqx.field(static=True, default=0)
 
     def places(self, seq: int, valid: Bool[Array, "*batch seq"] | None) -> Int[Array, "*batch seq"]:
         return _next_places(self.length, seq, valid)
@@ -114,26 +137,36 @@ class RingCache(Cache):
         real = jnp.ones_like(places, bool) if valid is None else valid
         last = real & (places >= length[..., None] - slots)
         targets = jnp.where(last, places % slots, slots)
-        new = RingCache(_put(self.keys, keys, targets), _put(self.values, values, targets), length)
+        new = _put(self.keys, keys, targets), _put(self.values, values, targets)
+        new = RingCache(*new, length, self.spare)
         if seq == 1:
-            return new, Seen(new.keys, new.values, new._slot_places())
+            return new, Seen(new.keys, new.values, slot_places(length, slots))
         # Several queries: the first of them still see tokens that the last of them overwrite.
         return new, Seen(
             jnp.concatenate([self.keys, keys.astype(self.keys.dtype)], axis=-2),
             jnp.concatenate([self.values, values.astype(self.values.dtype)], axis=-2),
-            jnp.concatenate([self._slot_places(), jnp.where(real, places, -1)], axis=-1),
+            jnp.concatenate(
+                [slot_places(self.length, slots), jnp.where(real, places, -1)], axis=-1
+            ),
         )
 
     def poison(self, y: Float[Array, "*batch seq dim"]) -> Float[Array, "*batch seq dim"]:
-        return y
+        return jnp.where((self.length < 0)[..., None, None], jnp.nan, y) if self.spare else y
 
-    def _slot_places(self) -> Int[Array, "*batch slots"]:
-        """The place of the token in each slot: the last one so far that belongs there, or -1."""
-        slots = self.keys.shape[-2]
-        slot = jnp.arange(slots, dtype=self.length.dtype)
-        newest = jnp.broadcast_to(self.length[..., None] - 1, (*self.length.shape, slots))
-        place = newest - (newest - jnp.broadcast_to(slot, newest.shape)) % slots
-        return jnp.where((place >= 0) & (newest >= 0), place, -1)
+    def emptied(self, spare: int) -> "RingCache":
+        slots = self.keys.shape[-2] - self.spare + spare
+
+        def zeros(a: Array) -> Array:
+            return jnp.zeros((*a.shape[:-2], slots, a.shape[-1]), a.dtype)
+
+        return RingCache(zeros(self.keys), zeros(self.values), jnp.zeros_like(self.length), spare)
+
+    def back_to(self, length: Int[Array, "*#batch"]) -> "RingCache":
+        length = jnp.minimum(self.length, jnp.broadcast_to(length, self.length.shape))
+        taken = self.length - length
+        _check_spare(taken, self.spare)
+        length = jnp.where(taken > self.spare, jnp.iinfo(length.dtype).min // 2, length)
+        return RingCache(self.keys, self.values, length, self.spare)
 
 
 def empty_cache(
@@ -154,6 +187,14 @@ def empty_cache(
     keys = jnp.zeros((*batch, kv_heads, slots, head_dim), dtype)
     values = jnp.zeros((*batch, kv_heads, slots, value_dim), dtype)
     return (RingCache if ring else FullCache)(keys, values, jnp.zeros(batch, jnp.int32))
+
+
+def slot_places(length: Int[Array, "*batch"], slots: int) -> Int[Array, "*batch slots"]:
+    """The place of the token in each slot: the last of `length` that belongs there, or -1."""
+    slot = jnp.arange(slots, dtype=length.dtype)
+    newest = jnp.broadcast_to(length[..., None] - 1, (*length.shape, slots))
+    place = newest - (newest - jnp.broadcast_to(slot, newest.shape)) % slots
+    return jnp.where((place >= 0) & (newest >= 0), place, -1)
 
 
 def _next_places(
@@ -180,6 +221,18 @@ def _check_room(length: Int[Array, "*batch"], slots: int) -> None:
         raise ValueError(
             f"The cache has {slots} slots and would have to hold {int(length.max())} tokens; "
             "make it with a larger `slots`."
+        )
+
+
+def _check_spare(taken: Int[Array, "*batch"], spare: int) -> None:
+    if isinstance(taken, Tracer):
+        impossible = spare == 0
+    else:
+        impossible = taken.size and int(taken.max()) > spare
+    if impossible:
+        raise ValueError(
+            f"A window's cache with spare={spare} can go back by {spare} tokens; make it with "
+            "`emptied` and a larger `spare`."
         )
 
 

@@ -55,8 +55,8 @@ class Scoring(eqx.Module):
 
 def attend(
     query: Float[Array, "*batch heads seq head_dim"],
-    keys: Float[Array, "*batch kv_heads keys head_dim"],
-    values: Float[Array, "*batch kv_heads keys value_dim"],
+    keys: Float[Array, "*#batch kv_heads keys head_dim"],
+    values: Float[Array, "*#batch kv_heads keys value_dim"],
     *,
     scoring: Scoring,
     mask: Mask | None = None,
@@ -68,7 +68,7 @@ def attend(
     """Each query's average of the values, weighted by a softmax over the keys it may look at.
 
     A query that may look at nothing gets zeros. `heads` is a multiple of `kv_heads`; the keys of a
-    group are shared, not copied.
+    group are shared, not copied, and so are those of an axis of the batch that has the size 1.
 
     Arguments:
         mask: who may look at whom; None allows everything.
@@ -92,7 +92,7 @@ def attend(
 
 def attention_weights(
     query: Float[Array, "*batch heads seq head_dim"],
-    keys: Float[Array, "*batch kv_heads keys head_dim"],
+    keys: Float[Array, "*#batch kv_heads keys head_dim"],
     *,
     scoring: Scoring,
     mask: Mask | None = None,
@@ -222,7 +222,8 @@ def _fused(
     count, length = int(np.prod(batch, dtype=int)), keys.shape[-2]
 
     def rows(x: Array) -> Array:
-        return jnp.swapaxes(x.reshape(count, *x.shape[-3:]), 1, 2)
+        each = jnp.broadcast_to(x, (*batch, *x.shape[-3:]))
+        return jnp.swapaxes(each.reshape(count, *x.shape[-3:]), 1, 2)
 
     def spread(x: Array, at: int) -> Array:
         return jnp.broadcast_to(x, (*batch, at, seq, length)).reshape(count, at, seq, length)
@@ -284,7 +285,7 @@ def _softmax(
 
 def _mix(
     weights: Float[Array, "*batch heads seq keys"],
-    values: Float[Array, "*batch kv_heads keys size"],
+    values: Float[Array, "*#batch kv_heads keys size"],
 ) -> Float[Array, "*batch heads seq size"]:
     *batch, heads, seq, keys = weights.shape
     kv_heads = values.shape[-3]

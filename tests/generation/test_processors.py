@@ -17,6 +17,11 @@ PENALTIES = {
     "repetition": ((1.3, 0.7), ef.RepetitionPenalty, twins.repetition),
     "presence": ((0.5, -1.5), ef.PresencePenalty, twins.presence),
     "frequency": ((0.5, -1.5), ef.FrequencyPenalty, twins.frequency),
+    "longer": (
+        ((1, 1.3, (2, 4)), (0, 1.1, (0, 1))),
+        lambda s: ef.ExponentialLengthPenalty(s[0], s[1], stop=s[2]),
+        twins.longer,
+    ),
     "bias": (
         (
             {3: 2.0, (1,): -INF, (1, 2): -4.0, (0, 1, 2): 1.0},
@@ -120,6 +125,9 @@ EVERY = {
     "min_p": [ef.MinP(0.1), ef.MinP(0.3)],
     "typical": [ef.Typical(0.5), ef.Typical(0.9)],
     "epsilon": [ef.Epsilon(0.01), ef.Epsilon(0.2)],
+    "eta": [ef.Eta(0.01), ef.Eta(0.2)],
+    "top_h": [ef.TopH(0.3), ef.TopH(0.8)],
+    "normalize": [ef.Normalize()],
     "chain": [ef.TopK(4) | ef.PresencePenalty(1.0), ef.TopK(5) | ef.PresencePenalty(2.0)],
 }
 
@@ -175,6 +183,7 @@ def test_a_vocabulary_of_one_token_is_no_special_case(name):
         "length": ef.MinLength(2, stop=(0,)),
         "new": ef.MinNewTokens(1, stop=(0,)),
         "force": ef.Force({0: 0}),
+        "longer": ef.ExponentialLengthPenalty(0, 1.5, stop=(0,)),
         "no repeat": ef.NoRepeatNGram(4),
     }.get(name, EVERY[name][0])
     seen = ef.Seen.start(jnp.array([[0, 0]]), None, new=2).add(jnp.array([0]))
@@ -288,6 +297,7 @@ NAMING = {
     "Suppress": (ef.Suppress((1, 7)),),
     "SuppressAtBegin": (ef.SuppressAtBegin((7,)),),
     "MinLength": (ef.MinLength(1, stop=(7,)),),
+    "ExponentialLengthPenalty": (ef.ExponentialLengthPenalty(0, 2.0, stop=(7,)),),
     "MinNewTokens": (ef.MinNewTokens(1, stop=(7,)),),
     "Force": (ef.Force({5: 7}),),
 }
@@ -326,6 +336,8 @@ def test_what_looks_at_the_tokens_so_far_says_that_it_needs_them(name):
         (lambda: ef.MinLength(1, stop=()), "`MinLength` needs the ids that would end a row"),
         (lambda: ef.MinNewTokens(-1, stop=(1,)), "`count` must be at least 0; got -1"),
         (lambda: ef.MinNewTokens(1, stop=()), "`MinNewTokens` needs the ids"),
+        (lambda: ef.ExponentialLengthPenalty(-1, 2.0, stop=(1,)), "`begin` must be at least 0"),
+        (lambda: ef.ExponentialLengthPenalty(1, 0.0, stop=(1,)), "`factor` must be above 0"),
         (lambda: ef.Force({1: ()}), "needs a token for each step; got none for 1"),
     ],
 )

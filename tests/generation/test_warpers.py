@@ -19,6 +19,8 @@ WARPERS = {
     "min_p": (ef.MinP, twins.min_p, (0.0, 0.053, 0.31, 1.0)),
     "typical": (ef.Typical, twins.typical, (0.013, 0.45, 0.913)),
     "epsilon": (ef.Epsilon, twins.epsilon, (1e-6, 0.0123, 0.6)),
+    "eta": (ef.Eta, twins.eta, (1e-6, 0.0123, 0.6)),
+    "top_h": (ef.TopH, twins.top_h, (0.013, 0.45, 0.913)),
 }
 
 
@@ -94,7 +96,8 @@ def test_a_nan_stays_and_a_row_without_tokens_stays_without(name):
 
 
 @pytest.mark.parametrize(
-    "mildest", [ef.TopK(40), ef.TopK(99), ef.TopP(1.0), ef.MinP(0.0), ef.Typical(1.0)]
+    "mildest",
+    [ef.TopK(40), ef.TopK(99), ef.TopP(1.0), ef.MinP(0.0), ef.Typical(1.0), ef.TopH(1.0)],
 )
 def test_the_mildest_setting_changes_nothing_not_even_what_is_as_good_as_impossible(mildest):
     rows = rows_of_all_kinds(40)
@@ -121,9 +124,22 @@ def test_temperature_divides_and_gives_back_the_dtype_it_got():
 
 def test_a_tiny_temperature_leaves_the_likeliest_alone_also_in_one_compiled_program():
     logits = jnp.array([[0.0, 300.0, 299.0]])
-    for warper in (ef.TopP(0.9), ef.MinP(0.5), ef.Epsilon(0.1), ef.Typical(0.9)):
+    unlikely = (ef.TopP(0.9), ef.MinP(0.5), ef.Epsilon(0.1), ef.Typical(0.9))
+    for warper in (*unlikely, ef.Eta(0.1), ef.TopH(0.9)):
         chain = ef.Temperature(1e-30) | warper
         np.testing.assert_array_equal(np.isfinite(eqx.filter_jit(chain)(logits)), [[0, 1, 0]])
+
+
+def test_eta_keeps_of_a_flat_distribution_what_epsilon_forbids():
+    flat = jnp.log(jnp.array([[0.3, 0.25, 0.25, 0.2]]))
+    assert np.isfinite(ef.Epsilon(0.22)(flat)).sum() == 3
+    assert np.isfinite(ef.Eta(0.22)(flat)).sum() == 4
+
+
+def test_normalized_logits_are_log_probabilities_also_beside_what_is_forbidden():
+    rows = rows_of_all_kinds(40)
+    found = np.asarray(ef.Normalize()(jnp.asarray(rows)))
+    np.testing.assert_allclose(np.exp(found), [twins.softmax(row) for row in rows], atol=1e-6)
 
 
 # The search for a threshold
@@ -166,6 +182,8 @@ def test_where_not_even_everything_is_enough_nothing_is_below_the_threshold():
         (lambda: ef.MinP(0.5, at_least=-1), "`at_least` must be at least 1; got -1"),
         (lambda: ef.Typical(0.0), "`mass` must be above 0 and at most 1; got 0.0"),
         (lambda: ef.Epsilon(1.0), "`epsilon` must be above 0 and below 1; got 1.0"),
+        (lambda: ef.Eta(0.0), "`eta` must be above 0 and below 1; got 0.0"),
+        (lambda: ef.TopH(0.0), "`h` must be above 0 and at most 1; got 0.0"),
     ],
 )
 def test_settings_out_of_bounds_are_refused_with_the_bounds(make, message):

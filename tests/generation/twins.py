@@ -38,8 +38,23 @@ def epsilon(row, cutoff):
 def typical(row, mass):
     probability = softmax(row)
     surprise = np.array([-np.log(p) if p > 0 else np.inf for p in probability])
-    entropy = sum(p * s for p, s in zip(probability, surprise, strict=True) if p > 0)
-    return _share(row, -np.abs(surprise - entropy), mass)
+    return _share(row, -np.abs(surprise - _entropies(row).sum()), mass)
+
+
+def eta(row, cutoff):
+    least = min(cutoff, cutoff**0.5 * np.exp(-_entropies(row).sum()))
+    return (softmax(row) >= least) | (row == row.max())
+
+
+def top_h(row, h):
+    terms, kept = _entropies(row), row == row.max()
+    for level in set(row[softmax(row) > 0]):
+        kept |= (row == level) & (terms[row >= level].sum() <= h * terms.sum())
+    return kept
+
+
+def _entropies(row):
+    return np.array([-p * np.log(p) if p > 0 else 0.0 for p in softmax(row)])
 
 
 def kept(row, stays):
@@ -66,6 +81,13 @@ def frequency(row, tokens, prompt, penalty):
     for token in tokens[prompt:]:
         out[token] -= penalty
     return out
+
+
+def longer(row, tokens, prompt, setting):
+    begin, factor, stop = setting
+    past = max(len(tokens) - prompt - begin, 0)
+    more = np.abs(row) * (factor**past - 1)
+    return np.where(np.isin(np.arange(len(row)), stop), row + more, row)
 
 
 def bias(row, tokens, prompt, biases):

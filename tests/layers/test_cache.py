@@ -215,3 +215,70 @@ def test_gradients_flow_through_a_cache():
 
     found, expected = (jax.jit(jax.grad(lambda x, c=c: loss(x, c)))(x) for c in (True, False))
     assert_close(found, expected, 1e-5)
+
+
+# Going back
+
+
+def emptied(part, spare, batch=(ROWS,)):
+    return part.init_cache(batch, SEQ).emptied(spare)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tokens_taken_back_leave_no_trace(name):
+    """After 3 tokens, 4 others of which rows keep 3, 0 and 1; what follows sees the rest alone."""
+    x, wrong, kept = normal(0, ROWS, SEQ, 12), normal(1, ROWS, SEQ, 12), jnp.array([6, 3, 4])
+    _, cache = step(part(name), x[:, :3], None, emptied(part(name), 4))
+    right = jnp.arange(3, 7)[None] < kept[:, None]
+    _, cache = step(part(name), jnp.where(right[..., None], x[:, 3:7], wrong[:, 3:7]), None, cache)
+    cache = cache.back_to(kept)
+    whole = uncached(part(name), x, jnp.ones((ROWS, SEQ), bool))
+    for _ in range(2):  # one token, which needs the oldest of the window, and one after it
+        rest = jnp.take_along_axis(x, cache.length[:, None, None], axis=1)
+        expected = jnp.take_along_axis(whole, cache.length[:, None, None], axis=1)
+        y, cache = step(part(name), rest, None, cache)
+        assert_close(y, expected, 1e-5)
+
+
+def test_only_a_ring_that_goes_back_has_more_slots_and_as_many_as_it_says():
+    for spare in (0, 2, 5):
+        assert emptied(part("ring"), spare).keys.shape[-2] == 3 + spare
+        assert emptied(part("ring"), 7).emptied(spare).keys.shape[-2] == 3 + spare
+        assert emptied(part("full"), spare).keys.shape[-2] == SEQ
+    _, cache = step(part("ring"), normal(0, ROWS, 4, 12), None, emptied(part("ring"), 2))
+    assert cache.spare == 2
+    for empty in (cache.emptied(2), emptied(part("ring"), 2)):
+        assert not any(leaf.any() for leaf in jax.tree.leaves(empty))
+
+
+def test_going_back_to_more_tokens_than_there_are_changes_nothing():
+    for name in ("full", "ring"):
+        _, cache = step(part(name), normal(0, ROWS, 4, 12), None, emptied(part(name), 2))
+        assert eqx.tree_equal(cache.back_to(jnp.array([4, 5, 100])), cache)
+
+
+def test_going_back_further_than_a_ring_can_is_an_error_or_nan_in_its_own_row():
+    x = normal(0, ROWS, 5, 12)
+    _, cache = step(part("ring"), x[:, :4], None, emptied(part("ring"), 2))
+    with pytest.raises(ValueError, match="with spare=2 can go back by 2 tokens"):
+        cache.back_to(jnp.array([4, 1, 2]))
+    cache = jax.jit(lambda cache, to: cache.back_to(to))(cache, jnp.array([4, 1, 2]))
+    for _ in range(2):
+        y, cache = step(part("ring"), x[:, 4:], None, cache)
+        assert np.isnan(y[1]).all()
+        assert np.isfinite(y[jnp.array([0, 2])]).all()
+    plain = part("ring").init_cache((ROWS,), SEQ)
+    with pytest.raises(ValueError, match="with spare=0 can go back by 0 tokens; make it with"):
+        jax.jit(lambda cache: cache.back_to(jnp.array(0)))(plain)
+
+
+def test_a_cache_of_ones_own_says_what_it_lacks_to_go_back():
+    class Own(ef.Cache):
+        def places(self, seq, valid):
+            raise AssertionError
+
+        extend = poison = places
+
+    for name, argument in {"emptied": 2, "back_to": jnp.array(2)}.items():
+        with pytest.raises(NotImplementedError, match=f"Own must define `{name}` to go back"):
+            getattr(Own(), name)(argument)

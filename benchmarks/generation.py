@@ -1,0 +1,162 @@
+"""How fast is generation, beside transformers and beside what memory allows?
+
+    python benchmarks/generation.py                    batches of 1, 8 and 32, prints ms per token
+    python benchmarks/generation.py --batches 1 --prompt 512
+
+A GPT-2 of 124 million random weights is written by transformers and read by both, which must make
+the same greedy tokens before anything is timed. The time to the first token is a call for one
+token; the time per token is what a call for many takes more, by the number of tokens more. In the
+same run a vector is multiplied by a matrix of a gigabyte, larger than any cache: no step that has
+to read all weights can be faster than that many bytes per second allow.
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import harness
+
+CANDIDATES = ("eqxformer", "transformers")
+SIZES = {"vocab_size": 50_257, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024}
+GIGABYTE = (16_384, 16_384)  # float32
+
+
+def main() -> None:
+    """Compares the candidates, or, with `--candidate`, is one of them."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 8, 32])
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
+    parser.add_argument("--new", type=int, default=128, help="tokens to make")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--candidate", nargs=3, metavar=("WHO", "DIRECTORY", "NEW"))
+    parser.add_argument("--bandwidth", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.bandwidth:
+        return read_memory()
+    if options.candidate:
+        who, directory, new = options.candidate
+        return serve(who, directory, options.batches[0], options.prompt, int(new))
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-c", WRITE, folder], check=True)
+        results = {str(batch): measure(folder, batch, options) for batch in options.batches}
+    sizes = {**SIZES, "prompt": options.prompt, "new": options.new}
+    name = "generation" if options.prompt == 64 else f"generation-prompt-{options.prompt}"
+    print(f"\nwritten to {harness.write(name, {'sizes': sizes, **results})}")
+
+
+WRITE = f"""
+import sys, torch
+from transformers import GPT2Config, GPT2LMHeadModel
+torch.manual_seed(0)
+config = GPT2Config(**{SIZES}, initializer_range=0.1)
+GPT2LMHeadModel(config).save_pretrained(sys.argv[1])
+"""
+
+
+def measure(folder: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The candidates side by side at one batch size."""
+    shared = [__file__, "--batches", str(batch), "--prompt", str(options.prompt)]
+    commands = {
+        f"{who}, {new}": [*shared, "--candidate", who, folder, str(new)]
+        for who in CANDIDATES
+        for new in (1, options.new)
+    }
+    commands["memory"] = [__file__, "--bandwidth"]
+    found = harness.compare(commands, repetitions=options.repetitions)
+    ours, theirs = (found[f"{who}, {options.new}"] for who in CANDIDATES)
+    if ours["tokens"] != theirs["tokens"]:
+        raise SystemExit(f"The candidates wrote different texts: {ours['tokens']}, {theirs}.")
+    rate = GIGABYTE[0] * GIGABYTE[1] * 4 / found["memory"]["median"]
+    result: dict[str, Any] = {"bytes_per_second": rate}
+    print(
+        f"\nbatch {batch}, prompt {options.prompt}, {options.new} new; memory {rate / 1e9:.1f} GB/s"
+    )
+    for who in CANDIDATES:
+        first, whole = (found[f"{who}, {new}"] for new in (1, options.new))
+        step = (whole["median"] - first["median"]) / (options.new - 1)
+        bound = whole["weight_bytes"] / rate
+        result[who] = {
+            "first_token_seconds": first["median"],
+            "first_token_quartiles": first["quartiles"],
+            "step_seconds": step,
+            "whole_quartiles": whole["quartiles"],
+            "share_of_bandwidth_bound": bound / step,
+            "compile_seconds": whole["first_seconds"] - whole["median"],
+        }
+        print(
+            f"  {who:14}{step * 1e3:8.1f} ms a token ({bound / step:.0%} of the bound), "
+            f"first token after {first['median'] * 1e3:.0f} ms"
+        )
+    ours, theirs = (result[who] for who in CANDIDATES)
+    result["speedup"] = theirs["step_seconds"] / ours["step_seconds"]
+    result["first_token_speedup"] = theirs["first_token_seconds"] / ours["first_token_seconds"]
+    print(
+        f"  {result['speedup']:.2f}x per token, {result['first_token_speedup']:.2f}x to the first"
+    )
+    return result
+
+
+def serve(who: str, folder: str, batch: int, prompt: int, new: int) -> None:
+    """Is a candidate that makes `new` tokens in every repetition."""
+    import numpy as np
+
+    prompts = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (batch, prompt))
+    size = pathlib.Path(folder, "model.safetensors").stat().st_size
+    generate = {"eqxformer": ours, "transformers": theirs}[who](folder, prompts, new)
+    tokens = generate()
+    harness.serve(generate, tokens=tokens[0][:8], weight_bytes=size)
+
+
+def ours(folder: str, prompts: Any, new: int) -> Any:
+    """A function that makes tokens with eqxformer."""
+    import eqxformer as ef
+
+    model = ef.from_pretrained(folder)
+    return lambda: ef.generate(model, prompts, max_new_tokens=new).tolist()
+
+
+def theirs(folder: str, prompts: Any, new: int) -> Any:
+    """A function that makes tokens with transformers."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.tensor(prompts)
+    options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+
+    def generate() -> list[list[int]]:
+        with torch.no_grad():
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        return made[:, ids.shape[1] :].tolist()
+
+    return generate
+
+
+def read_memory() -> None:
+    """Is the candidate that multiplies a vector by a matrix of a gigabyte, the faster of two ways."""
+    import jax
+    import jax.numpy as jnp
+
+    matrix = jnp.ones(GIGABYTE, jnp.float32)
+    row = jax.jit(lambda x, m: x @ m)
+    sums = jax.jit(lambda x, m: m @ x)
+    vector = jnp.ones(GIGABYTE[0], jnp.float32)
+    ways = [lambda: row(vector, matrix), lambda: sums(vector, matrix)]
+
+    def seconds(way: Any) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(way())
+        return time.perf_counter() - start
+
+    for way in ways:
+        seconds(way)
+    best = min(ways, key=lambda way: min(seconds(way) for _ in range(3)))
+    harness.serve(lambda: jax.block_until_ready(best()))
+
+
+if __name__ == "__main__":
+    main()

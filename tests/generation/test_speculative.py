@@ -1,0 +1,466 @@
+"""Speculation changes the time and nothing else: not the text, not its distribution, no cache."""
+
+import functools
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import eqxformer as ef
+from tests.generation.test_generate import Counting, Tally
+from tests.helpers.models import (
+    DECODERS,
+    VOCAB,
+    block,
+    close,
+    decoder,
+    extend,
+    filled,
+    logits,
+    model,
+    tokens,
+)
+
+NEW = 12
+PROMPTS = [[1, 2, 3, 4, 5], [6, 7, 8], [9, 10]]
+
+WINDOWS = {"rotary": ef.Rotary(), "window": 3}
+OTHERS = {
+    "scanned windows": decoder(*[block({**WINDOWS, "heads": 2})] * 2, layout=ef.Scanned()),
+    "repeated windows": decoder(
+        ef.Repeated.Config(blocks=(block({**WINDOWS, "heads": 2}),), times=2)
+    ),
+}
+
+
+@functools.cache
+def built(name):
+    return filled(OTHERS[name]) if name in OTHERS else model(name)
+
+
+@functools.cache
+def nudged(name, by=0.3):
+    """The model with other numbers, that often but not always writes the same."""
+    random = np.random.default_rng(1)
+
+    def nudge(leaf):
+        return leaf * jnp.asarray(1 + by * random.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree.map(nudge, built(name))
+
+
+VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
+
+
+VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
+
+
+VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
+
+
+VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
+
+
+VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
+
+
+VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
+
+
+VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
+
+
+VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
+
+
+def both(name, draft, prompts=PROMPTS, key=None, **options):
+    """The text of `generate`, and what speculation makes of the same."""
+    options = {"max_new_tokens": NEW, "sampler": VARIED, **options}
+    again = None if key is None else jax.random.clone(key)
+    return (
+        ef.generate(built(name), prompts, key=key, **options),
+        ef.generate_speculative(built(name), prompts, draft=draft, key=again, **options),
+    )
+
+
+def assert_some_were_kept_and_some_not(made):
+    assert 0 < made.accepted.sum() < made.proposed.sum()
+    assert (made.accepted <= made.proposed).all()
+    assert made.acceptance == made.accepted.sum() / made.proposed.sum()
+
+
+# The text is that of `generate`
+
+
+@pytest.mark.parametrize("name", ["gpt", "gemma"])
+def test_greedy_text_with_a_draft_model_is_that_of_generate(name):
+    """Also through windows, of which a rejected token has overwritten nothing that is needed."""
+    text, made = both(name, ef.DraftModel(nudged(name), ahead=3))
+    assert made.tokens == text
+    assert_some_were_kept_and_some_not(made)
+    assert made.passes < NEW - 1
+
+
+def test_a_draft_model_proposes_what_it_would_write_itself_whatever_was_rejected_before():
+    """So that its own cache goes back too: every beginning of the text, continued by the draft."""
+    draft, ahead = nudged("gemma"), 3
+    made = both("gemma", ef.DraftModel(draft, ahead))[1]
+    lengths = range(1, NEW)
+    begun = [p + t[:n] for p, t in zip(PROMPTS, made.tokens, strict=True) for n in lengths]
+    guesses = iter(ef.generate(draft, begun, max_new_tokens=ahead, sampler=VARIED))
+    for row, text in enumerate(made.tokens):
+        guess, length, proposed, accepted = dict(zip(lengths, guesses, strict=False)), 1, 0, 0
+        while length < NEW:
+            room = min(ahead, NEW - length - 1)
+            pairs = zip(guess[length][:room], text[length:], strict=False)
+            kept = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+            proposed, accepted, length = proposed + room, accepted + kept, length + kept + 1
+        assert (made.proposed[row], made.accepted[row]) == (proposed, accepted)
+
+
+def test_text_drawn_with_prompt_lookup_is_that_of_generate_for_the_same_key():
+    """Also with a source, which is looked through as well."""
+    options = {"sampler": ef.Sample(0.3), "start": [[2], [3, 4], [5]], "key": jax.random.key(2)}
+    text, made = both("t5", ef.PromptLookup(ngram=2, ahead=3), **options)
+    assert made.tokens == text
+    assert_some_were_kept_and_some_not(made)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["reads the source", "knows the target"])
+def test_an_encoder_decoder_has_a_draft_of_its_kind_or_a_decoder(alone):
+    draft = nudged("llama") if alone else nudged("t5", 0.1)
+    text, made = both("t5", ef.DraftModel(draft, ahead=3), start=(2, 3))
+    assert made.tokens == text
+    assert alone or made.accepted.sum() > 0
+
+
+def test_padding_on_either_side_changes_nothing():
+    ids = np.array([[1, 2, 3, 4, 5], [6, 7, 8, -1, -1], [-1, -1, -1, 9, 10]])
+    draft = ef.DraftModel(nudged("gpt"), ahead=3)
+    text, made = both("gpt", draft, jnp.asarray(ids), valid=jnp.asarray(ids >= 0))
+    np.testing.assert_array_equal(made.tokens, text)
+
+
+class Following(ef.Processor):
+    """Forbids the remainder by three of the sum of all new tokens, which it remembers."""
+
+    total: ef.Memory = ef.Memory(None)
+
+    def begin(self, rows):
+        return Following(ef.Memory(jnp.zeros(rows, jnp.int32)))
+
+    def after(self, tokens):
+        return Following(ef.Memory(self.total.value + tokens))
+
+    def __call__(self, logits, seen=None):
+        ids = jnp.arange(logits.shape[-1])[None] % 3
+        return jnp.where(ids == self.total.value[:, None] % 3, -jnp.inf, logits)
+
+
+class Enough(ef.Stop):
+    """Finished when the new tokens make up so much, which it remembers."""
+
+    most: int = eqx.field(static=True)
+    total: ef.Memory = ef.Memory(None)
+
+    def begin(self, rows):
+        return Enough(self.most, ef.Memory(jnp.zeros(rows, jnp.int32)))
+
+    def after(self, tokens):
+        return Enough(self.most, ef.Memory(self.total.value + tokens))
+
+    def reached(self, seen):
+        return self.total.value >= self.most
+
+
+@pytest.mark.parametrize("draft", ["looks", "reads"])
+def test_processors_and_stops_see_the_real_text_at_every_proposed_place(draft):
+    draft = ef.PromptLookup(1, 3) if draft == "looks" else ef.DraftModel(nudged("gpt", 0.1), 3)
+    sampler = Following() | ef.RepetitionPenalty(1.3) | ef.Greedy()
+    stop = Enough(50) | ef.StopIds(2) | ef.StopWhen(lambda seen: seen.length >= 12)
+    text, made = both("gpt", draft, sampler=sampler, stop=stop)
+    assert made.tokens == text
+    assert len({len(row) for row in text}) > 1
+    assert 0 < made.accepted.sum() < made.proposed.sum()
+
+
+def test_a_stop_inside_a_proposal_ends_the_row_there_and_others_go_on():
+    """The draft is the model itself, whose proposals all fit until a row is finished."""
+    draft, prompts = ef.DraftModel(built("gpt"), ahead=3), tokens(3, 4, seed=1)
+    free, made = both("gpt", draft, prompts)
+    np.testing.assert_array_equal(made.tokens, free)
+    assert made.acceptance == 1
+    assert made.passes == 3  # of 3 + 1 tokens, after the first, and the last of one less
+    lengths = {int(t): _lengths(free, t) for t in np.unique(free)}
+    # After the first token, passes of 3 + 1: a stop in the second place was proposed.
+    stop = next(t for t, (first, *_) in lengths.items() if first == 2)
+    made = ef.generate_speculative(
+        built("gpt"), prompts, draft=draft, max_new_tokens=NEW, sampler=VARIED, stop=stop
+    )
+    assert max(lengths[stop]) > 4
+    for row, length in enumerate(lengths[stop]):
+        np.testing.assert_array_equal(made.tokens[row, :length], free[row, :length])
+        assert (np.asarray(made.tokens[row, length:]) == stop).all()
+    assert (made.accepted[0], made.proposed[0]) == (1, 3)
+
+
+def _lengths(rows, stop):
+    """How long each row is with its first `stop`."""
+    found = np.asarray(rows) == stop
+    return [int(np.argmax(row)) + 1 if row.any() else NEW for row in found]
+
+
+class Stubborn(ef.Draft):
+    """A draft of one's own, always of the same tokens."""
+
+    ids: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def ahead(self):
+        return len(self.ids)
+
+    def propose(self, memory, seen, room, sampler, keys):
+        rows = seen.length.shape[0]
+        proposal = jnp.broadcast_to(jnp.array(self.ids)[None], (rows, self.ahead))
+        return ef.Proposal(proposal, jnp.full(rows, self.ahead), None), memory
+
+
+def test_a_draft_of_ones_own_may_propose_what_there_is_not():
+    text, made = both("gpt", Stubborn((3, VOCAB, 3)))
+    assert made.tokens == text
+    assert (made.proposed <= made.passes).all()  # one token a pass, up to the one that is none
+
+
+# Going back
+
+
+@pytest.mark.parametrize("name", ["gemma", *OTHERS])
+def test_what_is_taken_back_leaves_no_trace_in_any_layout(name):
+    """Four tokens, five more of which 5, 1 and 3 are taken back, and others in their place."""
+    ids, wrong, kept = tokens(3, 12), tokens(3, 5, seed=1), jnp.array([4, 8, 6])
+    cache = built(name).init_cache((3,), 12).emptied(5)
+    _, cache = extend(built(name), ids[:, :4], cache)
+    right = jnp.arange(4, 9)[None] < kept[:, None]
+    _, cache = extend(built(name), jnp.where(right, ids[:, 4:9], wrong), cache)
+    cache = cache.back_to(kept)
+    np.testing.assert_array_equal(cache.length, kept)
+    rest = jnp.take_along_axis(ids, kept[:, None] + jnp.arange(4)[None], axis=1)
+    out, _ = extend(built(name), rest, cache)
+    whole = logits(built(name), ids)
+    for row, begin in enumerate(kept.tolist()):
+        close(out[row], whole[row, begin : begin + 4])
+
+
+# The distribution
+
+
+CHANCE = decoder(block({"rotary": ef.Rotary(), "head_dim": 4}), dim=6).edit(vocab=4)
+TEXT = 4
+DRAWN = ef.RepetitionPenalty(1.3) | ef.Sample(0.6)
+
+
+@functools.cache
+def expected():
+    """The probability of each text of four tokens that may follow the prompt."""
+    prompt, built = [1, 3], filled(CHANCE)
+    texts = np.array([[*prompt, *rest] for rest in itertools.product(range(4), repeat=TEXT)])
+    scores, total = logits(built, jnp.asarray(texts)), np.zeros(len(texts))
+    for place in range(TEXT):
+        seen = ef.Seen.start(jnp.asarray(texts[:, : 2 + place]), None, new=TEXT)
+        found = jax.nn.log_softmax(DRAWN.process(scores[:, 1 + place], seen))
+        total += np.asarray(found)[np.arange(len(texts)), texts[:, 2 + place]]
+    return np.exp(total)
+
+
+@pytest.mark.parametrize("draft", ["looks", "reads"])
+def test_drawn_texts_have_the_distribution_of_the_model(draft):
+    """Chi-square over all 256 texts, rare ones together, from 8000 rows.
+
+    A right sampler exceeds the quantile for 0.999 with one seed of a thousand. The draft model is a
+    stranger, so that most proposals are rejected and what is left decides.
+    """
+    stranger = filled(CHANCE, seed=7)
+    draft = ef.PromptLookup(1, 2) if draft == "looks" else ef.DraftModel(stranger, ahead=2)
+    rows = 8000
+    made = ef.generate_speculative(
+        filled(CHANCE),
+        jnp.broadcast_to(jnp.array([1, 3]), (rows, 2)),
+        draft=draft,
+        max_new_tokens=TEXT,
+        sampler=DRAWN,
+        slots=6,
+        key=jax.random.key(11),
+    )
+    counts = np.bincount(np.asarray(made.tokens) @ 4 ** np.arange(TEXT)[::-1], minlength=256)
+    wanted = rows * expected()
+    np.testing.assert_allclose(wanted.sum(), rows, rtol=1e-5)
+    rare = wanted < 5
+    counts, wanted = (np.append(x[~rare], x[rare].sum()) for x in (counts, wanted))
+    distance = ((counts - wanted) ** 2 / wanted).sum()
+    assert distance < stats.chi2.ppf(0.999, len(wanted) - 1)
+    assert len(wanted) > 50
+    assert 0.2 < made.acceptance < 0.8
+
+
+TRACED = Tally()
+
+
+def drawn(prompts, key, temperature=1.5, new=NEW):
+    draft, sampler = ef.DraftModel(nudged("llama"), 3), Counting(ef.Sample(temperature), TRACED)
+    options = {"draft": draft, "max_new_tokens": new, "sampler": sampler, "key": key}
+    return ef.generate_speculative(built("llama"), prompts, **options)
+
+
+def test_a_key_gives_a_row_the_same_text_at_any_batch_size_and_rows_differ():
+    keys = jax.random.split(jax.random.key(5), 3)
+    last = jax.random.clone(keys)[2:]
+    every = drawn([PROMPTS[0]] * 3, keys)
+    assert len({tuple(row) for row in every.tokens}) == 3
+    assert_some_were_kept_and_some_not(every)
+    alone = drawn(PROMPTS[:1], last)
+    assert alone.tokens[0] == every.tokens[2]
+    assert alone.accepted[0] == every.accepted[2]
+
+
+def test_other_prompts_settings_and_keys_compile_nothing_anew():
+    drawn(PROMPTS, jax.random.split(jax.random.key(0), 3))
+    traced = len(TRACED)
+    drawn([[3], [4] * 9, [5] * 16], jax.random.split(jax.random.key(1), 3), 0.5, 7)
+    assert len(TRACED) == traced > 0
+
+
+# Looking up
+
+
+def looked_up(text, sources, ngram, ahead):
+    """In Python: the newest of the longest matches of the end of `text`, and what follows it."""
+    best = (0, None)
+    for source in sources:
+        for place in range(len(source) - 1):
+            size = 0
+            while (
+                size < min(ngram, place + 1, len(text))
+                and source[place - size] == text[len(text) - 1 - size]
+            ):
+                size += 1
+            if size and (size > best[0] or (size == best[0] and source is best[1][0])):
+                best = (size, (source, place))
+    if best[1] is None:
+        return []
+    source, place = best[1]
+    follow = source[place + 1 :]
+    return (follow * ahead if source is text else follow)[:ahead]
+
+
+@pytest.mark.parametrize("also_source", [False, True])
+def test_prompt_lookup_finds_the_newest_of_the_longest_matches(also_source):
+    random = np.random.default_rng(0)
+    rows, slots, ngram, ahead = 200, 12, 3, 4
+    text, lengths = random.integers(0, 3, (rows, slots)), random.integers(1, slots + 1, rows)
+    source, sizes = random.integers(0, 3, (rows, 9)), random.integers(1, 10, rows)
+    length = jnp.asarray(lengths, jnp.int32)
+    seen = ef.Seen(jnp.asarray(text, jnp.int32), length, length, length + 9)
+    memory = (jnp.asarray(source, jnp.int32), jnp.asarray(sizes, jnp.int32))
+    draft, room = ef.PromptLookup(ngram, ahead), jnp.full(rows, ahead)
+    given = (memory if also_source else None, seen, room, ef.Greedy(), None)
+    found, _ = eqx.filter_jit(draft.propose)(*given)
+    empty = 0
+    for row in range(rows):
+        own, other = text[row, : lengths[row]].tolist(), source[row, : sizes[row]].tolist()
+        wanted = looked_up(own, [own, other] if also_source else [own], ngram, ahead)
+        got = found.tokens[row, : int(found.count[row])].tolist()
+        assert [token for token in got if token >= 0] == wanted
+        assert -1 not in got[: len(wanted)]
+        empty += not wanted
+    assert 0 < empty < rows / 2
+
+
+# Limits and mistakes
+
+
+def test_neither_the_positions_of_the_model_nor_the_slots_are_passed():
+    """A table of positions that ends where the text does: the twelfth new token is never read."""
+    cut = eqx.tree_at(
+        lambda m: m.embedding.positions.weight, built("gpt"), replace_fn=lambda w: w[:16]
+    )
+    short = ef.rebuild(cut, DECODERS["gpt"].edit("embedding.positions", length=16))
+    options = {"draft": ef.DraftModel(short, ahead=3), "sampler": VARIED}
+    text = ef.generate(built("gpt"), PROMPTS, max_new_tokens=NEW, sampler=VARIED)
+    made = ef.generate_speculative(short, PROMPTS, max_new_tokens=NEW, slots=17, **options)
+    assert made.tokens == text
+    assert made.acceptance == 1
+    with pytest.raises(ValueError, match="has 16 positions, so that after 5 tokens"):
+        ef.generate_speculative(short, PROMPTS, max_new_tokens=13, **options)
+    with pytest.raises(ValueError, match="The draft's positions are 16; it has to read 17"):
+        ef.generate_speculative(built("gpt"), PROMPTS, max_new_tokens=13, **options)
+
+
+@pytest.mark.parametrize("new", [0, 1])
+def test_without_room_for_a_proposal_nothing_is_proposed(new):
+    text, made = both("gpt", ef.DraftModel(nudged("gpt"), ahead=3), max_new_tokens=new)
+    assert made.tokens == text
+    assert made.proposed.tolist() == [0, 0, 0]
+    assert (made.passes, made.acceptance) == (0, 0.0)
+
+
+def test_a_row_without_a_token_to_choose_is_an_error():
+    def forbid(logits, seen):
+        return jnp.where((seen.length >= 7)[:, None], -jnp.inf, logits)
+
+    with pytest.raises(ValueError, match="Row 0 has no token to choose"):
+        ef.generate_speculative(
+            built("gpt"),
+            PROMPTS,
+            draft=ef.PromptLookup(1, 3),
+            max_new_tokens=3,
+            sampler=ef.Process(forbid) | ef.Greedy(),
+        )
+
+
+class Counter(ef.AbstractBlock):
+    """A block that remembers how many tokens there were, and cannot go back."""
+
+    class Config(ef.AbstractBlock.Config):
+        def build(self, dim, *, source_dim=None, key):
+            return Counter()
+
+    def run(self, x, context, *, cache=None, key=None):
+        return x, None if cache is None else cache + x.shape[-2], None
+
+    def init_cache(self, batch, slots, *, source=None, dtype=jnp.float32):
+        return jnp.zeros(batch, jnp.int32)
+
+
+def test_a_block_of_ones_own_that_cannot_go_back_is_not_implemented():
+    own = filled(decoder(block({}), Counter.Config()))
+    message = "Group 1 of the blocks remembers its tokens in `.*`, which cannot go back; supported"
+    with pytest.raises(NotImplementedError, match=message):
+        ef.generate_speculative(own, PROMPTS, draft=ef.PromptLookup(), max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "draft", "message"),
+    [
+        ("gpt", "four ids", "The draft's vocabulary must be the model's; got 4 and 13 ids."),
+        ("gpt", "t5", "The draft is an encoder-decoder, and the model has no source."),
+        ("t5", "transformer", "The draft's vocabulary must be the model's; got 11 and 13 ids."),
+    ],
+)
+def test_a_draft_that_cannot_read_what_the_model_reads_is_refused(name, draft, message):
+    other = filled(CHANCE) if draft == "four ids" else built(draft)
+    start = {"start": 1} if name == "t5" else {}
+    with pytest.raises(ValueError, match=message):
+        ef.generate_speculative(built(name), PROMPTS, draft=other, max_new_tokens=3, **start)
+
+
+def test_sizes_below_one_are_refused():
+    with pytest.raises(ValueError, match="`ahead` must be positive; got 0."):
+        ef.PromptLookup(ahead=0)
+    with pytest.raises(ValueError, match="`ahead` must be positive; got -1."):
+        ef.DraftModel(built("gpt"), ahead=-1)
+    with pytest.raises(ValueError, match="`ngram` must be positive; got 0."):
+        ef.PromptLookup(ngram=0)
