@@ -137,7 +137,7 @@ def theirs(folder: str, prompts: Any, new: int) -> Any:
 
 
 def read_memory() -> None:
-    """Is the candidate that multiplies a vector by a matrix of a gigabyte, the faster of two ways."""
+    """Is the candidate that multiplies a vector by a gigabyte, in the faster of two ways."""
     import jax
     import jax.numpy as jnp
 

@@ -52,7 +52,10 @@ class AbstractBlock(eqx.Module):
 
     Caching, scanning, rematerialisation and generation come from the stack; a block supplies its
     step (`run`) and an empty cache, which may be of any kind: `run` gets what `init_cache` or the
-    last `run` has returned.
+    last `run` has returned. Every array of it begins with the axes of the batch.
+
+    Generation pads prompts and leaves finished rows alone by padding, so a cache must leave out what
+    `valid_keys(context.mask)` says is none of a row's tokens.
     """
 
     class Config(Config):

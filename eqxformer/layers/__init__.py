@@ -47,6 +47,7 @@ from eqxformer.layers.masks import (
     Prefix,
     Segments,
     Window,
+    valid_keys,
 )
 from eqxformer.layers.norms import Identity, LayerNorm, Norm, RMSNorm
 from eqxformer.layers.positions import LearnedPositions, Positions, Sinusoids, SinusoidTable
@@ -131,4 +132,5 @@ __all__ = [
     "backend_report",
     "drop_path",
     "dropout",
+    "valid_keys",
 ]

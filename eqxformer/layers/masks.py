@@ -259,7 +259,13 @@ def ordered(mask: Mask | None, otherwise: Mask) -> Mask:
 
 
 def valid_keys(mask: Mask | None) -> Bool[Array, "*batch keys"] | None:
-    """Which keys are real tokens, as far as paddings say; `None` when no padding is described."""
+    """Which keys are real tokens, as far as paddings say; `None` when no padding is described.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> ef.valid_keys(ef.Causal() & ef.Padding(jnp.array([False, True])))
+        Array([False,  True], dtype=bool)
+    """
     valid = None
     for part in parts(mask):
         if isinstance(part, Padding):

@@ -82,7 +82,7 @@ class RunningMean(eqx.Module):
 
 
 class MeanBlock(ef.AbstractBlock):
-    """A block without attention: `x + mix(mean of all tokens up to here)`."""
+    """A block without attention: `x + mix(mean of all real tokens up to here)`."""
 
     class Config(ef.AbstractBlock.Config):
         """The projection of the mean."""
@@ -103,12 +103,13 @@ class MeanBlock(ef.AbstractBlock):
         key: PRNGKeyArray | None = None,
     ):
         past = self.init_cache(x.shape[:-2], 0, dim=x.shape[-1]) if cache is None else cache
-        total = past.total[..., None, :] + jnp.cumsum(x, axis=-2)
-        count = past.count[..., None] + jnp.broadcast_to(
-            jnp.arange(1.0, x.shape[-2] + 1), x.shape[:-1]
-        )
-        y = x + self.mix(total / count[..., None])
-        new = RunningMean(past.total + x.sum(-2), past.count + x.shape[-2])
+        valid = ef.valid_keys(context.mask)
+        one = jnp.ones(x.shape[:-1], x.dtype)
+        real = one if valid is None else jnp.broadcast_to(valid, one.shape).astype(x.dtype)
+        total = past.total[..., None, :] + jnp.cumsum(x * real[..., None], axis=-2)
+        count = past.count[..., None] + jnp.cumsum(real, axis=-1)
+        y = x + self.mix(total / jnp.maximum(count, 1.0)[..., None])
+        new = RunningMean(total[..., -1, :], count[..., -1])
         return y, None if cache is None else new, None
 
     def init_cache(self, batch, slots, *, source=None, dtype=jnp.float32, dim: int | None = None):
@@ -154,6 +155,7 @@ def test_they_run_and_are_cached_alike_in_every_layout(model):
 
 def test_generation_with_them_is_the_argmax_of_their_logits(model):
     ids = tokens(2, 3)
+    close(ef.prefill(model, ids, slots=8).logits, logits(model, ids)[:, -1])
     made = ef.generate(model, ids, max_new_tokens=2)
     out = logits(model, jnp.concatenate([ids, made], axis=1))
     np.testing.assert_array_equal(made, jnp.argmax(out[:, 2:4], axis=-1))
