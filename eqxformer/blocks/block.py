@@ -54,8 +54,8 @@ class AbstractBlock(eqx.Module):
     step (`run`) and an empty cache, which may be of any kind: `run` gets what `init_cache` or the
     last `run` has returned. Every array of it begins with the axes of the batch.
 
-    Generation pads prompts and leaves finished rows alone by padding, so a cache must leave out what
-    `valid_keys(context.mask)` says is none of a row's tokens.
+    Generation pads prompts, and leaves finished rows alone by padding, so a cache must leave out
+    what `valid_keys(context.mask)` says is no token of a row.
     """
 
     class Config(Config):

@@ -267,7 +267,7 @@ def _draw(
     That is kept with probability `min(1, p / q)`. Otherwise, one is drawn from `max(p - q, 0)`,
     which together with what is kept makes `p`.
     """
-    p, q = jax.nn.softmax(scores), jax.nn.softmax(drafted)
+    p, q = jax.nn.softmax(scores), jax.nn.softmax(drafted.astype(scores.dtype))
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (), p.dtype))(to_keep)
     own, theirs = (jnp.take_along_axis(x, offer[:, None], axis=1)[:, 0] for x in (p, q))
     kept = offered & (uniform * theirs < own)

@@ -35,8 +35,11 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, None])
-@pytest.mark.parametrize("name", WRITERS)
+# LongRoPE turns by how long a text is so far: in chunks, the first of them are still short texts.
+CASES = [(n, c) for n in WRITERS for c in (1, 3, None) if n != "phi3" or c is None]
+
+
+@pytest.mark.parametrize(("name", "chunk"), CASES)
 def test_logits_are_those_without_a_cache_for_any_chunks_and_padding(name, chunk):
     model, vocab = reader(name)
     begin, more = texts(vocab), np.asarray(texts(vocab, seed=2)[2])[:STEPS]
