@@ -86,6 +86,35 @@ def test_a_state_is_a_value_from_which_one_can_go_on_twice():
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, state))
 
 
+def test_a_state_that_was_saved_goes_on_from_the_file(tmp_path):
+    built = model("gemma")
+    whole = ef.generate(built, LISTS, max_new_tokens=6, key=key(), **SAMPLE)
+    state = ef.decode(
+        built, ef.prefill(built, LISTS, slots=16), max_new_tokens=2, key=key(), **SAMPLE
+    )
+    eqx.tree_serialise_leaves(tmp_path / "state", state)
+    empty = jax.tree.map(jnp.zeros_like, state)
+    loaded = eqx.tree_deserialise_leaves(tmp_path / "state", empty)
+    made = ef.decode(built, loaded, max_new_tokens=4, key=key(), **SAMPLE)
+    assert made.new_tokens() == whole
+
+
+def test_a_model_spread_over_devices_makes_the_same_text():
+    built = model("llama")
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("model",))
+
+    def spread(leaf):
+        parts = jax.P(None, "model") if leaf.ndim == 2 and not leaf.shape[1] % 2 else jax.P()
+        return jax.device_put(leaf, jax.NamedSharding(mesh, parts))
+
+    over = jax.tree.map(spread, built)
+    assert any(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(over))
+    options = {"max_new_tokens": 6, "key": key(), **SAMPLE}
+    assert ef.generate(over, LISTS, **options) == ef.generate(built, LISTS, **options)
+    state = ef.decode(over, ef.prefill(over, LISTS, slots=16), **options)
+    assert state.new_tokens() == ef.generate(built, LISTS, **options)
+
+
 def test_a_row_that_a_stop_has_ended_stays_ended_when_the_others_go_on():
     built = model("llama")
     options = {"key": key(5), **SAMPLE}
