@@ -43,9 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-c", WRITE, folder], check=True)
         results = {str(batch): measure(folder, batch, options) for batch in options.batches}
-    sizes = {**SIZES, "prompt": options.prompt, "new": options.new}
-    name = "generation" if options.prompt == 64 else f"generation-prompt-{options.prompt}"
-    print(f"\nwritten to {harness.write(name, {'sizes': sizes, **results})}")
+    print(f"\nwritten to {harness.write('generation', {'sizes': SIZES, **results})}")
 
 
 WRITE = f"""
@@ -71,7 +69,11 @@ def measure(folder: str, batch: int, options: argparse.Namespace) -> dict[str, A
     if ours["tokens"] != theirs["tokens"]:
         raise SystemExit(f"The candidates wrote different texts: {ours['tokens']}, {theirs}.")
     rate = GIGABYTE[0] * GIGABYTE[1] * 4 / found["memory"]["median"]
-    result: dict[str, Any] = {"bytes_per_second": rate}
+    result: dict[str, Any] = {
+        "prompt": options.prompt,
+        "new": options.new,
+        "bytes_per_second": rate,
+    }
     print(
         f"\nbatch {batch}, prompt {options.prompt}, {options.new} new; memory {rate / 1e9:.1f} GB/s"
     )

@@ -2,7 +2,7 @@
 
 import gc
 import os
-import tempfile
+from importlib.metadata import version
 
 os.environ.setdefault("EQXFORMER_CHECKS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,10 +10,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",  # virtual devices, for tests of sharding
-        # Arrays are tiny and most programs run once: not to try hard takes half the time.
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
+        # Quicker to compile without, where there is this choice; an unknown flag ends the process.
+        "--xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
     ]
 ).strip()
 
@@ -23,19 +21,10 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
-
 # Tracing makes millions of small objects; looking through them seldom takes a twentieth less time.
 gc.set_threshold(100_000, 50, 100)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _what_one_file_compiles_serves_the_next():
-    """Each worker has a directory of its own: programs are not written in one stroke."""
-    with tempfile.TemporaryDirectory() as folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-        yield
+# Arrays are tiny and most programs run once: not to optimise them takes half the time.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -8,7 +8,6 @@ import pkgutil
 import pytest
 
 import eqxformer as ef
-from tests.helpers.quick import compiled_quickly  # noqa: F401
 
 MODULES = sorted(
     name

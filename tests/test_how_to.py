@@ -7,7 +7,6 @@ import jax
 import pytest
 
 from eqxformer import architectures
-from tests.helpers.quick import compiled_quickly  # noqa: F401
 
 PAGES = sorted((Path(__file__).parent.parent / "docs" / "how-to").glob("*.md"))
 

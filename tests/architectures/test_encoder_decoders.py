@@ -11,8 +11,7 @@ from safetensors.numpy import load_file
 
 import eqxformer as ef
 from eqxformer.pretrained import Checkpoint
-from tests.helpers.models import filled
-from tests.helpers.quick import compiled_quickly  # noqa: F401
+from tests.helpers.models import filled, logits
 from tests.pretrained.tiny import edit_settings, edit_tensors
 
 SIZES = {"vocab": 11, "dim": 12, "layers": 1, "heads": 3}
@@ -349,6 +348,6 @@ def test_whisper_hears_frames_and_its_places_start_as_sinusoids():
     assert [each.attention.key.bias for each in tree.encoder.blocks] == [False]
     model = filled(tree)
     target = jnp.array([[1, 2, 3]])
-    assert model(jnp.ones((1, 8, 5)), target).shape == (1, 3, 11)
+    assert logits(model, jnp.ones((1, 8, 5)), target).shape == (1, 3, 11)
     table = tree.encoder.embedding.positions.build(12, key=jax.random.key(0)).weight
     assert table[0].tolist() == [0.0] * 6 + [1.0] * 6

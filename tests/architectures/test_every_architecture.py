@@ -1,5 +1,6 @@
 """What holds of every architecture: it is proven, on the page, and saved as it was."""
 
+import functools
 import json
 import re
 import shutil
@@ -23,6 +24,12 @@ FOLDER = ROOT / "eqxformer" / "architectures"
 def settings(name):
     """The `config.json` of a golden checkpoint."""
     return json.loads((GOLDEN / name / "config.json").read_text())
+
+
+@functools.cache
+def golden(name):
+    """The model of a golden checkpoint."""
+    return ef.from_pretrained(GOLDEN / name)
 
 
 def test_every_architecture_has_a_golden_checkpoint():
@@ -53,7 +60,7 @@ def test_every_architecture_is_one_short_file_that_begins_with_what_it_is():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_saving_a_golden_checkpoint_gives_back_its_tensors_and_its_words(name, tmp_path):
-    ef.save_pretrained(ef.from_pretrained(GOLDEN / name), tmp_path / "ours")
+    ef.save_pretrained(golden(name), tmp_path / "ours")
     ours = load_file(tmp_path / "ours" / "model.safetensors")
     theirs = load_file(GOLDEN / name / "model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -67,8 +74,7 @@ def test_saving_a_golden_checkpoint_gives_back_its_tensors_and_its_words(name, t
 def test_the_words_of_version_4_describe_the_same_model(name, tmp_path):
     shutil.copyfile(GOLDEN / name / "model.safetensors", tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(in_old_words(settings(name))))
-    old, new = Checkpoint(tmp_path).config, Checkpoint(GOLDEN / name).config
-    assert old.edit(origin=None) == new.edit(origin=None)
+    assert Checkpoint(tmp_path).config.edit(origin=None) == golden(name).config.edit(origin=None)
 
 
 @pytest.mark.parametrize("name", NAMES)

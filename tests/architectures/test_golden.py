@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.parity import Expected, errors
-from tests.helpers.quick import compiled_quickly  # noqa: F401
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NAMES = sorted(folder.name for folder in GOLDEN.iterdir())

@@ -108,10 +108,10 @@ def test_a_command_that_does_not_exist(command, here):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing", "--prompt", "a"], "`missing` is not a directory; name a directory that"),
+        (["missing", "--prompt", "a"], "There is no directory missing"),
+        (["./missing", "--prompt", "a"], "`missing` is not a directory; name a run that"),
         ([".", "--prompt", "a"], "`.` has no run.json"),
-        ([], "Missing argument 'RUN'; see eqxformer generate --help"),
-        (["."], "Missing option '--prompt'"),
+        ([], "Missing argument 'SOURCE'; see eqxformer generate --help"),
     ],
 )
 def test_runs_that_are_none(command, here, arguments, message):
@@ -124,9 +124,9 @@ def test_runs_that_are_none(command, here, arguments, message):
         ("text", ["--prompt", "ωμέγα"], "characters outside the alphabet: 'έ', 'α', 'γ', 'μ', 'ω'"),
         ("text", ["--prompt", ""], "The prompt must have at least one character"),
         ("text", ["--prompt", "1", "--max-new-tokens", "0"], "`max_new_tokens` must be at least 1"),
-        ("text", ["--prompt", "1", "--temperature", "-1"], "`temperature` must be at least 0"),
-        ("text", ["--prompt", "1", "--temperature", "nan"], "`temperature` must be at least 0"),
-        ("text", ["--prompt", "1", "--top-k", "0"], "`top_k` must be at least 1"),
+        ("text", ["--prompt", "1", "--temperature", "-1"], "`temperature` must be above 0"),
+        ("text", ["--prompt", "1", "--temperature", "nan"], "`temperature` must be above 0"),
+        ("text", ["--prompt", "1", "--top-k", "-1"], "must be at least 1; got -1"),
         ("rot13", ["--prompt", "Hey!"], "characters outside the alphabet: '!', 'H'"),
         ("rot13", ["--prompt", "pneumonoultramicroscopic"], "A word may have 15 letters"),
         ("rot13", ["--prompt", " "], "The prompt has no word"),
@@ -161,9 +161,9 @@ def test_runs_that_are_broken(command, here, trained, name, content, message):
     assert message in refused(command, here, "generate", copied, "--prompt", "hey")
 
 
-def test_a_saved_model_that_is_no_run(command, here, trained):
+def test_a_saved_model_without_a_tokenizer(command, here, trained):
     from eqxformer.checkpoints.native import load
 
     save(load(trained / "rot13"), here / "model")
     line = refused(command, here, "generate", here / "model", "--prompt", "hey")
-    assert "name a directory that `eqxformer train` made" in line
+    assert f"There is no tokenizer.json in {here / 'model'}" in line

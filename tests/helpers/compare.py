@@ -7,16 +7,13 @@ import numpy as np
 
 from tests.helpers.hot import cast
 
-# Most programs of the tests run once: fusing their loops takes longer to compile than it saves.
-quick_jit = eqx.filter_jit(compiler_options={"xla_cpu_use_fusion_emitters": False})
-
 FLOAT64 = 1e-8
 # Position tables are made in float32 even in a float64 program: an error of 2^-24 per number, which
 # the scores and a peaked softmax enlarge.
 FLOAT32_TABLES = 3e-5
 
 
-@quick_jit
+@eqx.filter_jit
 def value_and_gradients(function, arguments, cotangent):
     """`function(*arguments)`, and the gradients of its product with `cotangent`."""
 
@@ -51,6 +48,19 @@ def assert_close(got, expected, tolerance):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(_size(b), 1e-3))
+
+
+def same_bits(a, b):
+    """Whether two trees have the same structure, and the same bits in every array.
+
+    Compared by NumPy, which compiles nothing.
+    """
+    (one, made), (other, like) = jax.tree.flatten(a), jax.tree.flatten(b)
+    return made == like and all(
+        (x.shape, x.dtype) == (y.shape, y.dtype)
+        and np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        for x, y in zip(one, other, strict=True)
+    )
 
 
 def rounding_error(function, *arguments):

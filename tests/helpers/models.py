@@ -128,9 +128,9 @@ def model(name: str, layout: ef.Layout | None = None) -> Any:
 
 
 @eqx.filter_jit
-def logits(model: Any, tokens: Any, **options: Any) -> jax.Array:
+def logits(model: Any, *inputs: Any, **options: Any) -> jax.Array:
     """The model, compiled once per family and set of shapes."""
-    return model(tokens, **options)
+    return model(*inputs, **options)
 
 
 @eqx.filter_jit

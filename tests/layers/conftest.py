@@ -1,15 +1,7 @@
-"""Settings of these tests. Most programs run once, and take longer to optimise than to run."""
+"""Settings of these tests."""
 
-import jax
 import pytest
 from jaxtyping import config
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _little_optimised():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
-from tests.helpers.compare import assert_close, quick_jit
+from tests.helpers.compare import assert_close
 from tests.helpers.hot import drawn, normal
 
 SEQ = 6
@@ -24,12 +24,12 @@ NOTHING = {
 }
 
 
-@quick_jit
+@eqx.filter_jit
 def run(part, x, mask, positions=None):
     return part(x, mask=mask, positions=positions)
 
 
-@quick_jit
+@eqx.filter_jit
 def gradients(part, x, mask, kept):
     """Of a loss over the kept outputs, for the parameters and the input."""
 
@@ -74,7 +74,7 @@ def test_a_nan_in_padding_leaks_neither_into_values_nor_into_gradients():
     part = drawn(ef.Attention.Config(heads=4, kv_heads=2), 12, source_dim=9)
     source = part.remember(normal(1, 2, 5, 9))
 
-    @quick_jit
+    @eqx.filter_jit
     def both(source, valid):
         def loss(arguments):
             part, x, source = arguments

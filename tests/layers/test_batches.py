@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
-from tests.helpers.compare import assert_close, quick_jit, rounding_error
+from tests.helpers.compare import assert_close, rounding_error
 from tests.helpers.hot import drawn, normal
 
 DIM, SEQ = 8, 5
@@ -70,7 +70,7 @@ def call(part, name, x):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_batch_axis_one_and_two_are_the_same_function_and_equal_vmap(name):
-    @quick_jit
+    @eqx.filter_jit
     def forms(part, x):
         run = functools.partial(call, part, name)
         mapped = jax.vmap(jax.vmap(run))(x)
@@ -83,13 +83,13 @@ def test_no_batch_axis_one_and_two_are_the_same_function_and_equal_vmap(name):
 @pytest.mark.parametrize("name", ["layer norm", "gated mlp", "experts", "attention"])
 def test_jit_changes_nothing(name):
     x = normal(1, 2, SEQ, DIM)
-    compiled = quick_jit(lambda part, x: call(part, name, x))(part(name), x)
+    compiled = eqx.filter_jit(lambda part, x: call(part, name, x))(part(name), x)
     assert_close(compiled, call(part(name), name, x), 1e-5)
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "experts"])
 def test_bfloat16_goes_in_and_out_with_the_error_of_its_rounding(name):
-    run = quick_jit(lambda part, x: call(part, name, x))
+    run = eqx.filter_jit(lambda part, x: call(part, name, x))
     error = rounding_error(run, part(name), normal(1, 2, SEQ, DIM))
     assert error < ROUNDING.get(name, 0.02)
 
@@ -99,7 +99,7 @@ def test_experts_in_bfloat16_choose_in_float32():
     small = jax.tree.map(lambda a: a.astype(jnp.bfloat16), mixture)
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), small)
     (y, losses), (exact, same) = (
-        quick_jit(lambda p, x: p.run(x))(*each)
+        eqx.filter_jit(lambda p, x: p.run(x))(*each)
         for each in ((small, x), (wide, x.astype(jnp.float32)))
     )
     assert y.dtype == jnp.bfloat16
@@ -112,7 +112,7 @@ def test_experts_in_bfloat16_choose_in_float32():
 def test_an_empty_batch_and_an_empty_sequence_give_an_empty_result_and_zero_gradients(name):
     shapes = [(0, SEQ, DIM), (2, 0, DIM), (0, DIM), (0, 0, DIM)]
 
-    @quick_jit
+    @eqx.filter_jit
     def gradients(part):
         def loss(part):
             results = [call(part, name, jnp.ones(shape)) for shape in shapes]

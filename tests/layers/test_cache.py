@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eqxformer as ef
-from tests.helpers.compare import assert_close, quick_jit
+from tests.helpers.compare import assert_close
 from tests.helpers.hot import drawn, normal
 
 ROWS, SEQ = 3, 8
@@ -37,12 +37,12 @@ def part(name):
     return drawn(CONFIGS[name], 12)
 
 
-@quick_jit
+@eqx.filter_jit
 def uncached(part, x, valid):
     return part(x, mask=ef.Causal() & ef.Padding(valid))
 
 
-@quick_jit
+@eqx.filter_jit
 def step(part, x, valid, cache):
     mask = ef.Causal() if valid is None else ef.Causal() & ef.Padding(valid)
     return part.run(x, mask=mask, cache=cache)
@@ -118,7 +118,7 @@ def test_vmap_over_rows_with_their_caches_equals_the_batch(name):
     attention, x = part(name), normal(0, ROWS, 4, 12)
     cache = attention.init_cache((ROWS,), SEQ)
 
-    @quick_jit
+    @eqx.filter_jit
     def mapped(x, cache):
         run = eqx.filter_vmap(lambda x, c: attention.run(x, mask=ef.Causal(), cache=c))
         return run(x, cache)

@@ -9,7 +9,7 @@ import pytest
 import eqxformer as ef
 from eqxformer.layers.experts import router_losses
 from tests.helpers import reference
-from tests.helpers.compare import assert_agrees, assert_close, quick_jit
+from tests.helpers.compare import assert_agrees, assert_close
 from tests.helpers.hot import drawn, normal
 
 GATED = ef.GatedMLP.Config(hidden=5)
@@ -39,7 +39,7 @@ CONFIGS = {
 }
 
 
-@quick_jit
+@eqx.filter_jit
 def run(part, x, key=None):
     return part.run(x, key=key)
 
@@ -62,7 +62,7 @@ def test_a_correction_changes_the_choice_and_has_no_gradient():
     part, x = drawn(CONFIGS["a correction of the choice"], 4), normal(1, 7, 4)
     wanted = jnp.zeros(6).at[jnp.array([1, 4])].set(9.0)
     part = eqx.tree_at(lambda p: p.correction, part, wanted)
-    found = quick_jit(eqx.filter_grad(lambda p: jnp.sin(p(x)).sum()))(part)
+    found = eqx.filter_jit(eqx.filter_grad(lambda p: jnp.sin(p(x)).sum()))(part)
     assert not np.asarray(found.correction).any()
     used = np.abs(found.experts.down.weight).reshape(6, -1).max(-1) > 0
     assert np.flatnonzero(used).tolist() == [1, 4]
@@ -93,7 +93,7 @@ def test_experts_that_nobody_chooses_have_no_gradient_and_do_no_harm():
     part = eqx.tree_at(lambda p: p.router.weight, part, router)
     part = eqx.tree_at(lambda p: p.router.bias, part, None, is_leaf=lambda b: b is None)
     x = jnp.abs(normal(1, 7, 4))
-    found = quick_jit(eqx.filter_grad(lambda p: jnp.sin(p(x)).sum()))(part).experts
+    found = eqx.filter_jit(eqx.filter_grad(lambda p: jnp.sin(p(x)).sum()))(part).experts
     for leaf in jax.tree.leaves(found):
         used = np.abs(leaf).reshape(6, -1).max(-1) > 0
         assert used.tolist() == [True, False, True, False, False, True]
@@ -103,7 +103,7 @@ def test_experts_that_nobody_chooses_have_no_gradient_and_do_no_harm():
 def test_vmap_equals_the_batch_in_value_and_gradient(name):
     part, x = drawn(CONFIGS[name], 4), normal(1, 3, 5, 4)
 
-    @quick_jit
+    @eqx.filter_jit
     def both(part, x, mapped):
         def loss(arguments):
             part, x = arguments
@@ -121,7 +121,7 @@ def test_jacobians_and_vmaps_over_anything_work():
     part, x = drawn(config, 4), normal(1, 2, 3, 4)
     keys = jax.random.split(jax.random.key(0), 3)
 
-    @quick_jit
+    @eqx.filter_jit
     def every(part, x, keys):
         again = jax.random.clone(keys)[1]
         by_key = jax.vmap(lambda key: part(x, key=key))(keys), part(x, key=again)
@@ -175,7 +175,7 @@ def test_the_load_balance_loss_is_one_when_balanced_and_the_count_at_worst():
 def test_the_load_balance_loss_pushes_towards_balance():
     part, x = drawn(CONFIGS["softmax, then the largest"], 4), 1.0 + normal(1, 50, 4)
 
-    @quick_jit
+    @eqx.filter_jit
     def descend(part):
         loss = lambda p: p.run(x)[1].load_balance  # noqa: E731
         value, slope = eqx.filter_value_and_grad(loss)(part)

@@ -2,6 +2,7 @@
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import eqxformer as ef
 from tests.helpers import reference
-from tests.helpers.compare import FLOAT32_TABLES, assert_agrees, assert_close, quick_jit
+from tests.helpers.compare import FLOAT32_TABLES, assert_agrees, assert_close
 from tests.helpers.hot import drawn, normal
 
 DIM, ROWS, SEQ = 8, 3, 6
@@ -64,12 +65,12 @@ def test_positions_and_a_shared_bias_may_be_given_to_the_call():
     )
 
 
-@quick_jit
+@eqx.filter_jit
 def step(part, x, valid, cache):
     return part.run(x, mask=ef.Causal() & ef.Padding(valid), cache=cache)
 
 
-@quick_jit
+@eqx.filter_jit
 def uncached(part, x, valid):
     return part(x, mask=ef.Causal() & ef.Padding(valid))
 
@@ -116,7 +117,7 @@ def test_a_nan_in_padding_leaks_nowhere():
 def test_dropout_of_weights_needs_a_key():
     attention = drawn(ef.LatentAttention.Config(**SIZES, dropout=0.5), DIM)
     x = normal(0, SEQ, DIM)
-    run = quick_jit(lambda key: attention(x, key=key))
+    run = eqx.filter_jit(lambda key: attention(x, key=key))
     assert_close(run(None), jax.jit(part("queries from the token").__call__)(x), 1e-6)
     assert not np.allclose(run(None), run(jax.random.key(0)))
 

@@ -1,13 +1,13 @@
 """An encoder of audio, alone and in front of a decoder."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import eqxformer as ef
-from tests.helpers.models import block, close, decoder, filled, tokens
-from tests.helpers.quick import compiled_quickly  # noqa: F401
+from tests.helpers.models import block, close, decoder, extend, filled, logits, tokens
 
 READER = ef.AudioEncoder.Config(
     bins=5,
@@ -49,36 +49,43 @@ def test_a_key_drops_numbers_and_none_does_not(model):
 
 
 def test_any_leading_axes_give_what_rows_give(model):
-    target = tokens(2, 3)
-    together = model(FRAMES, target)
+    @eqx.filter_jit
+    def forms(model, frames, target):
+        alone, wide = model(frames[0], target[0]), model(frames[None], target[None])
+        return model(frames, target), alone, wide, jax.vmap(model)(frames, target)
+
+    together, alone, wide, mapped = forms(model, FRAMES, tokens(2, 3))
     assert together.shape == (2, 3, 13)
-    close(model(FRAMES[0], target[0]), together[0])
-    close(model(FRAMES[None], target[None]), together[None])
-    close(jax.vmap(model)(FRAMES, target), together)
+    close(alone, together[0])
+    close(wide, together[None])
+    close(mapped, together)
 
 
 def test_places_that_are_masked_make_no_difference(model):
     mask = ef.Padding(jnp.array([[True, True, True, False]] * 2))
     other = FRAMES.at[:, -1].set(9.0)  # of which the last place alone is made
     target = tokens(2, 3)
-    assert not np.allclose(model(FRAMES, target), model(other, target))
-    close(model(FRAMES, target, source_mask=mask), model(other, target, source_mask=mask))
+    assert not np.allclose(logits(model, FRAMES, target), logits(model, other, target))
+    close(
+        logits(model, FRAMES, target, source_mask=mask),
+        logits(model, other, target, source_mask=mask),
+    )
 
 
 def test_a_cache_gives_the_logits_of_the_whole_target(model):
     target = tokens(2, 3)
     cache, found = model.init_cache(FRAMES, 3), []
     for i in range(3):
-        logits, cache = model.extend(target[:, i : i + 1], cache)
-        found.append(logits)
-    close(jnp.concatenate(found, axis=1), model(FRAMES, target))
+        each, cache = extend(model, target[:, i : i + 1], cache)
+        found.append(each)
+    close(jnp.concatenate(found, axis=1), logits(model, FRAMES, target))
 
 
 def test_a_scan_over_its_blocks_gives_what_they_give_one_by_one():
     deep = READER.edit(blocks=READER.blocks * 2)
     plain = filled(deep)
     scanned = ef.rebuild(plain, deep.edit(layout=ef.Scanned()))
-    close(scanned(FRAMES), plain(FRAMES))
+    close(eqx.filter_jit(scanned)(FRAMES), eqx.filter_jit(plain)(FRAMES))
 
 
 def test_every_axis_of_its_parameters_has_a_word():
@@ -90,10 +97,10 @@ def test_every_axis_of_its_parameters_has_a_word():
     assert words <= set(ef.GLOSSARY)
 
 
-def test_audio_has_no_tokens_to_share_and_none_to_generate_from(model):
+def test_audio_has_no_tokens_to_share_and_is_heard_as_frames(model):
     with pytest.raises(ValueError, match="need one vocabulary and width; got no tokens and 13 x"):
         CONFIG.edit(tokens="shared")
-    with pytest.raises(NotImplementedError, match="`generate` takes sources of token ids"):
+    with pytest.raises(ValueError, match="This model hears audio: `prompts` must be frames"):
         ef.generate(model, tokens(2, 3), max_new_tokens=2, start=0)
 
 

@@ -3,7 +3,6 @@
 import pytest
 
 import eqxformer as ef
-from tests.helpers.quick import compiled_quickly  # noqa: F401
 from tests.pretrained.tiny import MODEL
 
 

@@ -6,14 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import equinox as eqx
 import jax
+import numpy as np
 import pytest
 
 import eqxformer as ef
 from eqxformer.pretrained import presets
 from eqxformer.pretrained.presets import described, preset_of
-from tests.helpers.models import filled
+from tests.helpers.compare import same_bits
+from tests.helpers.models import filled, logits
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = Path(presets.__file__).parent
@@ -143,13 +144,13 @@ def test_a_preset_with_other_sizes_is_saved_and_loaded(make, sizes, kept, tmp_pa
     assert {**sizes, **kept}.items() <= written.items()
     loaded = ef.from_pretrained(tmp_path / "tiny")
     tokens = jax.numpy.array([[3, 1, 4, 1, 5]])
-    assert bool(eqx.tree_equal(loaded(tokens), model(tokens)))
+    assert np.array_equal(logits(loaded, tokens), logits(model, tokens))
     if isinstance(model, ef.Encoder):
-        assert bool(eqx.tree_equal(loaded.embed(tokens), model.embed(tokens)))
+        assert np.array_equal(loaded.embed(tokens), model.embed(tokens))
 
 
 def test_a_model_of_a_preset_has_the_weights_of_its_key():
     config = tiny_gpt2()
     one, again, other = (config.build(key=jax.random.key(seed)) for seed in (1, 1, 2))
-    assert bool(eqx.tree_equal(one, again))
-    assert not bool(eqx.tree_equal(one, other))
+    assert same_bits(one, again)
+    assert not same_bits(one, other)

@@ -15,7 +15,6 @@ import pytest
 
 import eqxformer as ef
 from tests.helpers.models import filled
-from tests.helpers.quick import compiled_quickly  # noqa: F401
 from tests.text.made import size_of, tokenizer_of
 
 ROWS, SPARE = 24, 9

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 import eqxformer as ef
 from eqxformer.generation.following import joined, parted, take_rows
-from tests.helpers.quick import compiled_quickly  # noqa: F401
 from tests.text.made import tokenizer_of
 
 VOCAB = (b"a", b"b", b"ab", b"ba", b"xaabx", None, b"", b"\xe4\xbd", b"\xa0", b"\xa1", b"aabab")

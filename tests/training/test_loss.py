@@ -136,7 +136,7 @@ def test_next_token_loss_asks_each_token_for_the_one_that_follows():
 def test_next_token_loss_is_a_scalar_to_differentiate():
     model = Bigram(key=jax.random.key(0))
     batch = TokenBatch(np.arange(10).reshape(2, 5) % 5)
-    loss, gradients = eqx.filter_value_and_grad(next_token_loss)(model, batch)
+    loss, gradients = eqx.filter_jit(eqx.filter_value_and_grad(next_token_loss))(model, batch)
     assert loss.shape == ()
     assert jnp.abs(gradients.embedding).sum() > 0
 

@@ -143,10 +143,10 @@ def continued(
     The model sees the last `context` characters at most, which is what it was trained on. It
     writes in pieces of a quarter of that; behind each, what it saw longest ago is forgotten.
     """
+    ids = tokenizer.encode(prompt).tolist()
     yield prompt
     piece = max(1, context // 4)
     read = max(1, context - piece)
-    ids = tokenizer.encode(prompt).tolist()
     for begin in range(0, count, piece):
         number = jax.random.fold_in(key, begin // piece)
         # One number of slots and of tokens a pass, so that few programs serve every piece.
