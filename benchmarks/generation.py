@@ -18,7 +18,7 @@ import tempfile
 import time
 from typing import Any
 
-import harness
+from eqxformer.bench import harness
 
 CANDIDATES = ("eqxformer", "transformers")
 SIZES = {"vocab_size": 50_257, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024}
@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-c", WRITE, folder], check=True)
         results = {str(batch): measure(folder, batch, options) for batch in options.batches}
-    print(f"\nwritten to {harness.write('generation', {'sizes': SIZES, **results})}")
+    print(f"\nwritten to {harness.write(__file__, 'generation', {'sizes': SIZES, **results})}")
 
 
 WRITE = f"""

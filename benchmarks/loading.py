@@ -20,7 +20,7 @@ import tempfile
 import time
 from typing import Any
 
-import harness
+from eqxformer.bench import harness
 
 SIZES = {"vocab": 32_000, "dim": 768, "layers": 12, "heads": 12, "hidden": 2048}
 KINDS = {
@@ -47,7 +47,7 @@ def main() -> None:
             for number, kind in enumerate(KINDS)
         }
     show(results)
-    print(f"\nwritten to {harness.write('loading', {'sizes': SIZES, **results})}")
+    print(f"\nwritten to {harness.write(__file__, 'loading', {'sizes': SIZES, **results})}")
 
 
 def measure(folder: pathlib.Path, kind: str, who: list[str], repetitions: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import harness
+from eqxformer.bench import harness
 
 SIZES = {"vocab": 65, "dim": 128, "layers": 4, "heads": 4, "context": 64}
 BATCH = 12
@@ -39,7 +39,7 @@ def main() -> None:
         return serve(options.question, options.checks)
     results = {name: measure(name, options.repetitions) for name in QUESTIONS}
     show(results)
-    print(f"\nwritten to {harness.write('shape_checks', {'sizes': SIZES, **results})}")
+    print(f"\nwritten to {harness.write(__file__, 'shape_checks', {'sizes': SIZES, **results})}")
 
 
 def measure(question: str, repetitions: int) -> dict[str, Any]:

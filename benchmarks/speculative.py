@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import harness
+from eqxformer.bench import harness
 
 SIZES = {"vocab": 2000, "dim": 384, "layers": 12, "heads": 6, "hidden": 1056}
 PROMPT, NEW = 100, 64
@@ -35,7 +35,7 @@ def main() -> None:
         for rows in options.rows
     }
     show(results)
-    print(f"\nwritten to {harness.write('speculative', {'sizes': SIZES, **results})}")
+    print(f"\nwritten to {harness.write(__file__, 'speculative', {'sizes': SIZES, **results})}")
 
 
 def candidates() -> dict[str, tuple[Any, Any]]:

@@ -13,7 +13,7 @@ import math
 import sys
 from typing import Any
 
-import harness
+from eqxformer.bench import harness
 
 SIZES: dict[str, dict[str, int]] = {
     "vpj": {"dim": 128, "layers": 3, "heads": 8, "hidden": 512, "seq": 32, "batch": 128},
@@ -41,7 +41,7 @@ def main() -> None:
         return serve(options.candidate, size, options.dtype)
     results = {size: measure(size, options) for size in options.sizes}
     name = "training_step" + ("" if options.dtype == "float32" else f"-{options.dtype}")
-    print(f"\nwritten to {harness.write(name, results)}")
+    print(f"\nwritten to {harness.write(__file__, name, results)}")
 
 
 def measure(size: str, options: argparse.Namespace) -> dict[str, Any]:

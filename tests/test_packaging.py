@@ -37,6 +37,7 @@ ORDER = [
     "text",
     "training",
     "tour",
+    "bench",
     "cli",
     "__main__",
 ]

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-RESULTS = pathlib.Path(__file__).parent / "results"
-
 
 def serve(repeat: Callable[[], None], **facts: Any) -> None:
     """The candidate's side: warms up twice, says it is ready with some facts, then repeats."""
@@ -96,10 +94,11 @@ def _processor() -> str:
     return platform.processor()
 
 
-def write(name: str, results: Any) -> pathlib.Path:
-    """Saves results as JSON beside the earlier ones, named after the question and the platform."""
+def write(script: str, name: str, results: Any) -> pathlib.Path:
+    """Saves results as JSON in `results/` beside the script, named after question and platform."""
     facts = machine()
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{facts['platform']}.json"
+    folder = pathlib.Path(script).parent / "results"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{facts['platform']}.json"
     path.write_text(json.dumps({"machine": facts, "results": results}, indent=2) + "\n")
     return path
