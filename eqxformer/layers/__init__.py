@@ -6,7 +6,7 @@ from eqxformer.layers.attention import Attention
 from eqxformer.layers.biases import ALiBi, ExplicitBias, PositionBias, RelativeBias
 from eqxformer.layers.cache import Cache, FullCache, RingCache, SourceCache
 from eqxformer.layers.convolution import Convolution
-from eqxformer.layers.dot_product import Choice, Scoring, attend, attention_weights, backend_report
+from eqxformer.layers.dot_product import Choice, attend, backend_report
 from eqxformer.layers.dropout import drop_path, dropout
 from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.experts import (
@@ -50,6 +50,7 @@ from eqxformer.layers.masks import (
     valid_keys,
 )
 from eqxformer.layers.norms import Identity, LayerNorm, Norm, RMSNorm
+from eqxformer.layers.plain_attention import Scoring, attention_weights
 from eqxformer.layers.positions import LearnedPositions, Positions, Sinusoids, SinusoidTable
 from eqxformer.layers.rotary import (
     DynamicNTK,

@@ -12,7 +12,7 @@ from eqxformer.config import takes_options
 from eqxformer.layers.abstract_attention import AbstractAttention
 from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.cache import Cache, Seen, SourceCache, empty_cache
-from eqxformer.layers.dot_product import Backend, Scoring, attend, attention_weights
+from eqxformer.layers.dot_product import Backend, attend
 from eqxformer.layers.dropout import check_rate
 from eqxformer.layers.head_axis import HeadSum, SumHeads, merge_heads, split_heads
 from eqxformer.layers.initializers import Initializer
@@ -27,6 +27,7 @@ from eqxformer.layers.masks import (
     valid_keys,
 )
 from eqxformer.layers.norms import Norm, build_norm, each_norm, norm_each
+from eqxformer.layers.plain_attention import Scoring, attention_weights
 from eqxformer.layers.rotary import Rotary
 
 

@@ -11,15 +11,13 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from eqxformer.layers.dropout import dropout
 from eqxformer.layers.masks import Causal, Mask, Window, join, parts
-from eqxformer.layers.norms import wide_dtype, widen
+from eqxformer.layers.plain_attention import Scoring, allowed_array, plain_attention
 
 Backend = Literal["auto", "plain", "xla", "cudnn"]
 
@@ -35,22 +33,6 @@ class Choice:
 
     def __str__(self) -> str:
         return f"{self.backend}: {self.reason} (query {self.query_shape}, keys {self.keys_shape})"
-
-
-class Scoring(eqx.Module):
-    """How scores are made: `softcap * tanh(scale * q k / softcap)`, then bias, mask and sinks.
-
-    Arguments:
-        scale: factor of the products; `1 / sqrt(head_dim)` in most models.
-        softcap: bound of the scores (Gemma 2), or None.
-        dropout: probability of dropping a weight.
-        sinks: a logit per head that takes part in the softmax but has no value (gpt-oss).
-    """
-
-    scale: float = eqx.field(static=True)
-    softcap: float | None = eqx.field(static=True, default=None)
-    dropout: float = eqx.field(static=True, default=0.0)
-    sinks: Float[Array, " heads"] | None = None
 
 
 def attend(
@@ -83,52 +65,17 @@ def attend(
     choice = _choose(backend, query, keys, values, scoring, dropping)
     _record(choice)
     if choice.backend == "plain":
-        weights = attention_weights(
-            query, keys, scoring=scoring, mask=mask, places=places, bias=bias
+        return plain_attention(
+            query,
+            keys,
+            values,
+            scoring=scoring,
+            mask=mask,
+            places=places,
+            bias=bias,
+            key=key if dropping else None,
         )
-        return _mix(dropout(weights, scoring.dropout, key).astype(values.dtype), values)
     return _fused(choice.backend, query, keys, values, scoring, mask, places, bias)
-
-
-def attention_weights(
-    query: Float[Array, "*batch heads seq head_dim"],
-    keys: Float[Array, "*#batch kv_heads keys head_dim"],
-    *,
-    scoring: Scoring,
-    mask: Mask | None = None,
-    places: tuple[Int[Array, "*#batch seq"], Int[Array, "*#batch keys"]] | None = None,
-    bias: Float[Array, "*#batch heads seq keys"] | None = None,
-) -> Float[Array, "*batch heads seq keys"]:
-    """The weight of every key for every head and query, in float32; arguments as in `attend`."""
-    *batch, heads, seq, head_dim = query.shape
-    kv_heads = keys.shape[-3]
-    groups = query.reshape(*batch, kv_heads, heads // kv_heads * seq, head_dim)
-    wide = wide_dtype(query)
-    scores = jnp.matmul(groups, jnp.swapaxes(keys, -1, -2), preferred_element_type=wide)
-    scores = scores.reshape(*batch, heads, seq, keys.shape[-2]) * scoring.scale
-    if scoring.softcap is not None:
-        scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
-    if bias is not None:
-        scores = scores + jnp.broadcast_to(widen(bias), scores.shape).astype(scores.dtype)
-    allowed = allowed_array(mask, places, seq, keys.shape[-2])
-    return _softmax(scores, allowed, scoring.sinks)
-
-
-def allowed_array(
-    mask: Mask | None,
-    places: tuple[Int[Array, "*#batch seq"], Int[Array, "*#batch keys"]] | None,
-    seq: int,
-    keys: int,
-) -> Bool[Array, "*#batch #heads seq keys"] | None:
-    """The array that a mask describes; None for one that allows everything."""
-    if places is None:
-        return None if mask is None else mask.allows(jnp.arange(seq), jnp.arange(keys))
-    filled = (places[1] >= 0)[..., None, None, :]
-    if mask is None:
-        return filled
-    allowed = mask.allows(*places)
-    shape = jnp.broadcast_shapes(allowed.shape, filled.shape)
-    return jnp.broadcast_to(allowed, shape) & jnp.broadcast_to(filled, shape)
 
 
 @contextlib.contextmanager
@@ -261,33 +208,3 @@ def _as_flags(mask: Mask | None, square: bool) -> tuple[bool, tuple[int, int] | 
     window = (min(w.left for w in windows), min(w.right for w in windows)) if windows else None
     rest = tuple(p for p in found if not isinstance(p, (Causal, Window)))
     return causal, window, join(rest)
-
-
-def _softmax(
-    scores: Float[Array, "*batch heads seq keys"],
-    allowed: Bool[Array, "*#batch #heads seq keys"] | None,
-    sinks: Float[Array, " heads"] | None,
-) -> Float[Array, "*batch heads seq keys"]:
-    """Softmax over the allowed keys; all zeros, with zero gradients, where none is allowed."""
-    if allowed is not None:
-        scores = jnp.where(jnp.broadcast_to(allowed, scores.shape), scores, -jnp.inf)
-    top = scores.max(-1, keepdims=True, initial=-jnp.inf)
-    if sinks is not None:
-        sink = jnp.broadcast_to(widen(sinks)[:, None, None], top.shape).astype(scores.dtype)
-        top = jnp.maximum(top, sink)
-    top = jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0.0, top))
-    powers = jnp.exp(scores - top)
-    total = powers.sum(-1, keepdims=True)
-    if sinks is not None:
-        total = total + jnp.exp(sink - top)  # pyright: ignore[reportPossiblyUnboundVariable]
-    return powers / jnp.where(total == 0.0, 1.0, total)
-
-
-def _mix(
-    weights: Float[Array, "*batch heads seq keys"],
-    values: Float[Array, "*#batch kv_heads keys size"],
-) -> Float[Array, "*batch heads seq size"]:
-    *batch, heads, seq, keys = weights.shape
-    kv_heads = values.shape[-3]
-    grouped = weights.reshape(*batch, kv_heads, heads // kv_heads * seq, keys)
-    return (grouped @ values).reshape(*batch, heads, seq, values.shape[-1])

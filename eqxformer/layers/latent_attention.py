@@ -12,12 +12,13 @@ from eqxformer.config import takes_options
 from eqxformer.layers.abstract_attention import AbstractAttention
 from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.cache import Cache, Seen, empty_cache
-from eqxformer.layers.dot_product import Scoring, attend
+from eqxformer.layers.dot_product import attend
 from eqxformer.layers.dropout import check_rate
 from eqxformer.layers.head_axis import merge_heads, split_heads
 from eqxformer.layers.linear import Linear
 from eqxformer.layers.masks import Mask, blank_padding, for_cache, valid_keys
 from eqxformer.layers.norms import Norm, RMSNorm, build_norm
+from eqxformer.layers.plain_attention import Scoring
 from eqxformer.layers.rotary import Rotary
 
 _BARE = Linear.Config(bias=False)

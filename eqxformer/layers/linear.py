@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.config import Config, takes_options
 from eqxformer.layers.initializers import Initializer, LeCun
+from eqxformer.layers.product import product
 
 
 class Linear(eqx.Module):
@@ -42,7 +43,7 @@ class Linear(eqx.Module):
         self.bias = jnp.zeros(out_dim, jnp.float32) if config.bias else None
 
     def __call__(self, x: Float[Array, "*batch in_dim"]) -> Float[Array, "*batch out_dim"]:
-        y = x @ self.weight
+        y = product(x, self.weight)
         return y if self.bias is None else y + along_last(self.bias, y)
 
 

@@ -10,7 +10,8 @@ import pytest
 
 import eqxformer as ef
 from eqxformer.generation._selection import BLOCK, largest
-from eqxformer.layers.dot_product import Scoring, attend
+from eqxformer.layers.dot_product import attend
+from eqxformer.layers.plain_attention import Scoring
 from tests.helpers.hot import normal
 from tests.helpers.models import DECODERS, SEQ2SEQ, VOCAB, filled, model, tokens
 

@@ -1,0 +1,188 @@
+"""The formula of attention, `softmax(q k^T scale + bias) v`, in blocks of queries.
+
+A query that may not look ahead, or only so far, leaves whole rectangles of scores that nobody
+asks for. Queries are therefore taken in blocks, each with the keys that any of its queries can see:
+with eight blocks, a causal model makes, and keeps for its gradient, 9/16 of the scores.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from eqxformer.layers.dropout import dropout
+from eqxformer.layers.masks import Causal, Mask, Window, parts
+from eqxformer.layers.norms import wide_dtype, widen
+
+SHORTEST_BLOCK, MOST_BLOCKS = 64, 8
+
+
+class Scoring(eqx.Module):
+    """How scores are made: `softcap * tanh(scale * q k / softcap)`, then bias, mask and sinks.
+
+    Arguments:
+        scale: factor of the products; `1 / sqrt(head_dim)` in most models.
+        softcap: bound of the scores (Gemma 2), or None.
+        dropout: probability of dropping a weight.
+        sinks: a logit per head that takes part in the softmax but has no value (gpt-oss).
+    """
+
+    scale: float = eqx.field(static=True)
+    softcap: float | None = eqx.field(static=True, default=None)
+    dropout: float = eqx.field(static=True, default=0.0)
+    sinks: Float[Array, " heads"] | None = None
+
+
+class Block(NamedTuple):
+    """A range of queries, and the range of keys that they can see at most; ends are excluded."""
+
+    query: slice
+    keys: slice
+
+
+def plain_attention(
+    query: Float[Array, "*batch heads seq head_dim"],
+    keys: Float[Array, "*#batch kv_heads keys head_dim"],
+    values: Float[Array, "*#batch kv_heads keys value_dim"],
+    *,
+    scoring: Scoring,
+    mask: Mask | None = None,
+    places: tuple[Int[Array, "*#batch seq"], Int[Array, "*#batch keys"]] | None = None,
+    bias: Float[Array, "*#batch heads seq keys"] | None = None,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "*batch heads seq value_dim"]:
+    """Each query's average of the values; arguments as in `attend`."""
+    seq, length = query.shape[-2], keys.shape[-2]
+    allowed = allowed_array(mask, places, seq, length)
+    found = (
+        blocks(mask, seq, length) if places is None else [Block(slice(0, seq), slice(0, length))]
+    )
+    results = []
+    for i, (rows, columns) in enumerate(found):
+        results.append(
+            _mixed(
+                query[..., rows, :],
+                keys[..., columns, :],
+                values[..., columns, :],
+                None if allowed is None else allowed[..., rows, columns],
+                None if bias is None else bias[..., rows, columns],
+                scoring,
+                key if key is None or len(found) == 1 else jax.random.fold_in(key, i),
+            )
+        )
+    return results[0] if len(found) == 1 else jnp.concatenate(results, axis=-2)
+
+
+def blocks(mask: Mask | None, seq: int, keys: int) -> list[Block]:
+    """The blocks of queries whose keys are worth telling apart, by what `mask` can never allow.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> from eqxformer.layers.plain_attention import blocks
+        >>> [(b.query.stop, b.keys.stop) for b in blocks(ef.Causal(), 256, 256)]
+        [(64, 64), (128, 128), (192, 192), (256, 256)]
+    """
+    behind = min((p.left for p in parts(mask) if isinstance(p, Window)), default=keys)
+    ahead = min((p.right for p in parts(mask) if isinstance(p, Window)), default=keys)
+    if any(isinstance(p, Causal) for p in parts(mask)):
+        ahead = 0
+    if seq != keys or min(ahead, behind) >= keys:
+        return [_whole(seq, keys)]
+    size = SHORTEST_BLOCK * -(-seq // (SHORTEST_BLOCK * MOST_BLOCKS))
+    ends = [(first, min(first + size, seq)) for first in range(0, seq, size)]
+    return [
+        Block(slice(first, last), slice(max(first - behind, 0), min(last + ahead, keys)))
+        for first, last in ends
+    ]
+
+
+def _whole(seq: int, keys: int) -> Block:
+    return Block(slice(0, seq), slice(0, keys))
+
+
+def attention_weights(
+    query: Float[Array, "*batch heads seq head_dim"],
+    keys: Float[Array, "*#batch kv_heads keys head_dim"],
+    *,
+    scoring: Scoring,
+    mask: Mask | None = None,
+    places: tuple[Int[Array, "*#batch seq"], Int[Array, "*#batch keys"]] | None = None,
+    bias: Float[Array, "*#batch heads seq keys"] | None = None,
+) -> Float[Array, "*batch heads seq keys"]:
+    """The weight of every key for every head and query, in float32; arguments as in `attend`."""
+    allowed = allowed_array(mask, places, query.shape[-2], keys.shape[-2])
+    powers, total = _powers(_scores(query, keys, scoring, bias), allowed, scoring.sinks)
+    return powers / jnp.where(total == 0.0, 1.0, total)
+
+
+def allowed_array(
+    mask: Mask | None,
+    places: tuple[Int[Array, "*#batch seq"], Int[Array, "*#batch keys"]] | None,
+    seq: int,
+    keys: int,
+) -> Bool[Array, "*#batch #heads seq keys"] | None:
+    """The array that a mask describes; None for one that allows everything."""
+    if places is None:
+        return None if mask is None else mask.allows(jnp.arange(seq), jnp.arange(keys))
+    filled = (places[1] >= 0)[..., None, None, :]
+    if mask is None:
+        return filled
+    allowed = mask.allows(*places)
+    shape = jnp.broadcast_shapes(allowed.shape, filled.shape)
+    return jnp.broadcast_to(allowed, shape) & jnp.broadcast_to(filled, shape)
+
+
+def _mixed(
+    query: Array,
+    keys: Array,
+    values: Array,
+    allowed: Array | None,
+    bias: Array | None,
+    scoring: Scoring,
+    key: PRNGKeyArray | None,
+) -> Array:
+    """One block: the values by the powers of their scores, divided by the sum of the powers."""
+    powers, total = _powers(_scores(query, keys, scoring, bias), allowed, scoring.sinks)
+    powers = dropout(powers, scoring.dropout, key).astype(values.dtype)
+    *batch, heads, seq, length = powers.shape
+    kv_heads = values.shape[-3]
+    grouped = powers.reshape(*batch, kv_heads, heads // kv_heads * seq, length)
+    mixed = jnp.matmul(grouped, values, preferred_element_type=total.dtype)
+    mixed = mixed.reshape(*batch, heads, seq, values.shape[-1])
+    return (mixed / jnp.where(total == 0.0, 1.0, total)).astype(values.dtype)
+
+
+def _scores(query: Array, keys: Array, scoring: Scoring, bias: Array | None) -> Array:
+    *batch, heads, seq, head_dim = query.shape
+    kv_heads = keys.shape[-3]
+    groups = query.reshape(*batch, kv_heads, heads // kv_heads * seq, head_dim)
+    wide = wide_dtype(query)
+    scores = jnp.matmul(groups, jnp.swapaxes(keys, -1, -2), preferred_element_type=wide)
+    scores = scores.reshape(*batch, heads, seq, keys.shape[-2]) * scoring.scale
+    if scoring.softcap is not None:
+        scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
+    if bias is not None:
+        scores = scores + jnp.broadcast_to(widen(bias), scores.shape).astype(scores.dtype)
+    return scores
+
+
+def _powers(
+    scores: Float[Array, "*batch heads seq keys"],
+    allowed: Bool[Array, "*#batch #heads seq keys"] | None,
+    sinks: Float[Array, " heads"] | None,
+) -> tuple[Float[Array, "*batch heads seq keys"], Float[Array, "*batch heads seq 1"]]:
+    """`exp(score - largest)`, and its sum over keys and sink; both 0 where no key is allowed."""
+    if allowed is not None:
+        scores = jnp.where(jnp.broadcast_to(allowed, scores.shape), scores, -jnp.inf)
+    top = scores.max(-1, keepdims=True, initial=-jnp.inf)
+    if sinks is not None:
+        sink = jnp.broadcast_to(widen(sinks)[:, None, None], top.shape).astype(scores.dtype)
+        top = jnp.maximum(top, sink)
+    top = jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0.0, top))
+    powers = jnp.exp(scores - top)
+    total = powers.sum(-1, keepdims=True)
+    if sinks is not None:
+        total = total + jnp.exp(sink - top)  # pyright: ignore[reportPossiblyUnboundVariable]
+    return powers, total

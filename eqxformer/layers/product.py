@@ -1,0 +1,44 @@
+"""`x @ weight` for all rows of a batch at once, in the forms that are fast on a CPU.
+
+Other devices get the plain product: which form it is is chosen when a program is lowered for its
+device, so that a program for a GPU holds no trace of this file.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+PIECES = 8  # of a single row's product
+
+
+def product(
+    x: Float[Array, "*batch in_dim"], weight: Float[Array, "in_dim out_dim"]
+) -> Float[Array, "*batch out_dim"]:
+    """`x @ weight` over any leading axes of `x`, with the same derivatives of any order.
+
+    On a CPU two things differ. The leading axes become one, and nothing is fused into the product
+    from behind, backwards as forwards: else XLA writes the gradient of an activation into a
+    transposed copy of the whole gradient, and the weight's gradient is summed over two axes (a
+    tenth of a training step). And a single row, as in decoding, is cut in eight: a row times a
+    weight reaches two thirds of the memory's bandwidth, eight pieces of it nearly all.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from eqxformer.layers.product import product
+        >>> product(jnp.ones((2, 3, 8)), jnp.ones((8, 4))).shape
+        (2, 3, 4)
+    """
+    return jax.lax.platform_dependent(x, weight, cpu=_on_cpu, default=jnp.matmul)
+
+
+def _on_cpu(x: Array, weight: Array) -> Array:
+    in_dim, out_dim = weight.shape
+    if x.ndim > 1 and x.size == in_dim and in_dim % PIECES == 0:
+        return _one_row(x.reshape(in_dim), weight).reshape(*x.shape[:-1], out_dim)
+    y = x.reshape(x.size // in_dim, in_dim) @ weight
+    return jax.lax.optimization_barrier(y).reshape(*x.shape[:-1], out_dim)
+
+
+def _one_row(row: Array, weight: Array) -> Array:
+    pieces = weight.reshape(PIECES, -1, weight.shape[1])
+    return jnp.einsum("pi,pio->po", row.reshape(PIECES, -1), pieces).sum(0)

@@ -1,0 +1,151 @@
+"""Attention in blocks of queries: the same numbers, without the scores that nobody asks for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from eqxformer.layers import plain_attention
+from eqxformer.layers.plain_attention import Block, blocks
+from tests.helpers.compare import assert_close
+from tests.helpers.hot import normal
+
+SEQ = 150  # three blocks, the last one short
+VALID = np.ones((2, SEQ), bool)
+VALID[0, :70], VALID[1, 130:] = False, False  # one row padded on the left, one on the right
+SEGMENTS = np.repeat(np.arange(3), 50)
+MASKS = {
+    "causal": ef.Causal(),
+    "causal, padding": ef.Causal() & ef.Padding(jnp.asarray(VALID)),
+    "causal, segments": ef.Causal() & ef.Segments(jnp.asarray(SEGMENTS)),
+    "causal, window": ef.Causal() & ef.Window(20, 0),
+    "causal, wide window": ef.Causal() & ef.Window(100, 5),
+    "window on both sides": ef.Window(10, 40),
+    "two windows, padding": ef.Window(10, 40) & ef.Window(70, 3) & ef.Padding(jnp.asarray(VALID)),
+    "causal, per head": ef.Causal() & ef.PerHead(jnp.asarray(normal(9, 4, SEQ, SEQ) > 0)),
+}
+SCORINGS = {
+    "plain": ef.Scoring(0.4),
+    "soft-cap, sinks": ef.Scoring(0.4, softcap=2.0, sinks=normal(8, 4)),
+}
+
+
+def arguments(seq, bias=False):
+    """Queries, keys and values of four heads that share two, and a bias."""
+    query, keys, values = normal(0, 2, 4, seq, 3), normal(1, 2, 2, seq, 3), normal(2, 2, 2, seq, 5)
+    return query, keys, values, normal(3, 4, seq, seq) if bias else None
+
+
+def whole(mask, seq, keys):
+    """All queries and keys as one block."""
+    return [Block(slice(0, seq), slice(0, keys))]
+
+
+def value_and_gradients(given, mask, scoring):
+    """Of the plain backend, with a sine behind it."""
+
+    def bent(given):
+        query, keys, values, bias = given
+        options = {"scoring": scoring, "mask": mask, "bias": bias, "backend": "plain"}
+        y = ef.attend(query, keys, values, **options)
+        return jnp.sin(y).sum(), y
+
+    return jax.jit(jax.value_and_grad(bent, has_aux=True))(given)
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize("mask", MASKS)
+def test_blocks_equal_one_block_in_value_and_gradient(mask, scoring, monkeypatch):
+    given, mask, scoring = arguments(SEQ, scoring != "plain"), MASKS[mask], SCORINGS[scoring]
+    assert len(blocks(mask, SEQ, SEQ)) == 3
+    found = value_and_gradients(given, mask, scoring)
+    monkeypatch.setattr(plain_attention, "blocks", whole)
+    assert_close(found, value_and_gradients(given, mask, scoring), 1e-5)
+
+
+@pytest.mark.parametrize("seq", [64, 65, 128, 150, 512, 513, 1000, 8192])
+@pytest.mark.parametrize("left", [0, 3, 63, 64, 200, None])
+@pytest.mark.parametrize("right", [0, 5, 64, None])
+def test_blocks_hold_every_query_once_and_every_key_that_it_may_see(seq, left, right):
+    window = ef.Window(seq if left is None else left, seq if right is None else right)
+    found = blocks(window, seq, seq)
+    assert [i for b in found for i in range(b.query.start, b.query.stop)] == list(range(seq))
+    assert len(found) <= plain_attention.MOST_BLOCKS
+    for block in found:
+        first, last = block.query.start, block.query.stop - 1
+        assert block.keys.start <= max(first - window.left, 0)
+        assert block.keys.stop >= min(last + window.right, seq - 1) + 1
+        assert 0 <= block.keys.start < block.keys.stop <= seq
+
+
+@pytest.mark.parametrize("mask", [None, ef.Full(), ef.Prefix(3), ef.Window(200, 200)], ids=str)
+def test_what_may_be_seen_from_everywhere_is_one_block(mask):
+    assert blocks(mask, 150, 150) == whole(mask, 150, 150)
+
+
+def test_other_keys_than_queries_are_one_block():
+    """Their places say nothing about which key is ahead."""
+    assert blocks(ef.Causal(), 100, 150) == whole(None, 100, 150)
+
+
+def numbers_of(program):
+    """The largest temporary memory of a compiled program, in numbers of float32."""
+    return program.memory_analysis().temp_size_in_bytes / 4
+
+
+def test_training_keeps_nine_sixteenths_of_the_scores_of_a_causal_model(monkeypatch):
+    seq, heads, size = 1024, 4, 8
+    shape = jax.ShapeDtypeStruct((1, heads, seq, size), jnp.float32)
+
+    def deep(query, keys, values):
+        for _ in range(6):
+            query = ef.attend(query, keys, values, scoring=ef.Scoring(0.3), mask=ef.Causal())
+        return query.sum()
+
+    def kept():
+        return numbers_of(jax.jit(jax.grad(deep)).lower(shape, shape, shape).compile())
+
+    in_blocks = kept()
+    monkeypatch.setattr(plain_attention, "blocks", whole)
+    jax.clear_caches()
+    assert in_blocks < 0.6 * kept()
+
+
+def test_a_window_costs_as_much_memory_as_its_length():
+    shape = jax.ShapeDtypeStruct((1, 2, 4096, 8), jnp.float32)
+
+    def attended(mask):
+        return (
+            jax.jit(lambda q, k, v: ef.attend(q, k, v, scoring=ef.Scoring(0.3), mask=mask))
+            .lower(shape, shape, shape)
+            .compile()
+        )
+
+    narrow, causal = (numbers_of(attended(m)) for m in (ef.Window(64, 0), ef.Causal()))
+    assert narrow < causal / 3
+
+
+def test_dropout_differs_from_block_to_block_and_keeps_the_mean():
+    """Values of one: a result is the sum of the weights that were kept."""
+    query, keys = jnp.zeros((400, 1, 128, 1)), jnp.zeros((400, 1, 128, 1))
+    values, scoring = jnp.ones((400, 1, 128, 1)), ef.Scoring(1.0, dropout=0.5)
+    mask = ef.Window(0, 0)  # each query sees itself: kept, and doubled, or dropped
+    y = ef.attend(query, keys, values, scoring=scoring, mask=mask, key=jax.random.key(0))
+    y = np.asarray(y[:, 0, :, 0])
+    assert set(np.unique(y)) == {0.0, 2.0}
+    np.testing.assert_allclose(y.mean(), 1.0, atol=5 * 400**-0.5 * 128**-0.5)
+    assert (y[:, :64] != y[:, 64:]).any()
+
+
+def test_it_can_be_differentiated_forwards():
+    given = arguments(SEQ)[:3]
+    directions = tuple(normal(i, *a.shape) for i, a in enumerate(given))
+
+    def attended(*given):
+        return ef.attend(*given, scoring=ef.Scoring(0.4), mask=ef.Causal())
+
+    _, forward = jax.jit(lambda: jax.jvp(attended, given, directions))()
+    back = jax.jit(lambda g: jax.vjp(attended, *given)[1](g))(forward)
+    paired = sum((a * b).sum() for a, b in zip(back, directions, strict=True))
+    np.testing.assert_allclose(paired, jnp.square(forward).sum(), rtol=1e-4)

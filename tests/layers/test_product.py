@@ -1,0 +1,130 @@
+"""The product under every projection: the plain one in value and derivatives, in a better form."""
+
+import math
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import eqxformer as ef
+from eqxformer.layers.product import product
+from tests.helpers.compare import assert_close
+from tests.helpers.hot import normal
+
+SHAPES = [(8,), (1, 8), (1, 1, 8), (1, 1, 7), (5, 8), (2, 3, 8), (2, 1, 3, 7), (0, 8), (2, 0, 8)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_it_equals_the_plain_product_in_value_and_all_derivatives(shape):
+    x, weight, g = normal(0, *shape), normal(1, shape[-1], 4), normal(2, *shape[:-1], 4)
+    tangents = normal(3, *shape), normal(4, shape[-1], 4)
+
+    def everything(multiply):
+        def bent(x, weight):
+            return (jnp.sin(multiply(x, weight)) * g).sum()
+
+        gradients = jax.grad(bent, (0, 1))
+        forward = jax.jvp(multiply, (x, weight), tangents)
+        second = jax.jvp(gradients, (x, weight), tangents)[1]
+        again = jax.grad(lambda w: jnp.square(gradients(x, w)[0]).sum())(weight)
+        return forward, gradients(x, weight), second, again
+
+    found, expected = (jax.jit(lambda m=m: everything(m))() for m in (product, jnp.matmul))
+    assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(8,), (1, 8), (3, 8)], ids=str)
+def test_it_may_be_mapped_over_rows_and_over_weights(axes, shape):
+    x = normal(0, *((2,) if axes[0] == 0 else ()), *shape)
+    weight = normal(1, *((2,) if axes[1] == 0 else ()), 8, 4)
+
+    def everything(multiply):
+        def bent(x, weight):
+            return jnp.sin(multiply(x, weight)).sum()
+
+        return jax.vmap(multiply, axes)(x, weight), jax.vmap(jax.grad(bent, (0, 1)), axes)(
+            x, weight
+        )
+
+    found, expected = (jax.jit(lambda m=m: everything(m))() for m in (product, jnp.matmul))
+    assert_close(found, expected, 1e-5)
+
+
+def test_numbers_of_a_small_type_stay_small_and_types_are_not_mixed():
+    small = product(jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 4), jnp.bfloat16))
+    assert small.dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="promotion"):
+        product(jnp.ones((2, 3)), jnp.ones((3, 4), jnp.bfloat16))
+
+
+def lowered(function, *arguments, platform="cpu"):
+    """The program for a platform as it is handed to the compiler."""
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_programs_for_other_devices_hold_the_plain_product_alone(platform, rows):
+    x, weight = normal(0, 1, rows, 8), normal(1, 8, 4)
+    text = lowered(jax.grad(lambda x, w: product(x, w).sum(), (0, 1)), x, weight, platform=platform)
+    assert text.count("stablehlo.dot_general") == 2
+    assert "optimization_barrier" not in text
+    assert "reshape" not in text
+
+
+def test_on_a_cpu_the_gradient_is_held_and_its_products_sum_over_one_axis():
+    """With two, XLA would first copy both operands into another order."""
+    x, weight = normal(0, 2, 3, 8), normal(1, 8, 4)
+    text = lowered(jax.grad(lambda x, w: jnp.sin(product(x, w)).sum(), (0, 1)), x, weight)
+    summed = re.findall(r"contracting_dims = \[([\d, ]*)\]", text)
+    assert len(summed) == 3
+    assert all("," not in axes for axes in summed)
+    assert text.count("optimization_barrier") == 2  # forwards and backwards
+
+
+def test_a_single_row_is_cut_in_pieces_without_copying_the_weight():
+    x, weight = normal(0, 1, 1, 256), normal(1, 256, 128)
+    program = jax.jit(product).lower(x, weight).compile()
+    dots = re.findall(r"= f32\[(\S+?)\]\S* dot\(", program.as_text())
+    assert [math.prod(map(int, dot.split(","))) for dot in dots] == [8 * 128]
+    assert program.memory_analysis().temp_size_in_bytes < weight.nbytes / 8
+
+
+@pytest.mark.parametrize(
+    ("weights", "reductions"),
+    [
+        ((PartitionSpec(), PartitionSpec()), 1),
+        ((PartitionSpec(None, "model"), PartitionSpec("model")), 3),
+    ],
+    ids=["data", "data and tensor"],
+)
+def test_it_asks_for_no_more_communication_than_the_plain_product(weights, reductions):
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
+    rules = (PartitionSpec("data"), *weights)
+    arrays = (normal(0, 4, 6, 8), normal(1, 8, 16), normal(2, 16, 8))
+    arrays = [
+        jax.device_put(a, NamedSharding(mesh, rule)) for a, rule in zip(arrays, rules, strict=True)
+    ]
+
+    def communication(multiply):
+        def bent(x, up, down):
+            return jnp.square(multiply(jnp.tanh(multiply(x, up)), down)).sum()
+
+        text = jax.jit(jax.grad(bent, (0, 1, 2))).lower(*arrays).compile().as_text()
+        return sorted(re.findall(r" (all-\w+|reduce-scatter|collective-permute)\(", text))
+
+    found = communication(product)
+    assert found == communication(jnp.matmul) == ["all-reduce"] * reductions
+
+
+def test_every_projection_of_a_model_goes_through_it():
+    """Also those of a block of one's own: it is what `Linear` does, with nothing to switch on."""
+    part = ef.Linear(8, 4, key=jax.random.key(0))
+    text = lowered(lambda x: part(x), normal(0, 2, 3, 8))
+    assert "optimization_barrier" in text
+    assert eqx.filter_eval_shape(part, normal(0, 2, 3, 8)).shape == (2, 3, 4)
