@@ -209,6 +209,20 @@ def test_generation_that_goes_on_knows_where_each_row_is_in_its_text():
     assert all(matches(row) for row in once.new_tokens())
 
 
+@pytest.mark.parametrize("within_limit", [True, False])
+def test_a_stream_gives_in_pieces_the_texts_that_generate_makes(within_limit):
+    """Also near the limit, where only what can still be completed is allowed."""
+    prompts = [[1, 2], [3], [4, 5, 6], [7]]
+    options = {"max_new_tokens": 7, "stop": STOP, "key": jax.random.key(2)}
+    longer = ef.LogitBias({2: 4.0})
+    options["sampler"] = longer | small(within_limit=within_limit) | ef.Sample()
+    pieces = list(ef.stream(model("gpt"), prompts, every=2, **options))
+    joined = [[token for piece in row for token in piece] for row in zip(*pieces, strict=True)]
+    assert joined == ef.generate(model("gpt"), prompts, **options)
+    assert max(map(len, joined)) > 3
+    assert all(matches(row) for row in joined if within_limit or row[-1] == STOP)
+
+
 def test_the_beams_of_a_search_each_have_a_state_of_their_own():
     """All texts of the automaton within the limit are found, as there are as many beams."""
     few = ef.Automaton.of({"start": {1: 1, 2: 2}, 1: {3: 3, 4: 3}, 2: {5: 3}}, [1, 3], stop=STOP)

@@ -11,18 +11,18 @@ from eqxformer.layers.plain_attention import Block, blocks
 from tests.helpers.compare import assert_close
 from tests.helpers.hot import normal
 
-SEQ = 150  # three blocks, the last one short
+SEQ = 300  # three blocks, the last one short
 VALID = np.ones((2, SEQ), bool)
-VALID[0, :70], VALID[1, 130:] = False, False  # one row padded on the left, one on the right
-SEGMENTS = np.repeat(np.arange(3), 50)
+VALID[0, :140], VALID[1, 260:] = False, False  # one row padded on the left, one on the right
+SEGMENTS = np.repeat(np.arange(3), 100)
 MASKS = {
     "causal": ef.Causal(),
     "causal, padding": ef.Causal() & ef.Padding(jnp.asarray(VALID)),
     "causal, segments": ef.Causal() & ef.Segments(jnp.asarray(SEGMENTS)),
-    "causal, window": ef.Causal() & ef.Window(20, 0),
-    "causal, wide window": ef.Causal() & ef.Window(100, 5),
-    "window on both sides": ef.Window(10, 40),
-    "two windows, padding": ef.Window(10, 40) & ef.Window(70, 3) & ef.Padding(jnp.asarray(VALID)),
+    "causal, window": ef.Causal() & ef.Window(40, 0),
+    "causal, wide window": ef.Causal() & ef.Window(200, 5),
+    "window on both sides": ef.Window(20, 80),
+    "two windows, padding": ef.Window(20, 80) & ef.Window(140, 3) & ef.Padding(jnp.asarray(VALID)),
     "causal, per head": ef.Causal() & ef.PerHead(jnp.asarray(normal(9, 4, SEQ, SEQ) > 0)),
 }
 SCORINGS = {
@@ -64,8 +64,8 @@ def test_blocks_equal_one_block_in_value_and_gradient(mask, scoring, monkeypatch
     assert_close(found, value_and_gradients(given, mask, scoring), 1e-5)
 
 
-@pytest.mark.parametrize("seq", [64, 65, 128, 150, 512, 513, 1000, 8192])
-@pytest.mark.parametrize("left", [0, 3, 63, 64, 200, None])
+@pytest.mark.parametrize("seq", [128, 129, 300, 512, 513, 1000, 8192])
+@pytest.mark.parametrize("left", [0, 3, 127, 128, 200, None])
 @pytest.mark.parametrize("right", [0, 5, 64, None])
 def test_blocks_hold_every_query_once_and_every_key_that_it_may_see(seq, left, right):
     window = ef.Window(seq if left is None else left, seq if right is None else right)
@@ -79,14 +79,14 @@ def test_blocks_hold_every_query_once_and_every_key_that_it_may_see(seq, left, r
         assert 0 <= block.keys.start < block.keys.stop <= seq
 
 
-@pytest.mark.parametrize("mask", [None, ef.Full(), ef.Prefix(3), ef.Window(200, 200)], ids=str)
+@pytest.mark.parametrize("mask", [None, ef.Full(), ef.Prefix(3), ef.Window(400, 400)], ids=str)
 def test_what_may_be_seen_from_everywhere_is_one_block(mask):
-    assert blocks(mask, 150, 150) == whole(mask, 150, 150)
+    assert blocks(mask, 300, 300) == whole(mask, 300, 300)
 
 
 def test_other_keys_than_queries_are_one_block():
     """Their places say nothing about which key is ahead."""
-    assert blocks(ef.Causal(), 100, 150) == whole(None, 100, 150)
+    assert blocks(ef.Causal(), 300, 400) == whole(None, 300, 400)
 
 
 def numbers_of(program):
@@ -94,7 +94,7 @@ def numbers_of(program):
     return program.memory_analysis().temp_size_in_bytes / 4
 
 
-def test_training_keeps_nine_sixteenths_of_the_scores_of_a_causal_model(monkeypatch):
+def test_training_keeps_five_eighths_of_the_scores_of_a_causal_model(monkeypatch):
     seq, heads, size = 1024, 4, 8
     shape = jax.ShapeDtypeStruct((1, heads, seq, size), jnp.float32)
 
@@ -109,7 +109,7 @@ def test_training_keeps_nine_sixteenths_of_the_scores_of_a_causal_model(monkeypa
     in_blocks = kept()
     monkeypatch.setattr(plain_attention, "blocks", whole)
     jax.clear_caches()
-    assert in_blocks < 0.6 * kept()
+    assert in_blocks < 0.7 * kept()
 
 
 def test_a_window_costs_as_much_memory_as_its_length():
@@ -123,19 +123,19 @@ def test_a_window_costs_as_much_memory_as_its_length():
         )
 
     narrow, causal = (numbers_of(attended(m)) for m in (ef.Window(64, 0), ef.Causal()))
-    assert narrow < causal / 3
+    assert narrow < causal / 2
 
 
 def test_dropout_differs_from_block_to_block_and_keeps_the_mean():
     """Values of one: a result is the sum of the weights that were kept."""
-    query, keys = jnp.zeros((400, 1, 128, 1)), jnp.zeros((400, 1, 128, 1))
-    values, scoring = jnp.ones((400, 1, 128, 1)), ef.Scoring(1.0, dropout=0.5)
+    query, keys = jnp.zeros((200, 1, 256, 1)), jnp.zeros((200, 1, 256, 1))
+    values, scoring = jnp.ones((200, 1, 256, 1)), ef.Scoring(1.0, dropout=0.5)
     mask = ef.Window(0, 0)  # each query sees itself: kept, and doubled, or dropped
     y = ef.attend(query, keys, values, scoring=scoring, mask=mask, key=jax.random.key(0))
     y = np.asarray(y[:, 0, :, 0])
     assert set(np.unique(y)) == {0.0, 2.0}
-    np.testing.assert_allclose(y.mean(), 1.0, atol=5 * 400**-0.5 * 128**-0.5)
-    assert (y[:, :64] != y[:, 64:]).any()
+    np.testing.assert_allclose(y.mean(), 1.0, atol=5 * 200**-0.5 * 256**-0.5)
+    assert (y[:, :128] != y[:, 128:]).any()
 
 
 def test_it_can_be_differentiated_forwards():
