@@ -5,6 +5,8 @@ it reads, runs one repetition and prints its seconds. Repetitions of all candida
 that a machine that speeds up or slows down does so for all of them, and no thread pool is shared.
 """
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -13,8 +15,30 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+PACKAGES = (
+    *("jax", "jaxlib", "equinox", "optax", "numpy", "torch", "transformers", "flax", "dm-haiku"),
+    *("eqx-zoo", "levanter", "marin-levanter"),
+)
+# Candidates share a GPU's memory, most of which JAX would otherwise take at its start.
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+FLAGS = ("XLA_", "JAX_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH_", "LD_PRELOAD", "GLIBC_")
+
+
+def share_device() -> None:
+    """Lets this process share a GPU with candidates; to be called before JAX is used."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def needs(*packages: str) -> None:
+    """The candidate's side: bows out, saying why, where one of these modules is not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        print("absent", json.dumps(f"{' and '.join(missing)} not installed"), flush=True)
+        raise SystemExit(0)
 
 
 def serve(repeat: Callable[[], None], **facts: Any) -> None:
@@ -31,38 +55,82 @@ def serve(repeat: Callable[[], None], **facts: Any) -> None:
 
 
 def compare(
-    candidates: Mapping[str, Sequence[str]], *, repetitions: int
+    candidates: Mapping[str, Sequence[str]],
+    *,
+    repetitions: int,
+    check: Callable[[dict[str, dict[str, Any]]], None] = lambda facts: None,
 ) -> dict[str, dict[str, Any]]:
-    """Medians, quartiles and facts of every candidate, whose command line is given by name."""
-    running = {name: _start(command) for name, command in candidates.items()}
-    facts = {name: _ready(name, process) for name, process in running.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(repetitions):
-        for name, process in running.items():
-            process.stdin.write("go\n")  # pyright: ignore[reportOptionalMemberAccess]
-            process.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
-            seconds[name].append(float(process.stdout.readline()))  # pyright: ignore[reportOptionalMemberAccess]
-    for process in running.values():
-        process.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
-        process.wait()
-    return {name: {**facts[name], **_spread(seconds[name])} for name in candidates}
+    """Medians, quartiles and facts of every candidate, whose command line is given by name.
+
+    Those that are not installed are printed and left out. One that dies is a `RuntimeError`.
+    `check` sees everybody's facts before anything is timed, and may raise.
+    """
+    running: dict[str, subprocess.Popen[str]] = {}
+    try:
+        facts: dict[str, dict[str, Any]] = {}
+        for name, command in candidates.items():  # one warms up at a time
+            running[name] = _start(command)
+            told = _ready(name, running[name])
+            if told is not None:
+                facts[name] = told
+        check(facts)
+        seconds: dict[str, list[float]] = {name: [] for name in facts}
+        for _ in range(repetitions):
+            for name in facts:
+                seconds[name].append(_repeat(name, running[name]))
+    finally:
+        _end(running.values())
+    return {name: {**facts[name], **_spread(seconds[name])} for name in facts}
 
 
 def _start(command: Sequence[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | os.environ,
     )
 
 
-def _ready(name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
+def _ready(name: str, process: subprocess.Popen[str]) -> dict[str, Any] | None:
+    """A candidate's facts, once it is ready; None if it is not installed."""
     for line in process.stdout or ():
         if line.startswith("ready "):
             return json.loads(line.removeprefix("ready "))
+        if line.startswith("absent "):
+            print(f"{name} is left out: {json.loads(line.removeprefix('absent '))}.", flush=True)
+            return None
     raise RuntimeError(f"The candidate {name} ended before it was ready.")
 
 
+def _repeat(name: str, process: subprocess.Popen[str]) -> float:
+    """The seconds of one repetition."""
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError(f"The candidate {name} has no pipes.")
+    try:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        pass  # it has died, so there is nothing to read either
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"The candidate {name} ended in the middle, with {process.wait()}.")
+    return float(line)
+
+
+def _end(processes: Iterable[subprocess.Popen[str]]) -> None:
+    """Lets candidates go: the end of the input is the end of the work."""
+    for process in processes:
+        try:
+            process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
 def _spread(seconds: list[float]) -> dict[str, Any]:
-    low, median, high = statistics.quantiles(seconds, n=4)
+    low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     return {"median": median, "quartiles": [low, high], "repetitions": len(seconds)}
 
 
@@ -72,6 +140,7 @@ def machine() -> dict[str, Any]:
     import jax
     import numpy
 
+    share_device()
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
@@ -82,7 +151,22 @@ def machine() -> dict[str, Any]:
         "jax": jax.__version__,
         "equinox": equinox.__version__,
         "numpy": numpy.__version__,
+        "versions": versions(),
+        "flags": flags(),
+        "command": sys.argv,
     }
+
+
+def versions() -> dict[str, str]:
+    """The version of each of the packages that is installed; nothing is imported."""
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
+
+
+def flags() -> dict[str, str]:
+    """The environment variables of candidates that may change how fast they are."""
+    environment = ENVIRONMENT | os.environ
+    return {name: environment[name] for name in sorted(environment) if name.startswith(FLAGS)}
 
 
 def _processor() -> str:

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "score": ("eqxformer.cli.score:score", "See how likely a model finds a text."),
     "info": ("eqxformer.cli.info:info", "See what a checkpoint or a preset is, and what it needs."),
     "convert": ("eqxformer.cli.convert:convert", "Write a checkpoint in another type or format."),
+    "bench": ("eqxformer.cli.bench:bench", "See how fast this machine runs a model."),
     "tour": ("eqxformer.cli.tour:tour", "See every component with its formula and its shapes."),
 }
 

@@ -1,0 +1,149 @@
+"""The harness: candidates asked in turn, their spread, the dead and the absent, the results."""
+
+import json
+import os
+import pathlib
+import textwrap
+
+import pytest
+
+from eqxformer.bench import harness
+
+
+@pytest.fixture(autouse=True)
+def _candidates_start_quickly(monkeypatch):
+    monkeypatch.setenv("EQXFORMER_CHECKS", "0")  # which would import JAX
+
+
+def candidate(body: str) -> list[str]:
+    """The command line of a candidate that prints what it is told to: no library is imported."""
+    return ["-c", "import json, sys\n" + textwrap.dedent(body)]
+
+
+def timed(*seconds: float) -> list[str]:
+    """A candidate that says its repetitions take these seconds."""
+    return candidate(f"""
+        print("ready", json.dumps({{"name": "fake"}}), flush=True)
+        for seconds, _ in zip({list(seconds)}, sys.stdin):
+            print(seconds, flush=True)
+        """)
+
+
+def logging(name: str, path: pathlib.Path) -> list[str]:
+    """A candidate that serves, and writes its name at every repetition."""
+    return candidate(f"""
+        from eqxformer.bench import harness
+        def repeat():
+            with open({str(path)!r}, "a") as file:
+                file.write({name!r})
+        harness.serve(repeat, letter={name!r})
+        """)
+
+
+def test_candidates_are_asked_in_turn_after_two_calls_each_to_warm_up(tmp_path):
+    log = tmp_path / "log"
+    commands = {name: logging(name, log) for name in "ab"}
+    found = harness.compare(commands, repetitions=3)
+    assert log.read_text() == "aabb" + "ab" * 3
+    assert [facts["letter"] for facts in found.values()] == ["a", "b"]
+    assert all(facts["first_seconds"] > 0 and facts["repetitions"] == 3 for facts in found.values())
+
+
+def test_medians_and_quartiles_are_those_of_the_repetitions():
+    found = harness.compare({"fake": timed(5.0, 1.0, 3.0)}, repetitions=3)["fake"]
+    assert found == {"name": "fake", "median": 3.0, "quartiles": [1.0, 5.0], "repetitions": 3}
+
+
+def test_one_repetition_is_its_own_median_and_quartiles():
+    found = harness.compare({"fake": timed(2.5)}, repetitions=1)["fake"]
+    assert (found["median"], found["quartiles"]) == (2.5, [2.5, 2.5])
+
+
+def test_other_lines_before_a_candidate_is_ready_are_passed_over():
+    noisy = timed(1.0)
+    noisy[1] = "print('warming up')\n" + noisy[1]
+    assert harness.compare({"noisy": noisy}, repetitions=1)["noisy"]["median"] == 1.0
+
+
+def test_a_candidate_that_is_not_installed_is_named_and_left_out(capsys):
+    absent = candidate("""
+        from eqxformer.bench import harness
+        harness.needs("json", "no_such_library")
+        """)
+    found = harness.compare({"absent": absent, "fake": timed(1.0, 1.0)}, repetitions=2)
+    assert list(found) == ["fake"]
+    assert capsys.readouterr().out == "absent is left out: no_such_library not installed.\n"
+
+
+def test_a_candidate_that_dies_before_it_is_ready_is_an_error_with_its_name():
+    with pytest.raises(RuntimeError, match="The candidate dead ended before it was ready"):
+        harness.compare({"fake": timed(1.0), "dead": candidate("sys.exit(3)")}, repetitions=1)
+
+
+def test_facts_are_checked_before_anything_is_timed(tmp_path):
+    log = tmp_path / "log"
+
+    def refuse(facts):
+        raise ValueError(f"{facts['a']['letter']} is wrong")
+
+    with pytest.raises(ValueError, match="a is wrong"):
+        harness.compare({"a": logging("a", log)}, repetitions=3, check=refuse)
+    assert log.read_text() == "aa"  # the calls that warm up
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_a_candidate_that_dies_later_is_an_error_and_the_others_are_let_go(done, tmp_path):
+    gone = tmp_path / "gone"
+    other = candidate(f"""
+        print("ready", "{{}}", flush=True)
+        for _ in sys.stdin:
+            print(1.0, flush=True)
+        open({str(gone)!r}, "w").close()
+        """)
+    with pytest.raises(RuntimeError, match="The candidate dying ended in the middle, with 0"):
+        harness.compare({"other": other, "dying": timed(*[1.0] * done)}, repetitions=done + 1)
+    assert gone.exists()
+
+
+def test_candidates_do_not_take_a_gpus_memory_for_themselves_unless_told_to(monkeypatch):
+    shown = candidate("""
+        import os
+        value = os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]
+        print("ready", json.dumps({"value": value}), flush=True)
+        for _ in sys.stdin:
+            print(1.0, flush=True)
+        """)
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    assert harness.compare({"a": shown}, repetitions=1)["a"]["value"] == "false"
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    assert harness.compare({"a": shown}, repetitions=1)["a"]["value"] == "true"
+
+
+def test_a_script_shares_the_device_unless_told_otherwise(monkeypatch):
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    for before, after in (("true", "true"), (None, "false")):
+        monkeypatch.setattr("os.environ", {} if before is None else {name: before})
+        harness.share_device()
+        assert os.environ[name] == after
+
+
+def test_results_tell_the_machine_the_versions_the_flags_and_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_SOME_SETTING", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("EQXFORMER_SECRET", "not told")
+    monkeypatch.setattr("sys.argv", ["training_step.py", "--sizes", "nano"])
+    path = harness.write(str(tmp_path / "question.py"), "question", {"answer": 42})
+    told = json.loads(path.read_text())
+    machine = told["machine"]
+    assert path == tmp_path / "results" / f"question-{machine['platform']}.json"
+    assert told["results"] == {"answer": 42}
+    expected = {**harness.ENVIRONMENT, "OMP_NUM_THREADS": "2", "XLA_PYTHON_SOME_SETTING": "1"}
+    assert machine["flags"].items() >= expected.items()
+    assert "EQXFORMER_SECRET" not in machine["flags"]
+    assert machine["command"] == ["training_step.py", "--sizes", "nano"]
+    assert machine["versions"]["jax"] == machine["jax"]
+
+
+def test_versions_are_told_of_installed_packages_only(monkeypatch):
+    monkeypatch.setattr(harness, "PACKAGES", ("numpy", "no-such-package"))
+    assert list(harness.versions()) == ["numpy"]

@@ -1,0 +1,205 @@
+"""`eqxformer bench`: what it shows and saves, how it ends early, and what it refuses."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import eqxformer as ef
+from eqxformer.bench import asking
+from eqxformer.bench.questions import QUESTIONS
+from eqxformer.bench.sizes import SIZES
+from eqxformer.cli import bench
+from tests.cli.test_mistakes import refused
+from tests.helpers.models import filled
+
+TINY = ef.families.gpt(vocab=11, dim=8, layers=1, heads=2, context=16)
+COMMAND = [sys.executable, "-m", "eqxformer.cli", "bench"]
+QUICK = {**os.environ, "EQXFORMER_CHECKS": "0", "JAX_PLATFORMS": "cpu"}
+MACHINE = {"platform": "cpu", "device": "cpu", "processor": "a chip", "cores": 2}
+FOUND = {
+    "of": "step",
+    "median": 0.1,
+    "quartiles": [0.09, 0.12],
+    "repetitions": 7,
+    "tokens_per_second": 1280.0,
+    "ceiling": 2e11,
+    "share_of_ceiling": 0.5,
+    "flops_per_second": 1e11,
+    "peak_memory_bytes": 3_000_000,
+}
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """Questions are answered at once, with the same numbers; gives what was asked."""
+    calls = []
+
+    def ask(questions, setting, **options):
+        calls.append((questions, setting, options))
+        for question in questions:
+            options["progress"](question, 0)
+            options["progress"](question, 1)
+            yield question, {**FOUND, "machine": MACHINE}
+
+    monkeypatch.setattr(bench, "ask", ask)
+    return calls
+
+
+@pytest.fixture
+def tiny(here):
+    (here / "tiny.json").write_text(TINY.to_json())
+    return "tiny.json"
+
+
+def test_everything_is_asked_of_a_small_model_by_default(command, here, answered):
+    code, out, err = command("bench")
+    assert code == 0
+    assert out.startswith("nano: 809,856 parameters in 4 blocks of width 128; 12 x 64 tokens")
+    assert re.search(
+        r"^train +100 ms a step +90.0-120 ms +1,280 +50% of 200 GFLOP/s +3.0 MB$", out, re.M
+    )
+    assert err.split(" ...\n")[:-1] == list(QUESTIONS)
+    assert out.endswith("medians of 7 on cpu (a chip, 2 cores)\n")
+    assert list(here.iterdir()) == []
+    (questions, setting, options) = answered[0]
+    assert questions == tuple(QUESTIONS)
+    assert (setting["batch"], setting["seq"], setting["dtype"]) == (12, 64, "float32")
+    assert (options["device"], options["compared"], options["repetitions"]) == (None, True, 7)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_size_has_a_model_a_batch_and_a_length(command, answered, name):
+    assert command("bench", name)[0] == 0
+    assert answered[0][1]["batch"] >= 8
+
+
+def test_what_is_asked_can_be_chosen(command, answered, tiny):
+    arguments = ["--question", "decode", "--question", "train", "--question", "decode"]
+    more = ["--batch", 2, "--seq", 8, "--dtype", "bfloat16", "--repetitions", 3]
+    code, *_ = command("bench", tiny, *arguments, *more, "--device", "cpu", "--no-ceilings")
+    assert code == 0
+    (questions, setting, options) = answered[0]
+    assert questions == ("decode", "train")
+    assert setting == {"config": TINY.to_dict(), "batch": 2, "seq": 8, "dtype": "bfloat16"}
+    assert (options["device"], options["compared"], options["repetitions"]) == ("cpu", False, 3)
+
+
+def test_a_checkpoint_is_measured_by_its_settings(command, answered, here):
+    ef.save(filled(TINY), here / "mine")
+    assert command("bench", "mine")[0] == 0
+    assert answered[0][1]["config"] == TINY.to_dict()
+    assert answered[0][1]["seq"] == 16  # it has no more positions
+
+
+def test_numbers_are_saved_with_the_machine_and_what_was_asked(command, answered, tiny, here):
+    code, out, _ = command("bench", tiny, "--question", "train", "--out", "found.json")
+    assert code == 0
+    assert out.endswith("\nwritten to found.json\n")
+    saved = json.loads((here / "found.json").read_text())
+    assert saved["machine"]["processor"] == "a chip"
+    assert saved["machine"]["eqxformer"] == ef.__version__
+    assert saved["results"]["source"] == "tiny.json"
+    assert saved["results"]["train"] == FOUND
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["huge"], "There is no directory huge. .* Sizes are vpj, nano, baby, gpt2, llama"),
+        (["broken.json"], "broken.json: This is not JSON"),
+        (["other.json"], "other.json is no config: there is neither a `type`"),
+        ([".."], "There is no config.json in .*; is it a checkpoint's directory"),
+        (["bert-base-uncased"], "Only a DecoderLM is measured; this is of type Encoder"),
+        (["gpt2", "--seq", "2000"], "`seq` must be at most the model's 1024 positions; got 2000"),
+        (["--seq", "2"], "`seq` must be at least 4; got 2"),
+        (["--batch", "0"], "`batch` must be at least 1; got 0"),
+        (["--repetitions", "1"], "1 is not in the range x>=2"),
+        (["--question", "speed"], "'speed' is not one of 'train', 'forward', 'prefill'"),
+        (["--device", "abacus"], "'abacus' is not one of 'cpu', 'gpu'"),
+        (["--out", "nowhere/found.json"], "--out nowhere/found.json needs the directory nowhere"),
+        (["--out", ".."], "--out .. is a directory; name a file"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(command, here, arguments, message):
+    (here / "broken.json").write_text("{")
+    (here / "other.json").write_text("{}")
+    assert re.search(message, refused(command, here, "bench", *arguments))
+
+
+def test_ctrl_c_leaves_what_has_been_measured(command, here, tiny, monkeypatch):
+    def ask(questions, setting, **options):
+        yield "train", {**FOUND, "machine": MACHINE}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "ask", ask)
+    code, out, err = command("bench", tiny, "--out", "found.json")
+    assert code == 130
+    assert err == "Error: interrupted.\n"
+    assert re.search(r"^train +100 ms a step", out, re.MULTILINE)
+    assert "train" in json.loads((here / "found.json").read_text())["results"]
+
+
+def test_a_question_that_fails_leaves_those_before_it(command, here, tiny, monkeypatch):
+    def ask(questions, setting, **options):
+        yield "train", {**FOUND, "machine": MACHINE}
+        raise asking.CandidateFailed("`forward` cannot be measured: the device is full.")
+
+    monkeypatch.setattr(bench, "ask", ask)
+    code, out, err = command("bench", tiny)
+    assert code == 1
+    assert err == "Error: `forward` cannot be measured: the device is full.\n"
+    assert re.search(r"^train +100 ms a step", out, re.MULTILINE)
+
+
+def test_processes_answer_until_ctrl_c_ends_them(here, tiny):
+    """The whole way once: a question with numbers, a refusal, and Ctrl-C in the middle."""
+    arguments = [tiny, "--no-ceilings", "--question", "attention", "--question", "decode"]
+    with subprocess.Popen(
+        [*COMMAND, *arguments, "--repetitions", "20", "--out", "found.json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=QUICK,
+    ) as process:
+        for line in process.stderr or ():
+            if line.startswith("decode"):
+                break
+        process.send_signal(signal.SIGINT)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, err) == (130, "Error: interrupted.\n")
+    saved = json.loads((here / "found.json").read_text())["results"]
+    assert saved["attention"]["repetitions"] == 20
+    assert saved["attention"]["quartiles"][0] <= saved["attention"]["median"]
+    assert re.search(r"^attention +\S+ [mu]s a call", out, re.MULTILINE)
+
+
+def test_a_candidate_that_cannot_serve_says_why():
+    setting = {"config": TINY.to_dict(), "batch": 10**13, "seq": 16, "dtype": "float32"}
+    with pytest.raises(asking.CandidateFailed, match="`train` cannot be measured: it needs at"):
+        list(asking.ask(["train"], setting, repetitions=2, device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import sys; sys.exit('no disk')", "ended with exit code 1: no disk"),
+        ("import os; os.kill(os.getpid(), 9)", "ended by signal 9, probably for want of memory"),
+        ("print('ready {}')", "ended with exit code 0: it says nothing"),
+    ],
+)
+def test_a_candidate_that_dies_is_one_line(program, message):
+    def seconds():
+        with asking.Candidate("train", ["-c", program], device=None) as candidate:
+            candidate.facts()
+            candidate.seconds()
+
+    with pytest.raises(asking.CandidateFailed, match=message):
+        seconds()
