@@ -77,9 +77,11 @@ class Stack(eqx.Module):
         for config, size in _groups(layout, configs):
             if size is None:
                 groups.append(block(config, layer))
-            else:
+            elif isinstance(key, Tracer):
                 several = eqx.filter_vmap(functools.partial(block, config))
                 groups.append(several(layer + jnp.arange(size)))
+            else:  # all at once, each weight compiles for twice as long, and anew for each depth
+                groups.append(_stacked([block(config, layer + i) for i in range(size)]))
             sizes.append(size)
             layer += size or 1
         return Stack(tuple(groups), tuple(sizes), layout)
@@ -237,7 +239,17 @@ def _slice(group: AbstractBlock, index: int) -> AbstractBlock:
 
 
 def _stacked(blocks: list[AbstractBlock]) -> AbstractBlock:
-    return jax.tree.map(lambda *each: _stack_leaf(each) if _is_array(each[0]) else each[0], *blocks)
+    """The blocks in one, taken from the list: each array is let go once it is in the stack."""
+    structure = jax.tree.structure(blocks[0])
+    leaves = [jax.tree.leaves(block) for block in blocks]
+    blocks.clear()
+    stacked = []
+    for place in range(structure.num_leaves):
+        each = tuple(of[place] for of in leaves)
+        stacked.append(_stack_leaf(each) if _is_array(each[0]) else each[0])
+        for of in leaves:
+            of[place] = None
+    return jax.tree.unflatten(structure, stacked)
 
 
 def _is_array(leaf: Any) -> bool:

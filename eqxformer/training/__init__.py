@@ -16,13 +16,13 @@ from eqxformer.training.callbacks import (
     evaluator,
 )
 from eqxformer.training.characters import Characters
+from eqxformer.training.chunked import cross_entropy_of
+from eqxformer.training.cross_entropy import Loss, cross_entropy
 from eqxformer.training.loss import (
-    Loss,
     LossFunction,
     NextToken,
     SequenceToSequence,
     TokenLoss,
-    cross_entropy,
     next_token_loss,
     sequence_to_sequence_loss,
 )
@@ -73,6 +73,7 @@ __all__ = [
     "Windows",
     "consecutive",
     "cross_entropy",
+    "cross_entropy_of",
     "evaluator",
     "make_step",
     "next_token_loss",

@@ -1,69 +1,14 @@
-"""Losses: token-weighted cross-entropy, and what language models are trained on with it.
+"""What language models are trained on: cross-entropy of the next token, and of an answer."""
 
-Sums and weights are kept apart, so that batches of unequal token counts add up to the true mean.
-"""
-
-import dataclasses
-from collections.abc import Mapping
 from typing import Any, Protocol
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqxformer.config import Config
-from eqxformer.layers.feed_forward import RouterLosses
 from eqxformer.training.batches import PairBatch, TokenBatch, shifted, weights_of
-
-Weights = Float[Array, "*batch"] | Bool[Array, "*batch"]
-
-
-class Loss(eqx.Module):
-    """A sum over tokens and the weight of those tokens: `mean = total / weight`.
-
-    Losses add: `sum(losses, Loss.zero())` is the loss of the batches together, weighted by token.
-    `metrics` holds what else was measured, each summed with the weight of its batch.
-    """
-
-    total: Float[Array, ""]
-    weight: Float[Array, ""]
-    metrics: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def zero(cls) -> "Loss":
-        """No tokens at all: the start of a sum."""
-        nothing = jnp.zeros((), jnp.float32)
-        return cls(nothing, nothing)
-
-    @property
-    def mean(self) -> Float[Array, ""]:
-        """`total / weight`; 0 where there is no weight."""
-        return self.per_token(self.total)
-
-    def per_token(self, total: Float[Array, ""]) -> Float[Array, ""]:
-        """`total / weight`; 0 where there is no weight, with finite gradients."""
-        nothing = self.weight == 0
-        return jnp.where(nothing, 0.0, total / jnp.where(nothing, 1.0, self.weight))
-
-    def means(self) -> dict[str, Float[Array, ""]]:
-        """`loss` and every metric, per token."""
-        return {"loss": self.mean, **{k: self.per_token(v) for k, v in self.metrics.items()}}
-
-    def plus(self, penalties: Mapping[str, Float[Array, ""]]) -> "Loss":
-        """This loss with `penalties` added to its mean, each also kept as a metric by its name.
-
-        Penalties are means already, and scaled.
-        """
-        scaled = {name: self.weight * value for name, value in penalties.items()}
-        return Loss(sum(scaled.values(), self.total), self.weight, {**self.metrics, **scaled})
-
-    def __add__(self, other: "Loss") -> "Loss":
-        names = {**self.metrics, **other.metrics}
-        zero = jnp.zeros((), jnp.float32)
-        both = {n: self.metrics.get(n, zero) + other.metrics.get(n, zero) for n in names}
-        return Loss(self.total + other.total, self.weight + other.weight, both)
+from eqxformer.training.chunked import cross_entropy_of
+from eqxformer.training.cross_entropy import Loss, check_share, cross_entropy
 
 
 class LossFunction(Protocol):
@@ -75,51 +20,6 @@ class LossFunction(Protocol):
     def __call__(
         self, model: Any, batch: Any, /, *, key: PRNGKeyArray | None = None
     ) -> Loss | Float[Array, ""]: ...
-
-
-def cross_entropy(
-    logits: Float[Array, "*batch vocab"],
-    targets: Int[Array, "*batch"],
-    *,
-    weights: Weights | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-) -> Loss:
-    """Weighted sum of `log(sum(exp(logits))) - logits[target]`, and the sum of the weights.
-
-    Arguments:
-        logits: unnormalised log-probabilities of any float type; the sums are made in float32.
-        targets: the right ids. Where the weight is 0 any id may stand.
-        weights: how much each position counts, 1 for all by default. What the logits and ids are
-            where the weight is 0 has no influence, not even as NaN.
-        label_smoothing: share `e` of the target's probability spread over the whole vocabulary,
-            as in Szegedy et al. 2016: `lse - (1 - e) * logits[target] - e * mean(logits)`.
-        z_loss: factor of `lse ** 2`, which keeps logits from drifting (Chowdhery et al. 2022).
-
-    Returns a `Loss`; its `mean` is in nats per token. A target outside the vocabulary raises
-    `ValueError`, or makes the loss NaN where ids are not known yet, inside `jax.jit`.
-
-    Example:
-        >>> import eqxformer as ef, jax.numpy as jnp
-        >>> loss = ef.cross_entropy(jnp.zeros((2, 4)), jnp.array([1, 3]))
-        >>> float(loss.total), float(loss.weight)
-        (2.7725887298583984, 2.0)
-    """
-    _check_share("label_smoothing", label_smoothing)
-    if weights is None:
-        weights = jnp.ones(targets.shape, jnp.float32)
-    weights = weights.astype(jnp.float32)
-    counted = weights != 0
-    _check_targets(targets, counted, logits.shape[-1])
-    # Not only the result is masked but the logits too: 0 x NaN would be NaN in the gradient.
-    logits = jnp.where(counted[..., None], logits, jnp.zeros((), logits.dtype)).astype(jnp.float32)
-    log_sum = jax.nn.logsumexp(logits, axis=-1)
-    loss = log_sum - (1.0 - label_smoothing) * _at(logits, targets, counted)
-    if label_smoothing:
-        loss = loss - label_smoothing * logits.mean(axis=-1)
-    if z_loss:
-        loss = loss + z_loss * jnp.square(log_sum)
-    return Loss(jnp.sum(weights * loss), jnp.sum(weights))
 
 
 class TokenLoss(Config):
@@ -137,7 +37,7 @@ class TokenLoss(Config):
     router_z: float = 0.001
 
     def check(self) -> None:
-        _check_share("label_smoothing", self.label_smoothing)
+        check_share("label_smoothing", self.label_smoothing)
 
     def __call__(self, model: Any, batch: Any, /, *, key: PRNGKeyArray | None = None) -> Loss:
         """The loss over a batch; a key switches dropout on."""
@@ -146,10 +46,23 @@ class TokenLoss(Config):
     def measure(
         self, model: Any, *inputs: Array, targets: Array, weights: Array, **more: Any
     ) -> Loss:
-        """The loss of a model's answer to `inputs`."""
-        logits, routers = run(model, *inputs, **more)
-        loss = cross_entropy(
-            logits,
+        """The loss of a model's answer to `inputs`.
+
+        A model with `run`, which gives hidden states, routers' losses last (or None), and `logits`
+        of hidden states, is asked through these; the logits then need not all exist at once.
+        """
+        if not hasattr(model, "run"):
+            return cross_entropy(
+                model(*inputs, **more),
+                targets,
+                weights=weights,
+                label_smoothing=self.label_smoothing,
+                z_loss=self.z_loss,
+            )
+        hidden, *_, routers = model.run(*inputs, **more)
+        loss = cross_entropy_of(
+            hidden,
+            model.logits,
             targets,
             weights=weights,
             label_smoothing=self.label_smoothing,
@@ -231,36 +144,3 @@ def sequence_to_sequence_loss(
     `SequenceToSequence` is the same with label smoothing and z-loss.
     """
     return SequenceToSequence()(model, batch, key=key).mean
-
-
-def run(model: Any, *inputs: Array, **more: Any) -> tuple[Array, RouterLosses | None]:
-    """The logits, and the losses of routers where a model has `run` and `logits` to tell them."""
-    if not hasattr(model, "run"):
-        return model(*inputs, **more), None
-    hidden, *_, routers = model.run(*inputs, **more)
-    return model.logits(hidden), routers
-
-
-def _at(logits: Array, targets: Array, counted: Array) -> Array:
-    """`logits[target]` as a masked sum, whose gradient needs no scatter; NaN outside the rows."""
-    vocab = logits.shape[-1]
-    ids = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    picked = jnp.sum(jnp.where(ids == targets[..., None], logits, 0.0), axis=-1)
-    inside = (targets >= 0) & (targets < vocab)
-    return jnp.where(inside | ~counted, picked, jnp.nan)
-
-
-def _check_targets(targets: Array, counted: Array, vocab: int) -> None:
-    if isinstance(targets, Tracer) or isinstance(counted, Tracer):
-        return
-    wrong = counted & ((targets < 0) | (targets >= vocab))
-    if bool(wrong.any()):
-        raise ValueError(
-            f"`targets` must be ids from 0 to {vocab - 1} where their weight is not 0; "
-            f"got {int(targets[wrong][0])}. Give padding the weight 0."
-        )
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"`{name}` must be at least 0 and below 1; got {value}.")

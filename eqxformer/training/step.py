@@ -7,6 +7,7 @@ Training starts reading here. A loop of your own is three lines:
         state, metrics = step(state, batch)
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from eqxformer.training.flat import Flat
 from eqxformer.training.loss import Loss, LossFunction
 from eqxformer.training.optimizer import trainable
 
@@ -79,8 +81,9 @@ def make_step(
         value = loss(model, batch, key=key)
         return (value.mean, value.means()) if isinstance(value, Loss) else (value, {"loss": value})
 
-    @eqx.filter_jit(donate="all-except-first")
-    def update(batch: Any, state: TrainState) -> tuple[TrainState, Metrics]:
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(flat_state: Flat, flat_batch: Flat) -> tuple[Flat, Metrics]:
+        state, batch = flat_state.tree(), flat_batch.tree()
         key = jax.random.fold_in(state.key, state.step)
         gradient = eqx.filter_value_and_grad(measured, has_aux=True)
         (_, metrics), gradients = gradient(state.model, batch, key)
@@ -88,10 +91,11 @@ def make_step(
             changes, memory = optimizer.update(gradients, state.optimizer, trainable(state.model))
         model = eqx.apply_updates(state.model, changes)
         metrics = {**metrics, "gradient_norm": global_norm(gradients)}
-        return TrainState(model, memory, state.step + 1, state.key), metrics
+        return Flat.of(TrainState(model, memory, state.step + 1, state.key)), metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        return update(batch, state)  # only a first argument can be spared from donation
+        new, metrics = update(Flat.of(state), Flat.of(batch))
+        return new.tree(), metrics
 
     return step
 

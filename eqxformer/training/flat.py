@@ -1,0 +1,80 @@
+"""Trees as lists of their arrays, so that calling a compiled function costs little.
+
+`eqx.filter_jit` takes its arguments apart and puts its results together anew in every call, which
+takes a millisecond for a small model and its optimizer; here what one call returns goes into the
+next as it is.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+_ATTRIBUTE = "_flat"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A tree without its arrays: its structure, and every leaf that is no array, else None."""
+
+    structure: Any
+    fixed: tuple[Any, ...]
+
+    @functools.cached_property
+    def lasts(self) -> bool:
+        """Whether no tree of this shape can change after it is made: it has no list and no dict."""
+        return _lasts(self.structure)
+
+
+class Flat:
+    """The arrays of a tree in a row, and its shape: to JAX one node, however deep the tree."""
+
+    def __init__(self, arrays: tuple[Any, ...], shape: Shape):
+        self.arrays = arrays
+        self.shape = shape
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled as None: the copy of a tree is taken apart anew."""
+        return type(None), ()
+
+    @staticmethod
+    def of(tree: Any) -> "Flat":
+        """A tree taken apart; at once for one that `tree()` has made."""
+        known = getattr(tree, _ATTRIBUTE, None)
+        if known is not None:
+            return known
+        leaves, structure = jax.tree.flatten(tree)
+        fixed = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
+        return Flat(tuple(leaf for leaf in leaves if _is_array(leaf)), Shape(structure, fixed))
+
+    def tree(self) -> Any:
+        """The tree, put together."""
+        leaves = self.arrays
+        if len(leaves) < len(self.shape.fixed):
+            arrays = iter(leaves)
+            leaves = [next(arrays) if leaf is None else leaf for leaf in self.shape.fixed]
+        tree = jax.tree.unflatten(self.shape.structure, leaves)
+        if isinstance(tree, eqx.Module) and self.shape.lasts:
+            object.__setattr__(tree, _ATTRIBUTE, self)  # modules are frozen, so it stays true
+        return tree
+
+
+jax.tree_util.register_pytree_node(
+    Flat, lambda flat: (flat.arrays, flat.shape), lambda shape, arrays: Flat(tuple(arrays), shape)
+)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
+
+
+def _lasts(structure: Any) -> bool:
+    node = structure.node_data()
+    if node is None:  # a leaf
+        return True
+    kind = node[0]
+    frozen = issubclass(kind, (tuple, type(None), eqx.Module))
+    return frozen and all(map(_lasts, structure.children()))

@@ -1,0 +1,66 @@
+"""How many programs building a model and training it compile, which depth must not change."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from tests.helpers.compare import same_bits
+from tests.helpers.compiling import compilations
+
+
+def config(layers, layout, dim=8):
+    sizes = {"vocab": 11, "dim": dim, "layers": layers, "heads": 2, "context": 4}
+    return ef.families.gpt(**sizes).edit(layout=layout)
+
+
+def built(layers, layout, dim=8):
+    """A model, and how many programs that took, with none compiled before."""
+    jax.clear_caches()
+    with compilations() as compiled:
+        model = config(layers, layout, dim).build(key=jax.random.key(0))
+    return model, len(compiled)
+
+
+@pytest.mark.parametrize("layout", [ef.Unrolled(), ef.Scanned()])
+def test_building_48_layers_compiles_as_much_as_building_2(layout):
+    few, many = (built(layers, layout)[1] for layers in (2, 48))
+    assert 0 < many <= few
+
+
+def test_a_deeper_model_of_blocks_that_were_built_before_draws_with_their_programs():
+    built(2, ef.Unrolled())
+    with compilations() as compiled:
+        config(5, ef.Unrolled()).build(key=jax.random.key(0))
+    assert not compiled
+
+
+def test_blocks_start_with_the_same_bits_however_they_are_stored():
+    stacked, _ = built(3, ef.Scanned())
+    alone, _ = built(3, ef.Unrolled())
+    for one, other in zip(stacked.blocks, alone.blocks, strict=True):
+        assert same_bits(one, other)
+
+
+def test_building_again_compiles_nothing():
+    for layout in (ef.Unrolled(), ef.Scanned()):
+        config(3, layout).build(key=jax.random.key(0))
+        key = jax.random.key(1)
+        with compilations() as compiled:
+            config(3, layout).build(key=key)
+        assert not compiled
+
+
+def test_steps_after_the_first_compile_nothing():
+    model = config(2, ef.Scanned()).build(key=jax.random.key(0))
+    optimizer = ef.AdamW(ef.WarmupCosine(1e-2, warmup=5)).build(steps=50)
+    state = ef.TrainState.create(model, optimizer, key=jax.random.key(1))
+    step = ef.make_step(ef.NextToken(), optimizer)
+    batch = ef.TokenBatch(np.zeros((2, 5), np.int32))
+    state, _ = step(state, batch)
+    with compilations() as compiled:
+        for _ in range(3):
+            state, _ = step(state, batch)
+    assert not compiled
+    assert jnp.isfinite(state.step)
