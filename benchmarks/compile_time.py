@@ -9,8 +9,9 @@ with nothing cached, and once more with what JAX's persistent cache has kept of 
 programs that took a second to compile; here it keeps all (the threshold is 0), as weights are drawn
 by many quick ones; `--threshold 1` is JAX's own choice.
 
-`build` is the model and the optimizer's memory, `first` and `second` are steps, `ready` all that
-goes before the first step's own work: the total without it. `programs` is how many were compiled or
+`build` is the model and the optimizer's memory, `first` and `second` are steps. `total` is the time
+from the start of the process to the end of the first step, `ready` that without the step's own work,
+for which the second step stands. `programs` is how many were compiled or
 read from the cache, `compiling` the seconds of that.
 """
 
@@ -92,10 +93,11 @@ def start(layout: str, depth: int, cache: str, options: argparse.Namespace) -> d
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(options.threshold)
     begin = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    total = time.perf_counter() - begin
+    spent = time.perf_counter() - begin
     if done.returncode:
         raise RuntimeError(f"The process failed: {done.stderr}")
     found = json.loads(done.stdout.splitlines()[-1])
+    total = spent - found["second"]
     return {**found, "total": total, "ready": total - found["second"]}
 
 

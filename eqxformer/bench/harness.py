@@ -1,8 +1,11 @@
 """What the benchmarks share: candidates in processes of their own, asked in turn, and results.
 
 A candidate is a Python process that prints `ready` when it has warmed up and then, for every line
-it reads, runs one repetition and prints its seconds. Repetitions of all candidates alternate, so
-that a machine that speeds up or slows down does so for all of them, and no thread pool is shared.
+it reads, runs one repetition and prints its seconds. All candidates are asked once in a round, each
+round in another order, so that a machine that speeds up or slows down does so for all of them. What
+one leaves behind must not count for the next: there is a pause before each, in which the threads of
+the one before go to sleep, and a quick repetition comes after one that is not timed, which has the
+caches to itself.
 """
 
 import importlib.metadata
@@ -11,6 +14,7 @@ import json
 import os
 import pathlib
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -25,6 +29,9 @@ PACKAGES = (
 # Candidates share a GPU's memory, most of which JAX would otherwise take at its start.
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 FLAGS = ("XLA_", "JAX_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH_", "LD_PRELOAD", "GLIBC_")
+
+
+PAUSE, QUICK = 0.25, 1.0  # seconds
 
 
 def share_device() -> None:
@@ -43,15 +50,19 @@ def needs(*packages: str) -> None:
 
 def serve(repeat: Callable[[], None], **facts: Any) -> None:
     """The candidate's side: warms up twice, says it is ready with some facts, then repeats."""
-    start = time.perf_counter()
-    repeat()
-    first = time.perf_counter() - start
-    repeat()
-    print("ready", json.dumps({"first_seconds": first, **facts}), flush=True)
-    for _ in sys.stdin:
+
+    def seconds() -> float:
         start = time.perf_counter()
         repeat()
-        print(time.perf_counter() - start, flush=True)
+        return time.perf_counter() - start
+
+    first, last = seconds(), seconds()
+    print("ready", json.dumps({"first_seconds": first, **facts}), flush=True)
+    for _ in sys.stdin:
+        if last < QUICK:
+            repeat()
+        last = seconds()
+        print(last, flush=True)
 
 
 def compare(
@@ -75,8 +86,11 @@ def compare(
                 facts[name] = told
         check(facts)
         seconds: dict[str, list[float]] = {name: [] for name in facts}
+        order, names = random.Random(0), list(facts)
         for _ in range(repetitions):
-            for name in facts:
+            order.shuffle(names)
+            for name in names:
+                time.sleep(PAUSE)
                 seconds[name].append(_repeat(name, running[name]))
     finally:
         _end(running.values())

@@ -40,13 +40,19 @@ def logging(name: str, path: pathlib.Path) -> list[str]:
         """)
 
 
-def test_candidates_are_asked_in_turn_after_two_calls_each_to_warm_up(tmp_path):
+def test_candidates_warm_up_one_by_one_and_are_asked_once_a_round_in_changing_order(tmp_path):
     log = tmp_path / "log"
-    commands = {name: logging(name, log) for name in "ab"}
-    found = harness.compare(commands, repetitions=3)
-    assert log.read_text() == "aabb" + "ab" * 3
-    assert [facts["letter"] for facts in found.values()] == ["a", "b"]
-    assert all(facts["first_seconds"] > 0 and facts["repetitions"] == 3 for facts in found.values())
+    commands = {name: logging(name, log) for name in "abc"}
+    found = harness.compare(commands, repetitions=4)
+    calls = log.read_text()
+    assert calls[:6] == "aabbcc"
+    rounds = [calls[i : i + 6] for i in range(6, len(calls), 6)]
+    # Quick ones are called twice, of which one is timed.
+    assert [sorted(each[::2]) for each in rounds] == [["a", "b", "c"]] * 4
+    assert all(each[::2] == each[1::2] for each in rounds)
+    assert len(set(rounds)) > 1
+    assert [facts["letter"] for facts in found.values()] == ["a", "b", "c"]
+    assert all(facts["first_seconds"] > 0 and facts["repetitions"] == 4 for facts in found.values())
 
 
 def test_medians_and_quartiles_are_those_of_the_repetitions():
