@@ -10,9 +10,9 @@ programs that took a second to compile; here it keeps all (the threshold is 0), 
 by many quick ones; `--threshold 1` is JAX's own choice.
 
 `build` is the model and the optimizer's memory, `first` and `second` are steps. `total` is the time
-from the start of the process to the end of the first step, `ready` that without the step's own work,
-for which the second step stands. `programs` is how many were compiled or
-read from the cache, `compiling` the seconds of that.
+from the start of the process to the end of the first step, `ready` that without the step's own
+work, for which the second step stands. `programs` is how many were compiled or read from the cache,
+`compiling` the seconds of that.
 """
 
 import argparse
