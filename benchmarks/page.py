@@ -50,7 +50,12 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("build", "build", "seconds"),
         Column("first step", "first", "seconds"),
         Column("second", "second", "seconds"),
+        Column("before the first step's work", "ready", "seconds"),
         Column("programs", "programs", "number"),
+    ),
+    "call_overhead": (
+        Column("a call", "call_seconds", "seconds"),
+        Column("more than on a list of arrays", "overhead_seconds", "seconds"),
     ),
     "loading": (
         Column("time", "seconds", "seconds"),
