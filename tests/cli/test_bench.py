@@ -165,6 +165,8 @@ def test_processes_answer_until_ctrl_c_ends_them(here, tiny):
         stderr=subprocess.PIPE,
         text=True,
         env=QUICK,
+        # What runs in the background of a shell ignores it, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         for line in process.stderr or ():
             if line.startswith("decode"):
