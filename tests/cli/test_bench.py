@@ -18,7 +18,15 @@ from tests.cli.test_mistakes import refused
 from tests.helpers.models import filled
 
 TINY = ef.families.gpt(vocab=11, dim=8, layers=1, heads=2, context=16)
-COMMAND = [sys.executable, "-m", "eqxformer.cli", "bench"]
+# The command, for which Ctrl-C counts also where the tests run in the background of a shell, which
+# ignores it, and with it all that it starts.
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from eqxformer.cli import main
+main()
+"""
+COMMAND = [sys.executable, "-c", PROGRAM, "bench"]
 QUICK = {**os.environ, "EQXFORMER_CHECKS": "0", "JAX_PLATFORMS": "cpu"}
 MACHINE = {"platform": "cpu", "device": "cpu", "processor": "a chip", "cores": 2}
 FOUND = {
@@ -165,8 +173,6 @@ def test_processes_answer_until_ctrl_c_ends_them(here, tiny):
         stderr=subprocess.PIPE,
         text=True,
         env=QUICK,
-        # What runs in the background of a shell ignores it, and so would all that it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         for line in process.stderr or ():
             if line.startswith("decode"):
