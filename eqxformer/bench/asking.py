@@ -5,102 +5,28 @@ rest has what has been measured.
 """
 
 import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from eqxformer.bench.ceilings import commands
+from eqxformer.bench.harness import Candidate
 from eqxformer.bench.questions import QUESTIONS
 
 Device = Literal["cpu", "gpu"]
 Progress = Callable[[str, int], None]
 
 
-class CandidateFailed(RuntimeError):
-    """A candidate ended before it had answered; the message says why, as far as is known."""
-
-
-class Candidate:
-    """A process that repeats something whenever it is asked to, as `harness.serve` does."""
-
-    def __init__(
-        self, name: str, command: Sequence[str], *, device: Device | None, first: str = ""
-    ) -> None:
-        self._name = name
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in `__exit__`)
-        self._process = subprocess.Popen(
-            [sys.executable, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env=_environment(device),
-            start_new_session=True,  # Ctrl-C is for the one who asks
-        )
-        if first:
-            self._write(first)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-    def facts(self) -> dict[str, Any]:
-        """Waits until it is ready; what it says of itself. Raises `CandidateFailed`."""
-        for line in self._process.stdout or ():
-            word, _, rest = line.partition(" ")
-            if word == "ready":
-                return json.loads(rest)
-            if word == "failed":
-                raise CandidateFailed(f"`{self._name}` cannot be measured: {json.loads(rest)}")
-        raise self._ended()
-
-    def seconds(self) -> float:
-        """One repetition. Raises `CandidateFailed`."""
-        self._write("go")
-        line = self._process.stdout.readline()  # pyright: ignore[reportOptionalMemberAccess]
-        if not line:
-            raise self._ended()
-        return float(line)
-
-    def _write(self, line: str) -> None:
-        try:
-            self._process.stdin.write(f"{line}\n")  # pyright: ignore[reportOptionalMemberAccess]
-            self._process.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
-        except BrokenPipeError:
-            raise self._ended() from None
-
-    def _ended(self) -> CandidateFailed:
-        code = self._process.wait()
-        if code < 0:
-            return CandidateFailed(
-                f"`{self._name}` was ended by signal {-code}, probably for want of memory; "
-                "make the model, `batch` or `seq` smaller."
-            )
-        self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines() or ["it says nothing"]
-        return CandidateFailed(f"`{self._name}` ended with exit code {code}: {lines[-1]}")
-
-
 Ceiling = tuple[Candidate, dict[str, Any]]  # and what it says of itself
 
 
-def _environment(device: Device | None) -> dict[str, str]:
-    """JAX on the device that is asked for, and memory taken as it is needed: others run beside."""
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
-    if device == "cpu":
-        environment["JAX_PLATFORMS"] = "cpu"
-    elif device == "gpu":
-        environment.pop("JAX_PLATFORMS", None)
-    return environment
+# Which devices JAX may use; None leaves the choice to JAX.
+_PLATFORMS: dict[Device | None, dict[str, str | None]] = {
+    None: {},
+    "cpu": {"JAX_PLATFORMS": "cpu"},
+    "gpu": {"JAX_PLATFORMS": None},
+}
 
 
 def ask(
@@ -132,8 +58,10 @@ def ask(
             progress(question, 0)
             first = json.dumps({**setting, "question": question, "device": device})
             command = ["-m", "eqxformer.bench.questions"]
-            with Candidate(question, command, device=device, first=first) as candidate:
-                facts = candidate.facts()
+            with Candidate(
+                question, command, first=first, environment=_PLATFORMS[device], quiet=True
+            ) as candidate:
+                facts = candidate.facts() or {}
                 if compared and kind not in ceilings:
                     ceilings[kind] = _ceiling(kind, setting["dtype"], device, stack)
                 taken: list[float] = []
@@ -146,6 +74,7 @@ def ask(
                 except KeyboardInterrupt:
                     if len(taken) < 2:  # too few for a spread
                         raise
+                    candidate.kill()
                     whole = False
             yield question, summary(question, facts, taken, most)
             if not whole:
@@ -163,8 +92,9 @@ def _ask_once(
 
 def _ceiling(kind: str, dtype: str, device: Device | None, stack: ExitStack) -> Ceiling:
     (command,) = commands((kind,), dtype=dtype).values()
-    candidate = stack.enter_context(Candidate(f"ceiling: {kind}", command, device=device))
-    return candidate, candidate.facts()
+    candidate = Candidate(f"ceiling: {kind}", command, environment=_PLATFORMS[device], quiet=True)
+    stack.enter_context(candidate)
+    return candidate, candidate.facts() or {}
 
 
 def summary(

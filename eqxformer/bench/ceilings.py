@@ -9,6 +9,7 @@ large read are candidates like any other, asked in turn with those whose share o
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -159,6 +160,42 @@ def step_bytes(config: Any, *, dtype: str = "float32") -> int:
     from eqxformer.inspect.table import count
 
     return 10 * jnp.dtype(dtype).itemsize * count(shapes(config))
+
+
+def step_numbers(config: Any, tokens: int) -> int:
+    """Numbers that a training step with Adam cannot but hold at once.
+
+    Of every weight, itself, its gradient and two moments; of every token that a decoder reads, what
+    comes out of each of its blocks, for the backward pass; and the logits with their gradient, as
+    far as the losses make them at once: more of them come a chunk at a time.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> from eqxformer.bench import ceilings
+        >>> config = ef.families.gpt(vocab=65, dim=128, layers=3, heads=8, context=32)
+        >>> ceilings.step_numbers(config, tokens=4096) - 4 * ef.count(ef.shapes(config))
+        2105344
+    """
+    from eqxformer.checkpoints.rebuild import shapes
+    from eqxformer.inspect.table import count
+    from eqxformer.training.chunked import LARGE
+
+    writer = config.decoder if hasattr(config, "decoder") else config
+    logits = min(tokens * writer.vocab, LARGE)
+    return 4 * count(shapes(config)) + tokens * writer.dim * len(writer.blocks) + 2 * logits
+
+
+def memory() -> int | None:
+    """The bytes of the first device, or of the machine; None where nobody says."""
+    import jax
+
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit is not None:
+        return limit
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

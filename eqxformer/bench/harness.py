@@ -18,9 +18,11 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Self
 
 PACKAGES = (
     *("jax", "jaxlib", "equinox", "optax", "numpy", "torch", "transformers", "flax", "dm-haiku"),
@@ -65,6 +67,110 @@ def serve(repeat: Callable[[], None], **facts: Any) -> None:
         print(last, flush=True)
 
 
+class CandidateFailed(RuntimeError):
+    """A candidate ended before it had answered; the message says why, as far as is known."""
+
+
+class Candidate:
+    """The asker's side: a process that repeats something whenever it is asked to, by `serve`.
+
+    Arguments:
+        name: what errors call it.
+        command: the arguments of Python.
+        first: a line that it reads before anything else.
+        environment: variables beside those of this process.
+        quiet: whether what it writes to its error stream is kept for the message of an error, and
+            not shown.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        first: str = "",
+        environment: Mapping[str, str | None] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self._name = name
+        self._errors = tempfile.TemporaryFile("w+") if quiet else None  # noqa: SIM115
+        variables = ENVIRONMENT | os.environ | dict(environment or {})
+        self._process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={name: value for name, value in variables.items() if value is not None},
+            start_new_session=True,  # Ctrl-C is for the one who asks
+        )
+        if first:
+            self._write(first)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        if kind is not None and not issubclass(kind, Exception):  # nobody waits after Ctrl-C
+            self.kill()
+        try:
+            self._process.communicate(timeout=20)  # the end of the input is the end of the work
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.communicate()
+        if self._errors is not None:
+            self._errors.close()
+
+    def kill(self) -> None:
+        """Ends it in the middle of what it does."""
+        self._process.kill()
+
+    def facts(self) -> dict[str, Any] | None:
+        """Waits until it is ready; what it says of itself, or None if it is not installed.
+
+        Raises `CandidateFailed`.
+        """
+        for line in self._process.stdout or ():
+            word, _, rest = line.partition(" ")
+            if word == "ready":
+                return json.loads(rest)
+            if word == "absent":
+                print(f"{self._name} is left out: {json.loads(rest)}.", flush=True)
+                return None
+            if word == "failed":
+                raise CandidateFailed(f"`{self._name}` cannot be measured: {json.loads(rest)}")
+        raise self._ended()
+
+    def seconds(self) -> float:
+        """One repetition. Raises `CandidateFailed`."""
+        self._write("go")
+        line = self._process.stdout.readline()  # pyright: ignore[reportOptionalMemberAccess]
+        if not line:
+            raise self._ended()
+        return float(line)
+
+    def _write(self, line: str) -> None:
+        try:
+            self._process.stdin.write(f"{line}\n")  # pyright: ignore[reportOptionalMemberAccess]
+            self._process.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def _ended(self) -> CandidateFailed:
+        code = self._process.wait()
+        if code < 0:
+            return CandidateFailed(
+                f"`{self._name}` was ended by signal {-code}, probably for want of memory; "
+                "make the model, `batch` or `seq` smaller."
+            )
+        said = f"`{self._name}` ended with exit code {code}"
+        if self._errors is None:
+            return CandidateFailed(f"{said}; what it said stands above.")
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines() or ["it says nothing"]
+        return CandidateFailed(f"{said}: {lines[-1]}")
+
+
 def compare(
     candidates: Mapping[str, Sequence[str]],
     *,
@@ -73,17 +179,17 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Medians, quartiles and facts of every candidate, whose command line is given by name.
 
-    Those that are not installed are printed and left out. One that dies is a `RuntimeError`.
+    Those that are not installed are printed and left out. One that dies is a `CandidateFailed`.
     `check` sees everybody's facts before anything is timed, and may raise.
     """
-    running: dict[str, subprocess.Popen[str]] = {}
-    try:
+    with ExitStack() as stack:
+        running = {}
         facts: dict[str, dict[str, Any]] = {}
         for name, command in candidates.items():  # one warms up at a time
-            running[name] = _start(command)
-            told = _ready(name, running[name])
+            candidate = stack.enter_context(Candidate(name, command))
+            told = candidate.facts()
             if told is not None:
-                facts[name] = told
+                running[name], facts[name] = candidate, told
         check(facts)
         seconds: dict[str, list[float]] = {name: [] for name in facts}
         order, names = random.Random(0), list(facts)
@@ -91,56 +197,8 @@ def compare(
             order.shuffle(names)
             for name in names:
                 time.sleep(PAUSE)
-                seconds[name].append(_repeat(name, running[name]))
-    finally:
-        _end(running.values())
+                seconds[name].append(running[name].seconds())
     return {name: {**facts[name], **_spread(seconds[name])} for name in facts}
-
-
-def _start(command: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT | os.environ,
-    )
-
-
-def _ready(name: str, process: subprocess.Popen[str]) -> dict[str, Any] | None:
-    """A candidate's facts, once it is ready; None if it is not installed."""
-    for line in process.stdout or ():
-        if line.startswith("ready "):
-            return json.loads(line.removeprefix("ready "))
-        if line.startswith("absent "):
-            print(f"{name} is left out: {json.loads(line.removeprefix('absent '))}.", flush=True)
-            return None
-    raise RuntimeError(f"The candidate {name} ended before it was ready.")
-
-
-def _repeat(name: str, process: subprocess.Popen[str]) -> float:
-    """The seconds of one repetition."""
-    if process.stdin is None or process.stdout is None:
-        raise RuntimeError(f"The candidate {name} has no pipes.")
-    try:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it has died, so there is nothing to read either
-    line = process.stdout.readline()
-    if not line:
-        raise RuntimeError(f"The candidate {name} ended in the middle, with {process.wait()}.")
-    return float(line)
-
-
-def _end(processes: Iterable[subprocess.Popen[str]]) -> None:
-    """Lets candidates go: the end of the input is the end of the work."""
-    for process in processes:
-        try:
-            process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
 
 
 def _spread(seconds: list[float]) -> dict[str, Any]:

@@ -8,13 +8,12 @@ As a program it is a candidate of the harness, which reads what it is asked in i
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from eqxformer.bench import harness
+from eqxformer.bench import ceilings, harness
 
 # A question, what its time is the time of, and the ceiling that it meets.
 QUESTIONS = {
@@ -239,10 +238,8 @@ def _ids(setting: Setting, seq: int) -> Any:
 
 def _forward_flops(setting: Setting) -> float | None:
     """Operations of a pass; None for parts whose operations nobody counts."""
-    from eqxformer.bench.ceilings import step_flops
-
     try:
-        return step_flops(setting.config, setting.batch, setting.seq) / 3
+        return ceilings.step_flops(setting.config, setting.batch, setting.seq) / 3
     except NotImplementedError:
         return None
 
@@ -279,7 +276,7 @@ def _cache_bytes(setting: Setting, slots: int) -> float:
 
 
 def _check_memory(question: str, setting: Setting) -> None:
-    """Raises `ValueError` where weights and logits alone need more memory than there is."""
+    """Raises `ValueError` where what must be held at once is more than there is memory."""
     import jax
 
     from eqxformer.checkpoints.rebuild import shapes
@@ -288,30 +285,18 @@ def _check_memory(question: str, setting: Setting) -> None:
     config, tokens = setting.config, setting.batch * setting.seq
     if question == "attention":
         numbers = 6 * tokens * config.dim  # queries, keys, values and their gradients
+    elif question == "train":
+        numbers = ceilings.step_numbers(config, tokens)
     else:
-        copies = 4 if question == "train" else 1  # gradients, and two moments of each weight
-        rows = {"train": 2 * tokens, "forward": tokens}.get(question, setting.batch)
-        numbers = copies * count(shapes(config)) + rows * config.vocab
+        rows = tokens if question == "forward" else setting.batch
+        numbers = count(shapes(config)) + rows * config.vocab
     needed = numbers * jax.numpy.dtype(setting.dtype).itemsize
-    there = _memory()
+    there = ceilings.memory()
     if there is not None and needed > there:
         raise ValueError(
             f"it needs at least {size(needed)}, and there is memory of {size(there)}. "
             "Make the model, `batch` or `seq` smaller."
         )
-
-
-def _memory() -> int | None:
-    """The bytes of the first device, or of the machine; None where nobody says."""
-    import jax
-
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    if limit is not None:
-        return limit
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def repeated(work: Work) -> tuple[Callable[[], None], int]:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from eqxformer.__about__ import __version__
-from eqxformer.bench.asking import CandidateFailed, Progress, ask
+from eqxformer.bench.asking import Progress, ask
+from eqxformer.bench.harness import CandidateFailed
 from eqxformer.bench.questions import QUESTIONS, Setting, askable
 from eqxformer.bench.report import report
 from eqxformer.bench.sizes import SIZES, size

@@ -118,3 +118,13 @@ def test_ceilings_are_candidates_of_the_harness(monkeypatch):
     small = {name: [*command, "--size", "16"] for name, command in commands.items()}
     most = ceilings.take(harness.compare(small, repetitions=2))
     assert most["product"]["per_second"] > 0
+
+
+def test_a_step_holds_logits_only_as_far_as_the_losses_make_them_at_once():
+    def needed(vocab, tokens):
+        config = ef.families.gpt(vocab=vocab, dim=16, layers=2, heads=2, context=8)
+        return ceilings.step_numbers(config, tokens) - 4 * ef.count(ef.shapes(config))
+
+    assert needed(100, 50) == 50 * 16 * 2 + 2 * 50 * 100
+    hidden = 10**5 * 16 * 2
+    assert needed(1000, 10**5) - hidden == needed(10**4, 10**5) - hidden < 10**5 * 1000

@@ -82,7 +82,7 @@ def test_a_candidate_that_is_not_installed_is_named_and_left_out(capsys):
 
 
 def test_a_candidate_that_dies_before_it_is_ready_is_an_error_with_its_name():
-    with pytest.raises(RuntimeError, match="The candidate dead ended before it was ready"):
+    with pytest.raises(harness.CandidateFailed, match="`dead` ended with exit code 3"):
         harness.compare({"fake": timed(1.0), "dead": candidate("sys.exit(3)")}, repetitions=1)
 
 
@@ -106,7 +106,7 @@ def test_a_candidate_that_dies_later_is_an_error_and_the_others_are_let_go(done,
             print(1.0, flush=True)
         open({str(gone)!r}, "w").close()
         """)
-    with pytest.raises(RuntimeError, match="The candidate dying ended in the middle, with 0"):
+    with pytest.raises(harness.CandidateFailed, match="`dying` ended with exit code 0"):
         harness.compare({"other": other, "dying": timed(*[1.0] * done)}, repetitions=done + 1)
     assert gone.exists()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from eqxformer.bench import harness
+from eqxformer.bench import harness, sizes
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the scripts are not in the sdist")
@@ -153,3 +153,12 @@ def test_impossible_sizes_are_refused_before_anything_runs(
     with pytest.raises(SystemExit):
         script(name, *arguments)
     assert message in capsys.readouterr().err
+
+
+def test_sizes_of_one_name_are_the_same_for_the_command_and_the_scripts(script):
+    from peers import task
+
+    for name in sizes.SIZES:
+        ours, theirs = sizes.size(name), task.SIZES[name]
+        assert task.config(theirs) == ours.config
+        assert (theirs.batch, theirs.seq) == (ours.batch, ours.seq)

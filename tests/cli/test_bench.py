@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import eqxformer as ef
-from eqxformer.bench import asking
+from eqxformer.bench import asking, harness
 from eqxformer.bench.questions import QUESTIONS
 from eqxformer.bench.sizes import SIZES
 from eqxformer.cli import bench
@@ -155,7 +155,7 @@ def test_ctrl_c_leaves_what_has_been_measured(command, here, tiny, monkeypatch):
 def test_a_question_that_fails_leaves_those_before_it(command, here, tiny, monkeypatch):
     def ask(questions, setting, **options):
         yield "train", {**FOUND, "machine": MACHINE}
-        raise asking.CandidateFailed("`forward` cannot be measured: the device is full.")
+        raise harness.CandidateFailed("`forward` cannot be measured: the device is full.")
 
     monkeypatch.setattr(bench, "ask", ask)
     code, out, err = command("bench", tiny)
@@ -191,7 +191,7 @@ def test_processes_answer_until_ctrl_c_ends_them(here, tiny):
 
 def test_a_candidate_that_cannot_serve_says_why():
     setting = {"config": TINY.to_dict(), "batch": 10**13, "seq": 16, "dtype": "float32"}
-    with pytest.raises(asking.CandidateFailed, match="`train` cannot be measured: it needs at"):
+    with pytest.raises(harness.CandidateFailed, match="`train` cannot be measured: it needs at"):
         list(asking.ask(["train"], setting, repetitions=2, device="cpu"))
 
 
@@ -205,9 +205,9 @@ def test_a_candidate_that_cannot_serve_says_why():
 )
 def test_a_candidate_that_dies_is_one_line(program, message):
     def seconds():
-        with asking.Candidate("train", ["-c", program], device=None) as candidate:
+        with harness.Candidate("train", ["-c", program], quiet=True) as candidate:
             candidate.facts()
             candidate.seconds()
 
-    with pytest.raises(asking.CandidateFailed, match=message):
+    with pytest.raises(harness.CandidateFailed, match=message):
         seconds()
