@@ -5,6 +5,7 @@ asks for. Queries are therefore taken in blocks, each with the keys that any of 
 with four blocks, a causal model makes, and keeps for its gradient, 5/8 of the scores.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from eqxformer.layers.dropout import dropout
 from eqxformer.layers.masks import Causal, Mask, Window, parts
 from eqxformer.layers.norms import wide_dtype, widen
+from eqxformer.layers.score_pieces import are_many, in_pieces
 
 SHORTEST_BLOCK, MOST_BLOCKS = 128, 4  # more gain a twentieth and take twice as long to compile
 
@@ -144,6 +146,22 @@ def _mixed(
     key: PRNGKeyArray | None,
 ) -> Array:
     """One block: the values by the powers of their scores, divided by the sum of the powers."""
+    given = (query, keys, values, allowed, bias, scoring, key)
+    if not are_many(query, keys):
+        return _mixed_at_once(*given)
+    pieces = partial(in_pieces, _mixed_at_once)
+    return jax.lax.platform_dependent(*given, cpu=pieces, default=_mixed_at_once)
+
+
+def _mixed_at_once(
+    query: Array,
+    keys: Array,
+    values: Array,
+    allowed: Array | None,
+    bias: Array | None,
+    scoring: Scoring,
+    key: PRNGKeyArray | None,
+) -> Array:
     powers, total = _powers(_scores(query, keys, scoring, bias), allowed, scoring.sinks)
     powers = dropout(powers, scoring.dropout, key).astype(values.dtype)
     *batch, heads, seq, length = powers.shape

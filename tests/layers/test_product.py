@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import eqxformer as ef
+from eqxformer.layers import linear
 from eqxformer.layers.product import product
 from tests.helpers.compare import assert_close
 from tests.helpers.hot import normal
@@ -85,6 +86,22 @@ def test_on_a_cpu_the_gradient_is_held_and_its_products_sum_over_one_axis():
     assert len(summed) == 3
     assert all("," not in axes for axes in summed)
     assert text.count("optimization_barrier") == 2  # forwards and backwards
+
+
+def test_on_a_cpu_an_activation_is_no_part_of_a_product(monkeypatch):
+    """XLA's library of products would read its constants from whole arrays."""
+    config = ef.families.gpt(vocab=65, dim=128, layers=1, heads=8, context=32)
+    model = config.build(key=jax.random.key(0))
+
+    def fused():
+        tokens = jnp.zeros((128, 32), jnp.int32)
+        text = jax.jit(lambda tokens: model(tokens)).lower(tokens).compile().as_text()
+        (part,) = (part for part in text.split("\n\n") if " tanh(" in part)
+        return " dot(" in part
+
+    assert not fused()
+    monkeypatch.setattr(linear, "product", jnp.matmul)
+    assert fused()  # else this test asks for nothing
 
 
 def test_a_single_row_is_cut_in_pieces_without_copying_the_weight():

@@ -1,0 +1,182 @@
+"""Scores in pieces: the same numbers, in the memory of a piece."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from eqxformer.layers import score_pieces
+from eqxformer.layers.plain_attention import plain_attention
+from tests.helpers.compare import assert_close
+from tests.helpers.hot import normal
+
+ROWS, HEADS, KV_HEADS, SEQ, KEYS = 6, 4, 2, 23, 29
+HEAD = 4 * HEADS // KV_HEADS * SEQ * KEYS  # bytes of the scores of a head of keys
+VALID = np.ones((ROWS, KEYS), bool)
+VALID[0, :20], VALID[1, 13:], VALID[2] = False, False, False  # left, right, nothing to be seen
+PIECES = {
+    "everything": ROWS * KV_HEADS * HEAD,
+    "some rows": 3 * KV_HEADS * HEAD,
+    "a row and a half": KV_HEADS * HEAD * 3 // 2,
+    "one head": HEAD,
+    "some queries": HEAD // 3,
+    "one query": 1,
+}
+MASKS = {
+    "none": None,
+    "padding": ef.Padding(jnp.asarray(VALID)),
+    "per head": ef.PerHead(jnp.asarray(normal(9, HEADS, SEQ, KEYS) > 0)),
+    "segments": ef.Segments(jnp.asarray(np.arange(SEQ) // 9), jnp.asarray(np.arange(KEYS) // 9)),
+}
+EXTRAS = {
+    "plain": (ef.Scoring(0.4), None),
+    "soft-cap, sinks, bias of heads": (
+        ef.Scoring(0.4, softcap=2.0, sinks=normal(8, HEADS)),
+        normal(3, HEADS, SEQ, KEYS),
+    ),
+    "bias of rows": (ef.Scoring(0.4), normal(3, ROWS, HEADS, SEQ, KEYS)),
+}
+
+
+def operands(keys_of=ROWS):
+    """Queries, and keys and values of fewer heads."""
+    return (
+        normal(0, ROWS, HEADS, SEQ, 3),
+        normal(1, keys_of, KV_HEADS, KEYS, 3),
+        normal(2, keys_of, KV_HEADS, KEYS, 5),
+    )
+
+
+def value_and_gradients(given, mask, scoring, bias):
+    """By queries, keys, values, sinks and bias, with a sine behind."""
+
+    def bent(given, scoring, bias):
+        y = plain_attention(*given, scoring=scoring, mask=mask, bias=bias)
+        return jnp.sin(y).sum(), y
+
+    wrt = (0, 1) if bias is None else (0, 1, 2)
+    return jax.jit(jax.value_and_grad(bent, wrt, has_aux=True))(given, scoring, bias)
+
+
+@pytest.fixture
+def pieces(monkeypatch):
+    """Sets the bytes of a piece, and has all scores made in pieces."""
+
+    def of(size):
+        monkeypatch.setattr(score_pieces, "MANY", 0)
+        monkeypatch.setattr(score_pieces, "PIECE", size)
+
+    return of
+
+
+@pytest.mark.parametrize("size", PIECES)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_pieces_equal_the_whole_in_value_and_gradient(extra, mask, size, pieces):
+    scoring, bias = EXTRAS[extra]
+    wanted = value_and_gradients(operands(), MASKS[mask], scoring, bias)
+    pieces(PIECES[size])
+    assert_close(value_and_gradients(operands(), MASKS[mask], scoring, bias), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("size", PIECES)
+def test_rows_may_share_their_keys(size, pieces):
+    scoring, bias = EXTRAS["soft-cap, sinks, bias of heads"]
+    wanted = value_and_gradients(operands(keys_of=1), None, scoring, bias)
+    pieces(PIECES[size])
+    assert_close(value_and_gradients(operands(keys_of=1), None, scoring, bias), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("size", PIECES)
+def test_there_may_be_any_number_of_leading_axes(size, pieces):
+    given = operands()
+    scoring, bias = EXTRAS["bias of rows"]
+    wanted = plain_attention(*given, scoring=scoring, bias=bias)
+    pieces(PIECES[size])
+
+    def shaped(x):
+        return x.reshape(2, 3, *x.shape[1:])
+
+    y = plain_attention(*map(shaped, given), scoring=scoring, bias=shaped(bias))
+    assert_close(y, shaped(wanted), 1e-6)
+    row = plain_attention(*(x[4] for x in given), scoring=scoring, bias=bias[4])
+    assert_close(row, wanted[4], 1e-6)
+    mapped = jax.vmap(lambda q, k, v, b: plain_attention(q, k, v, scoring=scoring, bias=b))
+    assert_close(mapped(*given, bias), wanted, 1e-6)
+
+
+def test_places_in_a_cache_are_read_in_pieces(pieces):
+    """Slots that are empty or ahead of a query are not seen."""
+    given = operands()
+    at = jnp.asarray(np.arange(SEQ) + 4)
+    held = jnp.asarray(np.where(np.arange(KEYS) < SEQ + 4, np.arange(KEYS), -1))
+
+    def attended():
+        options = {"scoring": ef.Scoring(0.4), "mask": ef.Causal(), "places": (at, held)}
+        return plain_attention(*given, **options)
+
+    wanted = attended()
+    pieces(HEAD // 3)
+    assert_close(attended(), wanted, 1e-6)
+
+
+@pytest.mark.parametrize("size", ["some rows", "one head", "some queries"])
+def test_dropout_differs_from_piece_to_piece_and_keeps_the_mean(size, pieces):
+    """Values of one and equal scores: a result is the share of the keys that were kept, doubled."""
+    pieces(PIECES[size])
+    query, keys, values = (jnp.zeros_like(x) for x in operands())
+    scoring = ef.Scoring(1.0, dropout=0.5)
+    y = plain_attention(query, keys, values + 1, scoring=scoring, key=jax.random.key(0))
+    rows = np.asarray(y)[..., 0].reshape(-1, SEQ)
+    assert len(np.unique(rows, axis=0)) == ROWS * HEADS
+    assert len(np.unique(rows[0])) > 5
+    np.testing.assert_allclose(rows.mean(), 1.0, atol=5 * (rows.size * KEYS) ** -0.5)
+
+
+def test_derivatives_may_be_taken_forwards_and_twice(pieces):
+    given = operands()
+    directions = tuple(normal(i + 5, *x.shape) for i, x in enumerate(given))
+
+    def found():
+        def attended(*given):
+            return plain_attention(*given, scoring=ef.Scoring(0.4))
+
+        def slope(*given):
+            return jax.grad(lambda *g: jnp.sin(attended(*g)).sum(), (0, 1, 2))(*given)
+
+        forwards = jax.jvp(attended, given, directions)[1]
+        return forwards, jax.jvp(slope, given, directions)[1]
+
+    wanted = jax.jit(found)()
+    pieces(HEAD // 3)
+    assert_close(jax.jit(lambda: found())(), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_programs_for_other_devices_hold_no_pieces(platform, pieces):
+    pieces(HEAD)
+
+    def loops(platform):
+        traced = jax.jit(lambda *g: plain_attention(*g, scoring=ef.Scoring(0.4))).trace(*operands())
+        return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
+
+    assert loops(platform) == 0
+    assert loops("cpu") == 1
+
+
+def test_training_on_long_texts_takes_memory_of_their_length_alone():
+    """Twice as long: 2.2 times the memory, where scores would take 4 times."""
+
+    def needed(seq):
+        shape = jax.ShapeDtypeStruct((1, 8, seq, 64), jnp.float32)
+
+        def loss(*given):
+            return plain_attention(*given, scoring=ef.Scoring(0.3), mask=ef.Causal()).sum()
+
+        program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    short, long = needed(2048), needed(4096)
+    assert long < 2.3 * short
+    assert long < 4 * 8 * 4096 * 4096 / 2  # a half of the scores
