@@ -41,6 +41,7 @@ def main() -> None:
         plot.check()
     results = {size: measure(size, options) for size in options.sizes}
     name = "training_step" + ("" if options.dtype == "float32" else f"-{options.dtype}")
+    name += f"-batch{options.batch}" if options.batch else ""
     path = harness.write(__file__, name, results)
     print(f"\nwritten to {path}")
     if options.plot:

@@ -105,6 +105,7 @@ def _conduct(
         experiment.steps,
         key=experiment.key("steps"),
         loss=experiment.loss,
+        microbatch=experiment.microbatch,
         callbacks=[save, evaluate, *_callbacks(task, experiment, run, console)],
     )
     try:

@@ -147,13 +147,16 @@ def _mixed(
 ) -> Array:
     """One block: the values by the powers of their scores, divided by the sum of the powers."""
     given = (query, keys, values, allowed, bias, scoring, key)
-    if not are_many(query, keys):
-        return _mixed_at_once(*given)
-    pieces = partial(in_pieces, _mixed_at_once)
-    return jax.lax.platform_dependent(*given, cpu=pieces, default=_mixed_at_once)
+    if are_many(query, keys):
+        mixed, total = jax.lax.platform_dependent(
+            *given, cpu=partial(in_pieces, _sums), default=_sums
+        )
+    else:
+        mixed, total = _sums(*given)
+    return (mixed / jnp.where(total == 0.0, 1.0, total)).astype(values.dtype)
 
 
-def _mixed_at_once(
+def _sums(
     query: Array,
     keys: Array,
     values: Array,
@@ -161,15 +164,14 @@ def _mixed_at_once(
     bias: Array | None,
     scoring: Scoring,
     key: PRNGKeyArray | None,
-) -> Array:
+) -> tuple[Array, Array]:
     powers, total = _powers(_scores(query, keys, scoring, bias), allowed, scoring.sinks)
     powers = dropout(powers, scoring.dropout, key).astype(values.dtype)
     *batch, heads, seq, length = powers.shape
     kv_heads = values.shape[-3]
     grouped = powers.reshape(*batch, kv_heads, heads // kv_heads * seq, length)
     mixed = jnp.matmul(grouped, values, preferred_element_type=total.dtype)
-    mixed = mixed.reshape(*batch, heads, seq, values.shape[-1])
-    return (mixed / jnp.where(total == 0.0, 1.0, total)).astype(values.dtype)
+    return mixed.reshape(*batch, heads, seq, values.shape[-1]), total
 
 
 def _scores(query: Array, keys: Array, scoring: Scoring, bias: Array | None) -> Array:

@@ -18,7 +18,8 @@ from jaxtyping import Array, PRNGKeyArray
 MANY, PIECE = 2**24, 2**22  # bytes of scores: from which on it pays, and of a piece
 
 Operands = dict[str, Any]
-Run = Callable[[Operands], Array]
+Sums = tuple[Array, Array]
+Run = Callable[[Operands], Sums]
 
 
 def are_many(query: Array, keys: Array) -> bool:
@@ -27,7 +28,7 @@ def are_many(query: Array, keys: Array) -> bool:
 
 
 def in_pieces(
-    attention: Callable[..., Array],
+    sums: Callable[..., Sums],
     query: Array,
     keys: Array,
     values: Array,
@@ -35,8 +36,12 @@ def in_pieces(
     bias: Array | None,
     scoring: Any,
     key: PRNGKeyArray | None,
-) -> Array:
-    """`attention` of the other arguments, called for a few rows, heads or queries at a time.
+) -> Sums:
+    """`sums` of the other arguments, called for a few rows, heads or queries at a time.
+
+    It gives the values by the powers of their scores, and the sums of the powers, both for every
+    query. Their division is for the caller: it is part of the gradient, and in a piece it would
+    make the gradient multiply the values once more.
 
     As many heads and rows are taken at once as fill a piece; a head that needs more than one is
     taken some queries at a time.
@@ -59,25 +64,25 @@ def in_pieces(
     rows, together = given["query"].shape[:2]
     head = 4 * groups * seq * length  # bytes of the scores that share a head of keys
     parts = -(-head // PIECE)
-    run = _piece(attention, scoring)
+    run = _piece(sums, scoring)
     if parts > 1:
         run = _queries(run, seq, -(-seq // parts))
     if one_by_one := head * together > PIECE:
         run = _over_first(run, together, PIECE // head)
     if key is not None:
         given["key"] = jax.random.split(key, (rows, together if one_by_one else 1, parts))
-    mixed = _over_first(run, rows, PIECE // (head * together))(given)
-    return mixed.reshape(*batch, heads, seq, -1)
+    mixed, total = _over_first(run, rows, PIECE // (head * together))(given)
+    return mixed.reshape(*batch, heads, seq, -1), total.reshape(*batch, heads, seq, 1)
 
 
-def _piece(attention: Callable[..., Array], scoring: Any) -> Run:
+def _piece(sums: Callable[..., Sums], scoring: Any) -> Run:
     """A piece: every axis in front of the queries is an axis of heads."""
 
     @jax.checkpoint
-    def run(given: Operands) -> Array:
+    def run(given: Operands) -> Sums:
         lead = given["query"].shape[:-2]
         sinks, key = given["sinks"], given.get("key")
-        mixed = attention(
+        mixed, total = sums(
             _flat(given["query"], lead),
             _flat(given["keys"], given["keys"].shape[:-2]),
             _flat(given["values"], given["values"].shape[:-2]),
@@ -86,7 +91,7 @@ def _piece(attention: Callable[..., Array], scoring: Any) -> Run:
             scoring if sinks is None else dataclasses.replace(scoring, sinks=sinks.reshape(-1)),
             None if key is None else key.reshape(()),
         )
-        return mixed.reshape(*lead, *mixed.shape[-2:])
+        return mixed.reshape(*lead, *mixed.shape[-2:]), total.reshape(*lead, *total.shape[-2:])
 
     return run
 
@@ -102,14 +107,17 @@ def _queries(run: Run, seq: int, size: int) -> Run:
         x = jnp.pad(x, pads).reshape(*x.shape[:-2], count, size, x.shape[-1])
         return jnp.moveaxis(x, -3, 0)
 
-    def every(given: Operands) -> Array:
+    def join(x: Array) -> Array:
+        x = jnp.moveaxis(x, 0, -3)
+        return x.reshape(*x.shape[:-3], count * size, -1)[..., :seq, :]
+
+    def every(given: Operands) -> Sums:
         cuts = {name: cut(given[name]) for name in ("query", "allowed", "bias")}
         same = {
             n: None if (x := given[n]) is None else x[None] for n in ("keys", "values", "sinks")
         }
-        mixed = _over_first(run, count, 1)({**given, **cuts, **same})
-        mixed = jnp.moveaxis(mixed, 0, -3)
-        return mixed.reshape(*mixed.shape[:-3], count * size, -1)[..., :seq, :]
+        mixed, total = _over_first(run, count, 1)({**given, **cuts, **same})
+        return join(mixed), join(total)
 
     return every
 
@@ -120,12 +128,13 @@ def _over_first(run: Run, count: int, most: int) -> Run:
     An operand whose axis has a single index is the same for all of them.
     """
 
-    def every(given: Operands) -> Array:
+    def every(given: Operands) -> Sums:
         there = {name: x for name, x in given.items() if x is not None}
         moving = {name: x for name, x in there.items() if x.shape[0] == count > 1}
         still = {**given, **{n: x[0] for n, x in there.items() if n not in moving}}
         if not moving:
-            return run(still)[None]
+            mixed, total = run(still)
+            return mixed[None], total[None]
         at_once = max((n for n in range(1, most + 1) if count % n == 0), default=1)
         batch_size = at_once if at_once > 1 else None
         return jax.lax.map(lambda some: run(still | some), moving, batch_size=batch_size)

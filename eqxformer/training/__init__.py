@@ -26,13 +26,23 @@ from eqxformer.training.loss import (
     next_token_loss,
     sequence_to_sequence_loss,
 )
-from eqxformer.training.optimizer import SGD, AdamW, ClipByNorm, ClipByValue, Optimizer
+from eqxformer.training.muon import Muon
+from eqxformer.training.optimizer import (
+    SGD,
+    Adafactor,
+    AdamW,
+    ClipByNorm,
+    ClipByValue,
+    Lion,
+    Optimizer,
+)
 from eqxformer.training.schedules import (
     InverseSquareRoot,
     Schedule,
     WarmupCosine,
     WarmupExponential,
     WarmupLinear,
+    WarmupStableDecay,
 )
 from eqxformer.training.step import TrainState, make_step
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
@@ -40,6 +50,7 @@ from eqxformer.training.windows import Epochs, RandomWindows, Windows, consecuti
 
 __all__ = [
     "SGD",
+    "Adafactor",
     "AdamW",
     "Callback",
     "Characters",
@@ -48,10 +59,12 @@ __all__ = [
     "Epochs",
     "Evaluate",
     "InverseSquareRoot",
+    "Lion",
     "Loss",
     "LossFunction",
     "LossPlot",
     "MetricsFile",
+    "Muon",
     "NextToken",
     "NonFiniteLoss",
     "Optimizer",
@@ -70,6 +83,7 @@ __all__ = [
     "WarmupCosine",
     "WarmupExponential",
     "WarmupLinear",
+    "WarmupStableDecay",
     "Windows",
     "consecutive",
     "cross_entropy",

@@ -11,6 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from eqxformer.config import Config
 from eqxformer.generation.samplers import Sampler
+from eqxformer.training.accumulation import check_microbatch
 from eqxformer.training.batches import Data
 from eqxformer.training.characters import Characters
 from eqxformer.training.loss import TokenLoss
@@ -30,6 +31,8 @@ class Experiment(Config):
         sample_every: steps between two samples; None for one at the end only.
         prompt: what a sample begins with.
         seed: what all random numbers of the run follow from.
+        microbatch: rows of a batch whose gradient is made at once, for batches that are larger
+            than memory; None for all.
     """
 
     model: Config
@@ -41,6 +44,7 @@ class Experiment(Config):
     sample_every: int | None = None
     prompt: str = ""
     seed: int = 0
+    microbatch: int | None = None
 
     def check(self) -> None:
         least = {"steps": 1, "validate_every": 1, "sample_every": 1, "seed": 0}
@@ -48,6 +52,7 @@ class Experiment(Config):
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"`{name}` must be at least {bound}; got {value}.")
+        check_microbatch(self.microbatch)
 
     def init(self) -> Any:
         """The model, freshly initialised."""
@@ -113,6 +118,7 @@ class Request(NamedTuple):
     sampler: Sampler
     max_new_tokens: int = 400
     seed: int = 0
+    microbatch: int | None = None
 
     def check(self) -> None:
         """Raises `ValueError` for numbers that make no sense."""

@@ -10,6 +10,8 @@ from eqxformer.axes import leaf_axes
 from eqxformer.config import Config
 from eqxformer.training.schedules import Schedule
 
+COPIES = ("layers", "experts")  # axes that only count copies of a parameter
+
 
 class ClipByNorm(Config):
     """Scales all gradients down together so that their global norm is at most `limit`."""
@@ -69,9 +71,8 @@ class AdamW(Optimizer):
     clip: ClipByNorm | ClipByValue | None = None
 
     def check(self) -> None:
-        _check_rate(self.learning_rate)
-        if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ValueError(f"`betas` must be at least 0 and below 1; got {self.betas}.")
+        check_rate(self.learning_rate)
+        _check_betas(self.betas)
         if self.epsilon < 0 or self.weight_decay < 0:
             raise ValueError(
                 f"`epsilon` and `weight_decay` must not be negative; "
@@ -81,12 +82,94 @@ class AdamW(Optimizer):
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax chain for a run of `steps` steps."""
         return optax.chain(
-            _clip(self.clip),
+            clipped(self.clip),
             optax.scale_by_adam(b1=self.betas[0], b2=self.betas[1], eps=self.epsilon),
-            optax.add_decayed_weights(self.weight_decay, mask=decays)
-            if self.weight_decay
-            else optax.identity(),
-            optax.scale_by_learning_rate(_rate(self.learning_rate, steps)),
+            _decayed(self.weight_decay),
+            optax.scale_by_learning_rate(rated(self.learning_rate, steps)),
+        )
+
+
+class Lion(Optimizer):
+    """The sign of an interpolated momentum, with decoupled weight decay (Chen et al. 2023).
+
+    `u = sign(b1 m + (1 - b1) g)`, then `m = b2 m + (1 - b2) g`: half of Adam's memory. Every number
+    moves by the learning rate, which is therefore a third to a tenth of AdamW's, and the decay as
+    much larger. Arguments as for `AdamW`.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> optimizer = ef.Lion(ef.WarmupCosine(peak=1e-4, warmup=100)).build(steps=2000)
+    """
+
+    learning_rate: float | Schedule = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.1
+    clip: ClipByNorm | ClipByValue | None = None
+
+    def check(self) -> None:
+        check_rate(self.learning_rate)
+        _check_betas(self.betas)
+        check_decay(self.weight_decay)
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The optax chain for a run of `steps` steps."""
+        return optax.chain(
+            clipped(self.clip),
+            optax.scale_by_lion(b1=self.betas[0], b2=self.betas[1]),
+            _decayed(self.weight_decay),
+            optax.scale_by_learning_rate(rated(self.learning_rate, steps)),
+        )
+
+
+class Adafactor(Optimizer):
+    """Adam whose second moment of a matrix is kept as a row and a column (Shazeer & Stern 2018).
+
+    Arguments:
+        learning_rate: a number, or a schedule; times the root mean square of each parameter where
+            `relative` says so, as T5 was trained.
+        decay: exponent of the second moment's decay, `1 - step^-decay`.
+        limit: what the root mean square of an update is clipped to.
+        relative: whether updates are scaled by their parameter.
+        momentum: decay of a running mean of updates, or None for none.
+        least: axes shorter than this are not factored.
+        weight_decay, clip: as for `AdamW`.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> optimizer = ef.Adafactor(ef.InverseSquareRoot(1e-2, warmup=1000)).build(steps=2000)
+    """
+
+    learning_rate: float | Schedule = 1e-2
+    decay: float = 0.8
+    limit: float = 1.0
+    relative: bool = True
+    momentum: float | None = None
+    least: int = 128
+    weight_decay: float = 0.0
+    clip: ClipByNorm | ClipByValue | None = None
+
+    def check(self) -> None:
+        check_rate(self.learning_rate)
+        _check_positive("decay", self.decay)
+        _check_positive("limit", self.limit)
+        _check_positive("least", self.least)
+        check_decay(self.weight_decay)
+        if self.momentum is not None:
+            check_share("momentum", self.momentum)
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The optax chain for a run of `steps` steps."""
+        factored = optax.scale_by_factored_rms(
+            decay_rate=self.decay, min_dim_size_to_factor=self.least
+        )
+        return optax.chain(
+            clipped(self.clip),
+            factored,
+            optax.clip_by_block_rms(self.limit),
+            optax.scale_by_param_block_rms() if self.relative else optax.identity(),
+            optax.ema(self.momentum, debias=False) if self.momentum else optax.identity(),
+            _decayed(self.weight_decay),
+            optax.scale_by_learning_rate(rated(self.learning_rate, steps)),
         )
 
 
@@ -98,14 +181,13 @@ class SGD(Optimizer):
     clip: ClipByNorm | ClipByValue | None = None
 
     def check(self) -> None:
-        _check_rate(self.learning_rate)
-        if not 0.0 <= self.momentum < 1.0:
-            raise ValueError(f"`momentum` must be at least 0 and below 1; got {self.momentum}.")
+        check_rate(self.learning_rate)
+        check_share("momentum", self.momentum)
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax chain for a run of `steps` steps."""
-        rate = _rate(self.learning_rate, steps)
-        return optax.chain(_clip(self.clip), optax.sgd(rate, momentum=self.momentum or None))
+        rate = rated(self.learning_rate, steps)
+        return optax.chain(clipped(self.clip), optax.sgd(rate, momentum=self.momentum or None))
 
 
 def decays(parameters: Any) -> Any:
@@ -120,7 +202,7 @@ def decays(parameters: Any) -> Any:
         words = axes.get(jax.tree_util.keystr(path, simple=True, separator="."))
         if words is None or len(words) != leaf.ndim:
             return leaf.ndim >= 2
-        return sum(word not in ("layers", "experts") for word in words) >= 2
+        return sum(word not in COPIES for word in words) >= 2
 
     return jax.tree_util.tree_map_with_path(is_matrix, parameters)
 
@@ -130,17 +212,41 @@ def trainable(model: Any) -> Any:
     return eqx.filter(model, eqx.is_inexact_array)
 
 
-def _clip(clip: ClipByNorm | ClipByValue | None) -> optax.GradientTransformation:
+def clipped(clip: ClipByNorm | ClipByValue | None) -> optax.GradientTransformation:
+    """What is done to gradients first."""
     return optax.identity() if clip is None else clip.build()
 
 
-def _rate(rate: float | Schedule, steps: int) -> optax.ScalarOrSchedule:
+def rated(rate: float | Schedule, steps: int) -> optax.ScalarOrSchedule:
+    """A learning rate as optax takes it."""
     return rate.build(steps) if isinstance(rate, Schedule) else rate
 
 
-def _check_rate(rate: float | Schedule) -> None:
+def check_rate(rate: float | Schedule) -> None:
+    """Raises `ValueError` for a learning rate below 0."""
     if not isinstance(rate, Schedule) and rate < 0:
         raise ValueError(f"`learning_rate` must not be negative; got {rate}.")
+
+
+def check_decay(decay: float) -> None:
+    """Raises `ValueError` for a weight decay below 0."""
+    if decay < 0:
+        raise ValueError(f"`weight_decay` must not be negative; got {decay}.")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises `ValueError` for a number that is not from 0 to below 1."""
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"`{name}` must be at least 0 and below 1; got {value}.")
+
+
+def _check_betas(betas: tuple[float, float]) -> None:
+    if not all(0.0 <= beta < 1.0 for beta in betas):
+        raise ValueError(f"`betas` must be at least 0 and below 1; got {betas}.")
+
+
+def _decayed(decay: float) -> optax.GradientTransformation:
+    return optax.add_decayed_weights(decay, mask=decays) if decay else optax.identity()
 
 
 def _check_positive(name: str, value: float) -> None:

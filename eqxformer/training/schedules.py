@@ -70,6 +70,39 @@ class WarmupLinear(Schedule):
         return rate
 
 
+class WarmupStableDecay(Schedule):
+    """Linear to `peak` in `warmup` steps, `peak` for long, linear to `final` in the last `decay`.
+
+    Hu et al. 2024: a run can be lengthened without knowing its end from the start.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> rate = ef.WarmupStableDecay(peak=1.0, warmup=9, decay=20).build(steps=100)
+        >>> [round(float(rate(step)), 3) for step in (0, 9, 80, 90, 100)]
+        [0.1, 1.0, 1.0, 0.5, 0.0]
+    """
+
+    peak: float
+    warmup: int = 0
+    decay: int = 0
+    final: float = 0.0
+
+    def check(self) -> None:
+        _check_rates(peak=self.peak, final=self.final)
+        _check_count("warmup", self.warmup, 0)
+        _check_count("decay", self.decay, 0)
+
+    def build(self, steps: int) -> optax.Schedule:
+        """The rate for a run of `steps` steps."""
+
+        def rate(step: ArrayLike) -> Float[Array, ""]:
+            done = _share_after(step, steps - self.decay, steps)
+            falling = self.peak + (self.final - self.peak) * done
+            return _warmed_up(step, self.warmup, 0.0, self.peak, falling)
+
+        return rate
+
+
 class WarmupExponential(Schedule):
     """Linear from `start` to `peak` in `warmup` steps, then times `factor` every `every` steps."""
 

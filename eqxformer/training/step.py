@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from eqxformer.training.accumulation import accumulated, check_microbatch
 from eqxformer.training.flat import Flat
 from eqxformer.training.loss import Loss, LossFunction
 from eqxformer.training.optimizer import trainable
@@ -52,13 +53,19 @@ class TrainState(eqx.Module):
 
 
 def make_step(
-    loss: LossFunction, optimizer: optax.GradientTransformation
+    loss: LossFunction,
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatch: int | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """A compiled function `step(state, batch) -> (state, metrics)`.
 
     Arguments:
         loss: `loss(model, batch, key=key)`, a scalar or a `Loss`.
         optimizer: any optax optimizer; `AdamW(...).build(steps)` makes one.
+        microbatch: rows of a batch whose gradient is made at once, where memory is too small for
+            all; None for all. The step is the same, but for rounding and dropout: see
+            `accumulated`, which also says what it asks of the loss.
 
     The state that goes in is donated: its arrays are gone afterwards, so keep only the one that
     comes out. `metrics` has the `loss` before the update, the `gradient_norm` before clipping, and
@@ -77,21 +84,31 @@ def make_step(
         (['gradient_norm', 'loss'], 1)
     """
 
+    check_microbatch(microbatch)
+
     def measured(model: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Metrics]:
         value = loss(model, batch, key=key)
         return (value.mean, value.means()) if isinstance(value, Loss) else (value, {"loss": value})
+
+    def differentiated(model: Any, batch: Any, key: PRNGKeyArray) -> tuple[Metrics, Any]:
+        if microbatch is not None:
+            value, gradients = accumulated(loss, model, batch, microbatch=microbatch, key=key)
+            return value.means(), gradients
+        gradient = eqx.filter_value_and_grad(measured, has_aux=True)
+        (_, metrics), gradients = gradient(model, batch, key)
+        return metrics, gradients
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(flat_state: Flat, flat_batch: Flat) -> tuple[Flat, Metrics]:
         state, batch = flat_state.tree(), flat_batch.tree()
         key = jax.random.fold_in(state.key, state.step)
-        gradient = eqx.filter_value_and_grad(measured, has_aux=True)
-        (_, metrics), gradients = gradient(state.model, batch, key)
+        metrics, gradients = differentiated(state.model, batch, key)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int steps with floats
             changes, memory = optimizer.update(gradients, state.optimizer, trainable(state.model))
         model = eqx.apply_updates(state.model, changes)
         metrics = {**metrics, "gradient_norm": global_norm(gradients)}
-        return Flat.of(TrainState(model, memory, state.step + 1, state.key)), metrics
+        new = Flat.of(TrainState(model, memory, state.step + 1, state.key))
+        return new.like(flat_state), metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         new, metrics = update(Flat.of(state), Flat.of(batch))

@@ -14,6 +14,7 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
+from eqxformer.training.accumulation import check_microbatch
 from eqxformer.training.callbacks import Callback, Record
 from eqxformer.training.loss import LossFunction, NextToken
 from eqxformer.training.step import Metrics, TrainState, make_step
@@ -44,6 +45,7 @@ class Trainer:
         steps: how many.
         key: the root of the randomness in the steps, such as dropout.
         loss: what is minimised.
+        microbatch: rows whose gradient is made at once; see `make_step`.
         callbacks: what else happens; see `Callback`.
 
     The numbers of a step are read some steps later, so that the device never waits for the host.
@@ -71,6 +73,7 @@ class Trainer:
     _: dataclasses.KW_ONLY
     key: PRNGKeyArray
     loss: LossFunction = dataclasses.field(default_factory=NextToken)
+    microbatch: int | None = None
     callbacks: Sequence[Callback] = ()
 
     step: int = dataclasses.field(default=0, init=False)
@@ -81,6 +84,7 @@ class Trainer:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"`steps` must be at least 1; got {self.steps}.")
+        check_microbatch(self.microbatch)
 
     def fit(self) -> TrainState:
         """The state after the last step. Raises `NonFiniteLoss` when training breaks down.
@@ -105,7 +109,7 @@ class Trainer:
         self._record(self.step, self.tokens, values)
 
     def _loop(self, asked: threading.Event) -> None:
-        update = make_step(self.loss, self.optimizer)
+        update = make_step(self.loss, self.optimizer, microbatch=self.microbatch)
         pending: deque[tuple[int, int, Metrics]] = deque()
         while self.step < self.steps and not self.interrupted:
             batch = self.batches(self.step)

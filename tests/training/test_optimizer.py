@@ -10,7 +10,17 @@ from eqxformer.blocks import Scanned, Unrolled
 from eqxformer.checkpoints.native import shapes
 from eqxformer.config import Config
 from eqxformer.models import families
-from eqxformer.training.optimizer import SGD, AdamW, ClipByNorm, ClipByValue, decays, trainable
+from eqxformer.training.muon import Muon
+from eqxformer.training.optimizer import (
+    SGD,
+    Adafactor,
+    AdamW,
+    ClipByNorm,
+    ClipByValue,
+    Lion,
+    decays,
+    trainable,
+)
 from eqxformer.training.schedules import (
     InverseSquareRoot,
     WarmupCosine,
@@ -156,3 +166,63 @@ def test_settings_survive_json():
 
 def test_a_built_optimizer_is_plain_optax():
     assert isinstance(AdamW().build(steps=1), optax.GradientTransformation)
+
+
+def test_lion_takes_the_steps_of_the_paper():
+    rate, (b1, b2), decay = 0.01, (0.8, 0.9), 0.1
+    weights = np.array([[1.0, -2.0], [0.5, 3.0]])
+    gradients = [np.array([[0.1, -0.2], [0.05, 0.4]]), np.array([[-0.9, 0.2], [-0.01, 0.1]])]
+    optimizer = Lion(rate, betas=(b1, b2), weight_decay=decay).build(steps=9)
+    parameters = jnp.asarray(weights)
+    memory, mean, expected = optimizer.init(parameters), 0 * weights, weights
+    for gradient in gradients:
+        with jax.numpy_dtype_promotion("standard"):
+            changes, memory = optimizer.update(jnp.asarray(gradient), memory, parameters)
+        parameters = parameters + changes
+        direction = np.sign(b1 * mean + (1 - b1) * gradient)
+        mean = b2 * mean + (1 - b2) * gradient
+        expected = expected - rate * (direction + decay * expected)
+    np.testing.assert_allclose(parameters, expected, rtol=1e-5)
+
+
+def test_adafactor_keeps_a_row_and_a_column_of_a_matrix():
+    """The first step: the decay is 0, so that the factors are those of this gradient's square."""
+    rate = 0.1
+    weights = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    gradient = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
+    settings = Adafactor(rate, least=2, weight_decay=0.5)
+    memory = settings.build(9).init(jnp.asarray(weights))
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(memory))
+    assert sum(sizes) < 4 + 6 + 5
+    got = updated(settings, jnp.asarray(weights), jnp.asarray(gradient))
+    square = gradient**2
+    rows, columns = square.mean(1, keepdims=True), square.mean(0, keepdims=True)
+    change = gradient / np.sqrt(rows * columns / square.mean())
+    change = change / max(1.0, np.sqrt((change**2).mean()))
+    change = change * np.sqrt((weights**2).mean())
+    np.testing.assert_allclose(got, weights - rate * (change + 0.5 * weights), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Lion(betas=(1.0, 0.9)), "`betas` must be at least 0 and below 1"),
+        (lambda: Lion(weight_decay=-1.0), "`weight_decay` must not be negative"),
+        (lambda: Lion(-1.0), "`learning_rate` must not be negative"),
+        (lambda: Adafactor(momentum=1.0), "`momentum` must be at least 0 and below 1"),
+        (lambda: Adafactor(limit=0.0), "`limit` must be above 0"),
+        (lambda: Adafactor(decay=-0.1), "`decay` must be above 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [Lion(), Adafactor(), Muon(others=Lion(3e-4))],
+    ids=lambda settings: type(settings).__name__,
+)
+def test_every_optimizer_goes_to_json_and_back(settings):
+    assert type(settings).from_dict(settings.to_dict()) == settings
