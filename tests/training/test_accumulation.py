@@ -54,7 +54,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_it_equals_one_large_batch(case, microbatch):
     build, loss, batch = CASES[case]
-    model = build()
+    model = jax.tree.map(lambda x: 0.5 * x if eqx.is_array(x) else x, build())  # rounds less
 
     @eqx.filter_jit
     def whole(model):
