@@ -118,7 +118,6 @@ class Request(NamedTuple):
     sampler: Sampler
     max_new_tokens: int = 400
     seed: int = 0
-    microbatch: int | None = None
 
     def check(self) -> None:
         """Raises `ValueError` for numbers that make no sense."""

@@ -50,10 +50,6 @@ class Flat:
         fixed = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
         return Flat(tuple(leaf for leaf in leaves if _is_array(leaf)), Shape(structure, fixed))
 
-    def like(self, other: "Flat") -> "Flat":
-        """This with the very shape of `other` if it is an equal one: then JAX need not compare."""
-        return Flat(self.arrays, other.shape) if self.shape == other.shape else self
-
     def tree(self) -> Any:
         """The tree, put together."""
         leaves = self.arrays

@@ -8,6 +8,7 @@ import optax
 from optax import contrib
 
 from eqxformer.axes import leaf_axes
+from eqxformer.training.cross_entropy import check_share
 from eqxformer.training.optimizer import (
     COPIES,
     AdamW,
@@ -16,7 +17,6 @@ from eqxformer.training.optimizer import (
     Optimizer,
     check_decay,
     check_rate,
-    check_share,
     clipped,
     rated,
 )

@@ -8,6 +8,7 @@ import optax
 
 from eqxformer.axes import leaf_axes
 from eqxformer.config import Config
+from eqxformer.training.cross_entropy import check_share
 from eqxformer.training.schedules import Schedule
 
 COPIES = ("layers", "experts")  # axes that only count copies of a parameter
@@ -232,12 +233,6 @@ def check_decay(decay: float) -> None:
     """Raises `ValueError` for a weight decay below 0."""
     if decay < 0:
         raise ValueError(f"`weight_decay` must not be negative; got {decay}.")
-
-
-def check_share(name: str, value: float) -> None:
-    """Raises `ValueError` for a number that is not from 0 to below 1."""
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"`{name}` must be at least 0 and below 1; got {value}.")
 
 
 def _check_betas(betas: tuple[float, float]) -> None:

@@ -107,8 +107,7 @@ def make_step(
             changes, memory = optimizer.update(gradients, state.optimizer, trainable(state.model))
         model = eqx.apply_updates(state.model, changes)
         metrics = {**metrics, "gradient_norm": global_norm(gradients)}
-        new = Flat.of(TrainState(model, memory, state.step + 1, state.key))
-        return new.like(flat_state), metrics
+        return Flat.of(TrainState(model, memory, state.step + 1, state.key)), metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         new, metrics = update(Flat.of(state), Flat.of(batch))
