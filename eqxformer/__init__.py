@@ -17,10 +17,13 @@ if TYPE_CHECKING:  # what `__getattr__` finds, said to editors and type checkers
     from eqxformer.blocks import *  # noqa: F403
     from eqxformer.checkpoints import *  # noqa: F403
     from eqxformer.config import Config
+    from eqxformer.data import *  # noqa: F403
     from eqxformer.generation import *  # noqa: F403
     from eqxformer.inspect import *  # noqa: F403
     from eqxformer.layers import *  # noqa: F403
+    from eqxformer.losses import *  # noqa: F403
     from eqxformer.models import *  # noqa: F403
+    from eqxformer.optimizers import *  # noqa: F403
     from eqxformer.pretrained import *  # noqa: F403
     from eqxformer.text import *  # noqa: F403
     from eqxformer.training import *  # noqa: F403
@@ -37,6 +40,9 @@ _ROOMS = (
     "inspect",
     "generation",
     "text",
+    "data",
+    "losses",
+    "optimizers",
     "training",
 )
 _SINGLE = {"Config": "config", "Axes": "axes", "GLOSSARY": "axes", "leaf_axes": "axes"}

@@ -95,7 +95,7 @@ class Config:
         if not count:
             known = sorted({_star(p) for p in paths(self) if p})
             raise ValueError(
-                f"`{path}` matches nothing in {self.type_name}.{_nearest(_star(path), known)} "
+                f"`{path}` matches nothing in {self.type_name}.{nearest(_star(path), known)} "
                 f"The paths are: {', '.join(known)}."
             )
         return edited
@@ -281,12 +281,13 @@ def _refuse_unknown(type_name: str, given: Mapping[str, Any], names: list[str]) 
     for key in given:
         if key not in names:
             raise ValueError(
-                f"{type_name} has no field `{key}`.{_nearest(key, names)} "
+                f"{type_name} has no field `{key}`.{nearest(key, names)} "
                 f"Its fields are: {', '.join(names)}."
             )
 
 
-def _nearest(name: Any, names: Iterable[str]) -> str:
+def nearest(name: Any, names: Iterable[str]) -> str:
+    """` Did you mean ...?` with the name that is most like this one; nothing where none is."""
     spelled = {known.lower(): known for known in names}
     near = difflib.get_close_matches(str(name).lower(), spelled, n=1)
     return f" Did you mean `{spelled[near[0]]}`?" if near else ""
@@ -315,7 +316,7 @@ def _from_plain(value: Any, depth: int) -> Any:
     cls = Config.registry.get(name) if isinstance(name, str) else None
     if cls is None:
         raise ValueError(
-            f"`{name}` is not a known type of config.{_nearest(name, Config.registry)} Known are "
+            f"`{name}` is not a known type of config.{nearest(name, Config.registry)} Known are "
             f"{', '.join(sorted(Config.registry))}. One of your own must be imported first."
         )
     given = {k: v for k, v in value.items() if k != "type"}

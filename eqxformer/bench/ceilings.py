@@ -178,7 +178,7 @@ def step_numbers(config: Any, tokens: int) -> int:
     """
     from eqxformer.checkpoints.rebuild import shapes
     from eqxformer.inspect.table import count
-    from eqxformer.training.chunked import LARGE
+    from eqxformer.losses.chunked import LARGE
 
     writer = config.decoder if hasattr(config, "decoder") else config
     logits = min(tokens * writer.vocab, LARGE)

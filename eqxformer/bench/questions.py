@@ -111,9 +111,9 @@ def _train(setting: Setting) -> Work:
     """Steps of AdamW with clipping, each from the state that the one before has left."""
     import jax
 
-    from eqxformer.training.batches import TokenBatch
-    from eqxformer.training.loss import next_token_loss
-    from eqxformer.training.optimizer import AdamW, ClipByNorm
+    from eqxformer.data.batches import TokenBatch
+    from eqxformer.losses.tokens import next_token_loss
+    from eqxformer.optimizers.optimizer import AdamW, ClipByNorm
     from eqxformer.training.step import TrainState, make_step
 
     optimizer = AdamW(1e-4, clip=ClipByNorm(1.0)).build(steps=1000)

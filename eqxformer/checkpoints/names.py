@@ -27,6 +27,35 @@ def name(path: tuple[Any, ...]) -> str:
     return ".".join(str(getattr(key, "name", getattr(key, "idx", key))) for key in path)
 
 
+def every_name(model: Any) -> Any:
+    """A tree like the model's with all names of each array in its place, None elsewhere.
+
+    An array has one name, but for layers that are stacked in one array: these have one each.
+    """
+
+    def of(path: tuple[Any, ...], node: Any) -> Any:
+        if not isinstance(node, Stack):
+            return (name(path),) if is_array(node) else None
+        groups, first = [], 0
+        for group, size in zip(node.groups, node.sizes, strict=True):
+            numbers = range(first, first + (size or 1))
+            fronts = tuple(f"{name(path)}.{number}".removeprefix(".") for number in numbers)
+            groups.append(
+                jax.tree_util.tree_map_with_path(
+                    lambda below, leaf, fronts=fronts: (
+                        tuple(f"{front}.{name(below)}" for front in fronts)
+                        if is_array(leaf)
+                        else None
+                    ),
+                    group,
+                )
+            )
+            first += size or 1
+        return Stack(tuple(groups), node.sizes, node.layout)
+
+    return jax.tree_util.tree_map_with_path(of, model, is_leaf=lambda n: isinstance(n, Stack))
+
+
 def unrolled(model: Any) -> Any:
     """The model with every stack in place of a plain tuple of its blocks."""
 

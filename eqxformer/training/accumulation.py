@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from eqxformer.training.cross_entropy import Loss
-from eqxformer.training.loss import LossFunction
+from eqxformer.losses.cross_entropy import Loss
+from eqxformer.losses.tokens import LossFunction
 
 
 def accumulated(

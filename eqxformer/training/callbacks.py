@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 
-from eqxformer.training.loss import Loss, LossFunction, NextToken
+from eqxformer.losses.tokens import Loss, LossFunction, NextToken
 
 if TYPE_CHECKING:
     from eqxformer.training.trainer import Trainer

@@ -10,12 +10,12 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from eqxformer.config import Config
+from eqxformer.data.batches import Data
+from eqxformer.data.characters import Characters
 from eqxformer.generation.samplers import Sampler
+from eqxformer.losses.tokens import TokenLoss
+from eqxformer.optimizers.optimizer import Optimizer
 from eqxformer.training.accumulation import check_microbatch
-from eqxformer.training.batches import Data
-from eqxformer.training.characters import Characters
-from eqxformer.training.loss import TokenLoss
-from eqxformer.training.optimizer import Optimizer
 
 
 class Experiment(Config):

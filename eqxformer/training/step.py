@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from eqxformer.losses.cross_entropy import Loss
+from eqxformer.losses.tokens import LossFunction
+from eqxformer.optimizers.trainable import Trainable
 from eqxformer.training.accumulation import accumulated, check_microbatch
 from eqxformer.training.flat import Flat
-from eqxformer.training.loss import Loss, LossFunction
-from eqxformer.training.optimizer import trainable
+from eqxformer.training.precision import Precision
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -28,28 +30,38 @@ Metrics = dict[str, Float[Array, ""]]
 class TrainState(eqx.Module):
     """All that changes in training: the model, the optimizer's memory and the steps done.
 
-    `key` is the root of all randomness in the steps; step `i` uses `fold_in(key, i)`.
+    `key` is the root of all randomness in the steps; step `i` uses `fold_in(key, i)`. `trains` says
+    which arrays of the model the steps change.
     """
 
     model: Any
     optimizer: Any
     step: Int[Array, ""]
     key: PRNGKeyArray
+    trains: Trainable = eqx.field(static=True, default=Trainable())
 
     @classmethod
     def create(
-        cls, model: Any, optimizer: optax.GradientTransformation, *, key: PRNGKeyArray
+        cls,
+        model: Any,
+        optimizer: optax.GradientTransformation,
+        *,
+        key: PRNGKeyArray,
+        trains: Trainable = Trainable(),
+        precision: Precision = Precision(),
     ) -> "TrainState":
         """The state before the first step.
 
         The arrays are copied: a step gives the memory of its state away, and `model` and `key`
-        stay yours.
+        stay yours. `trains` says which arrays are trained, all by default; `precision` in which
+        type they are kept.
         """
         model = jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, model)
-        memory = optimizer.init(trainable(model))
+        model = precision.kept(model)
+        memory = optimizer.init(trains.of(model))
         numbers, kind = jnp.copy(jax.random.key_data(key)), jax.random.key_impl(key)
         own_key = jax.random.wrap_key_data(numbers, impl=kind)
-        return cls(model, memory, jnp.zeros((), jnp.int32), own_key)
+        return cls(model, memory, jnp.zeros((), jnp.int32), own_key, trains)
 
 
 def make_step(
@@ -57,6 +69,8 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     microbatch: int | None = None,
+    precision: Precision = Precision(),
+    skips_nonfinite: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """A compiled function `step(state, batch) -> (state, metrics)`.
 
@@ -66,6 +80,9 @@ def make_step(
         microbatch: rows of a batch whose gradient is made at once, where memory is too small for
             all; None for all. The step is the same, but for rounding and dropout: see
             `accumulated`, which also says what it asks of the loss.
+        precision: the number types that are computed with.
+        skips_nonfinite: whether a step whose loss or gradient is infinite or NaN changes nothing
+            but the number of steps; the metric `skipped` is then 1, else 0.
 
     The state that goes in is donated: its arrays are gone afterwards, so keep only the one that
     comes out. `metrics` has the `loss` before the update, the `gradient_norm` before clipping, and
@@ -86,34 +103,56 @@ def make_step(
 
     check_microbatch(microbatch)
 
-    def measured(model: Any, batch: Any, key: PRNGKeyArray) -> tuple[Array, Metrics]:
-        value = loss(model, batch, key=key)
-        return (value.mean, value.means()) if isinstance(value, Loss) else (value, {"loss": value})
-
-    def differentiated(model: Any, batch: Any, key: PRNGKeyArray) -> tuple[Metrics, Any]:
-        if microbatch is not None:
-            value, gradients = accumulated(loss, model, batch, microbatch=microbatch, key=key)
-            return value.means(), gradients
-        gradient = eqx.filter_value_and_grad(measured, has_aux=True)
-        (_, metrics), gradients = gradient(model, batch, key)
-        return metrics, gradients
-
     @functools.partial(jax.jit, donate_argnums=0)
     def update(flat_state: Flat, flat_batch: Flat) -> tuple[Flat, Metrics]:
         state, batch = flat_state.tree(), flat_batch.tree()
         key = jax.random.fold_in(state.key, state.step)
-        metrics, gradients = differentiated(state.model, batch, key)
+        trained, frozen = eqx.partition(state.model, state.trains.mask(state.model))
+
+        def of_trained(trained: Any, batch: Any, /, *, key: PRNGKeyArray | None = None) -> Any:
+            return loss(precision.computing(eqx.combine(trained, frozen)), batch, key=key)
+
+        metrics, gradients = _gradients(of_trained, trained, batch, microbatch, key)
+        metrics, gradients = precision.given((metrics, gradients))
+        norm = global_norm(gradients)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int steps with floats
-            changes, memory = optimizer.update(gradients, state.optimizer, trainable(state.model))
+            changes, memory = optimizer.update(gradients, state.optimizer, trained)
         model = eqx.apply_updates(state.model, changes)
-        metrics = {**metrics, "gradient_norm": global_norm(gradients)}
-        return Flat.of(TrainState(model, memory, state.step + 1, state.key)), metrics
+        metrics = {**metrics, "gradient_norm": norm}
+        if skips_nonfinite:
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+            model, memory = _chosen(finite, (model, memory), (state.model, state.optimizer))
+            metrics["skipped"] = 1.0 - finite.astype(jnp.float32)
+        return Flat.of(TrainState(model, memory, state.step + 1, state.key, state.trains)), metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         new, metrics = update(Flat.of(state), Flat.of(batch))
         return new.tree(), metrics
 
     return step
+
+
+def _gradients(
+    loss: LossFunction, model: Any, batch: Any, microbatch: int | None, key: PRNGKeyArray
+) -> tuple[Metrics, Any]:
+    """What is measured over a batch, and the gradient of the loss."""
+    if microbatch is not None:
+        value, gradients = accumulated(loss, model, batch, microbatch=microbatch, key=key)
+        return value.means(), gradients
+
+    def measured(model: Any) -> tuple[Array, Metrics]:
+        value = loss(model, batch, key=key)
+        return (value.mean, value.means()) if isinstance(value, Loss) else (value, {"loss": value})
+
+    (_, metrics), gradients = eqx.filter_value_and_grad(measured, has_aux=True)(model)
+    return metrics, gradients
+
+
+def _chosen(condition: Array, one: Any, other: Any) -> Any:
+    """The arrays of one of two like trees."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a, one, other
+    )
 
 
 def global_norm(tree: Any) -> Float[Array, ""]:

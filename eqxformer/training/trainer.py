@@ -14,9 +14,9 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
+from eqxformer.losses.tokens import LossFunction, NextToken
 from eqxformer.training.accumulation import check_microbatch
 from eqxformer.training.callbacks import Callback, Record
-from eqxformer.training.loss import LossFunction, NextToken
 from eqxformer.training.step import Metrics, TrainState, make_step
 
 _RUN_AHEAD = 4  # steps handed to the device before the numbers of the first are asked for

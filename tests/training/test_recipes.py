@@ -8,13 +8,14 @@ import pytest
 
 from eqxformer.checkpoints.native import shapes
 from eqxformer.config import Config
+from eqxformer.data.characters import Characters
+from eqxformer.data.corpus import Corpus
+from eqxformer.data.windows import Epochs
 from eqxformer.generation import Greedy, Sample
 from eqxformer.inspect.table import count
+from eqxformer.losses.tokens import NextToken, SequenceToSequence
 from eqxformer.models import families
-from eqxformer.training.characters import Characters
-from eqxformer.training.corpus import Corpus
 from eqxformer.training.experiment import Experiment, Request
-from eqxformer.training.loss import NextToken, SequenceToSequence
 from eqxformer.training.recipes import RECIPES, recipe
 from eqxformer.training.recipes.language_model import CharacterLM, continued
 from eqxformer.training.recipes.nanogpt import experiment as nanogpt
@@ -30,7 +31,6 @@ from eqxformer.training.recipes.rot13 import (
 )
 from eqxformer.training.recipes.text import experiment as text
 from eqxformer.training.recipes.vpj import experiment as vpj
-from eqxformer.training.windows import Epochs
 
 CORPUS = Corpus("numbers", " ".join(map(str, range(2000))) + " The It \n")
 SUGGESTIONS = {"text": text, "vpj": vpj, "nanogpt": nanogpt}

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from eqxformer.data.characters import Characters
 from eqxformer.models import families
-from eqxformer.training.characters import Characters
 from eqxformer.training.run_directory import RunDirectory, refuse_existing, write_text
 from tests.helpers.compare import same_bits
 from tests.helpers.models import filled

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqxformer.training.batches import TokenBatch
-from eqxformer.training.loss import NextToken, next_token_loss
-from eqxformer.training.optimizer import SGD, AdamW, ClipByNorm
-from eqxformer.training.schedules import WarmupCosine
+from eqxformer.data.batches import TokenBatch
+from eqxformer.losses.tokens import NextToken, next_token_loss
+from eqxformer.optimizers.optimizer import SGD, AdamW, ClipByNorm
+from eqxformer.optimizers.schedules import WarmupCosine
 from eqxformer.training.step import TrainState, make_step
 from tests.training.tiny import Bigram, Noisy
 

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqxformer.training.batches import TokenBatch
+from eqxformer.data.batches import TokenBatch
+from eqxformer.data.windows import RandomWindows, consecutive
+from eqxformer.losses.tokens import NextToken, next_token_loss
+from eqxformer.optimizers.optimizer import SGD
 from eqxformer.training.callbacks import (
     Callback,
     LossPlot,
@@ -18,11 +21,8 @@ from eqxformer.training.callbacks import (
     Validate,
     evaluator,
 )
-from eqxformer.training.loss import NextToken, next_token_loss
-from eqxformer.training.optimizer import SGD
 from eqxformer.training.step import TrainState, make_step
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
-from eqxformer.training.windows import RandomWindows, consecutive
 from tests.training.tiny import Bigram, Noisy
 
 TOKENS = np.random.default_rng(0).integers(0, 5, 200).astype(np.int32)

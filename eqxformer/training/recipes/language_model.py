@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from eqxformer.data.batches import TokenBatch
+from eqxformer.data.characters import Characters
+from eqxformer.data.corpus import Corpus, read_corpus
+from eqxformer.data.windows import Windows, consecutive
 from eqxformer.generation import Sample, Sampler, generate
+from eqxformer.losses.tokens import NextToken
 from eqxformer.models import DecoderLM
-from eqxformer.training.batches import TokenBatch
 from eqxformer.training.callbacks import evaluator
-from eqxformer.training.characters import Characters
-from eqxformer.training.corpus import Corpus, read_corpus
 from eqxformer.training.experiment import Experiment, Recipe, Request, Task
-from eqxformer.training.loss import NextToken
-from eqxformer.training.windows import Windows, consecutive
 
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 400, 0.8
 _VALIDATION_TOKENS = 4096  # in a batch

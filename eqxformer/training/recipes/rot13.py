@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
+from eqxformer.data.batches import Data, PairBatch
+from eqxformer.data.characters import Characters
 from eqxformer.generation import generate
+from eqxformer.losses.tokens import SequenceToSequence
 from eqxformer.models import EncoderDecoder, families
-from eqxformer.training.batches import Data, PairBatch
-from eqxformer.training.characters import Characters
+from eqxformer.optimizers.optimizer import AdamW, ClipByNorm
+from eqxformer.optimizers.schedules import WarmupCosine
 from eqxformer.training.experiment import Experiment, Recipe, Request, Task
-from eqxformer.training.loss import SequenceToSequence
-from eqxformer.training.optimizer import AdamW, ClipByNorm
-from eqxformer.training.schedules import WarmupCosine
 
 END, START, LETTERS = 0, 1, 2  # ids: the end of a word and all behind it, the start, the letter a
 UNSEEN, UNSEEN_SEED = 1000, 13  # words to test with

@@ -2,13 +2,13 @@
 
 import numpy as np
 
+from eqxformer.data.characters import Characters
+from eqxformer.data.windows import RandomWindows
+from eqxformer.losses.tokens import NextToken
 from eqxformer.models import families
-from eqxformer.training.characters import Characters
-from eqxformer.training.loss import NextToken
-from eqxformer.training.optimizer import AdamW, ClipByNorm
+from eqxformer.optimizers.optimizer import AdamW, ClipByNorm
+from eqxformer.optimizers.schedules import WarmupCosine
 from eqxformer.training.recipes.language_model import TextExperiment, language_model
-from eqxformer.training.schedules import WarmupCosine
-from eqxformer.training.windows import RandomWindows
 
 
 def experiment(tokenizer: Characters, tokens: np.ndarray) -> TextExperiment:

@@ -3,13 +3,13 @@
 import numpy as np
 
 from eqxformer.blocks import Block, pre_norm
+from eqxformer.data.characters import Characters
+from eqxformer.data.windows import Epochs
 from eqxformer.layers import MLP, Attention, Embedding, LearnedPositions, Normal, Zeros
+from eqxformer.losses.tokens import NextToken
 from eqxformer.models import DecoderLM, InputEmbedding, LinearHead
-from eqxformer.training.characters import Characters
-from eqxformer.training.loss import NextToken
-from eqxformer.training.optimizer import AdamW, ClipByValue
+from eqxformer.optimizers.optimizer import AdamW, ClipByValue
 from eqxformer.training.recipes.language_model import TextExperiment, language_model
-from eqxformer.training.windows import Epochs
 
 EPOCHS = 32
 

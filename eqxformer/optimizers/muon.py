@@ -8,8 +8,8 @@ import optax
 from optax import contrib
 
 from eqxformer.axes import leaf_axes
-from eqxformer.training.cross_entropy import check_share
-from eqxformer.training.optimizer import (
+from eqxformer.losses.cross_entropy import check_share
+from eqxformer.optimizers.optimizer import (
     COPIES,
     AdamW,
     ClipByNorm,
@@ -20,7 +20,7 @@ from eqxformer.training.optimizer import (
     clipped,
     rated,
 )
-from eqxformer.training.schedules import Schedule
+from eqxformer.optimizers.schedules import Schedule
 
 # Tables, whose rows are looked up and not multiplied, and what ends in scores of such rows.
 _TABLES = frozenset({"vocab", "positions", "types", "labels", "buckets", "kernel"})

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqxformer.config import Config
-from eqxformer.training.batches import PairBatch, TokenBatch, shifted, weights_of
-from eqxformer.training.chunked import cross_entropy_of
-from eqxformer.training.cross_entropy import Loss, check_share, cross_entropy
+from eqxformer.data.batches import PairBatch, TokenBatch, shifted, weights_of
+from eqxformer.losses.chunked import cross_entropy_of
+from eqxformer.losses.cross_entropy import Loss, check_share, cross_entropy
 
 
 class LossFunction(Protocol):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eqxformer.training.windows import Epochs, RandomWindows, consecutive
+from eqxformer.data.windows import Epochs, RandomWindows, consecutive
 
 TOKENS = np.arange(1000, dtype=np.int32)
 

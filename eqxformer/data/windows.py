@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int
 
-from eqxformer.training.batches import Data, TokenBatch
+from eqxformer.data.batches import Data, TokenBatch
 
 Tokens = Int[np.ndarray, " tokens"]
 Batches = Callable[[int], TokenBatch]

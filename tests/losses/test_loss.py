@@ -4,16 +4,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eqxformer.data.batches import PairBatch, TokenBatch
 from eqxformer.layers.feed_forward import RouterLosses
-from eqxformer.training.batches import PairBatch, TokenBatch
-from eqxformer.training.loss import (
+from eqxformer.losses.tokens import (
     Loss,
     NextToken,
     SequenceToSequence,
     next_token_loss,
     sequence_to_sequence_loss,
 )
-from eqxformer.training.loss import cross_entropy as eager_cross_entropy
+from eqxformer.losses.tokens import cross_entropy as eager_cross_entropy
 from tests.training.tiny import Bigram
 
 cross_entropy = eqx.filter_jit(eager_cross_entropy)

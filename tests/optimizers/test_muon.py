@@ -8,8 +8,8 @@ import pytest
 
 import eqxformer as ef
 from eqxformer.blocks import Scanned
-from eqxformer.training.muon import orthogonalised
-from eqxformer.training.optimizer import trainable
+from eqxformer.optimizers.muon import orthogonalised
+from eqxformer.optimizers.trainable import trainable
 from tests.helpers.compare import assert_close
 from tests.helpers.hot import normal
 

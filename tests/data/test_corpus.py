@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from eqxformer.training.corpus import Corpus, default_corpus, read_corpus, read_text
+from eqxformer.data.corpus import Corpus, default_corpus, read_corpus, read_text
 
 
 def test_the_default_corpus_is_a_long_english_text():
@@ -19,7 +19,7 @@ def test_the_default_corpus_has_each_paragraph_once():
 
 
 def test_the_default_corpus_is_the_same_in_every_process():
-    code = "from eqxformer.training.corpus import default_corpus as d; print(d().fingerprint())"
+    code = "from eqxformer.data.corpus import default_corpus as d; print(d().fingerprint())"
     seen = {
         subprocess.run(
             [sys.executable, "-c", code],

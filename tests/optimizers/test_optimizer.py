@@ -10,8 +10,8 @@ from eqxformer.blocks import Scanned, Unrolled
 from eqxformer.checkpoints.native import shapes
 from eqxformer.config import Config
 from eqxformer.models import families
-from eqxformer.training.muon import Muon
-from eqxformer.training.optimizer import (
+from eqxformer.optimizers.muon import Muon
+from eqxformer.optimizers.optimizer import (
     SGD,
     Adafactor,
     AdamW,
@@ -19,14 +19,14 @@ from eqxformer.training.optimizer import (
     ClipByValue,
     Lion,
     decays,
-    trainable,
 )
-from eqxformer.training.schedules import (
+from eqxformer.optimizers.schedules import (
     InverseSquareRoot,
     WarmupCosine,
     WarmupExponential,
     WarmupLinear,
 )
+from eqxformer.optimizers.trainable import trainable
 from tests.training.tiny import Bigram
 
 

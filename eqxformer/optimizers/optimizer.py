@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import optax
 
 from eqxformer.axes import leaf_axes
 from eqxformer.config import Config
-from eqxformer.training.cross_entropy import check_share
-from eqxformer.training.schedules import Schedule
+from eqxformer.losses.cross_entropy import check_share
+from eqxformer.optimizers.schedules import Schedule
 
 COPIES = ("layers", "experts")  # axes that only count copies of a parameter
 
@@ -206,11 +205,6 @@ def decays(parameters: Any) -> Any:
         return sum(word not in COPIES for word in words) >= 2
 
     return jax.tree_util.tree_map_with_path(is_matrix, parameters)
-
-
-def trainable(model: Any) -> Any:
-    """The arrays that an optimizer changes: those of a floating type, everything else None."""
-    return eqx.filter(model, eqx.is_inexact_array)
 
 
 def clipped(clip: ClipByNorm | ClipByValue | None) -> optax.GradientTransformation:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
-from eqxformer.training import chunked
+from eqxformer.losses import chunked
 from tests.helpers.compare import assert_close
 from tests.helpers.compiling import compilations
 from tests.helpers.models import filled, tokens

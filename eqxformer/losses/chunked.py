@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, Int
 
 from eqxformer.layers.norms import wide_dtype, widen
-from eqxformer.training.cross_entropy import (
+from eqxformer.losses.cross_entropy import (
     Loss,
     Weights,
     check_share,

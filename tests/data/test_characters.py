@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eqxformer.config import Config
-from eqxformer.training.characters import Characters
+from eqxformer.data.characters import Characters
 
 
 @given(st.text(min_size=1))
