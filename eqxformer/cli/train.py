@@ -5,6 +5,7 @@ import importlib.metadata
 import itertools
 import platform
 import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,26 @@ from rich.console import Console
 
 from eqxformer.__about__ import __version__
 from eqxformer.checkpoints.native import shapes
-from eqxformer.cli.errors import Failure, explained
+from eqxformer.cli.errors import Failure, Mistake, explained
 from eqxformer.cli.memory import check_memory
 from eqxformer.cli.settings import edited
 from eqxformer.config import Config
+from eqxformer.data.feed import feed
 from eqxformer.inspect.table import table
 from eqxformer.training.callbacks import (
     Callback,
+    EarlyStopping,
     Evaluate,
-    LossPlot,
-    MetricsFile,
     Save,
+    SaveBest,
     ShowSamples,
     Validate,
 )
+from eqxformer.training.checkpoints import CheckpointNotWritten, Checkpoints, DamagedCheckpoints
 from eqxformer.training.experiment import Experiment, Recipe, Task
 from eqxformer.training.progress import ProgressBar
 from eqxformer.training.recipes import RECIPES, recipe
+from eqxformer.training.records import LossPlot, MetricsFile
 from eqxformer.training.run_directory import RunDirectory, refuse_existing
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
 
@@ -42,24 +46,31 @@ Examples:
   eqxformer train
   eqxformer train --data book.txt --out runs/book
   eqxformer train rot13 --seed 1
+  eqxformer train --out runs/book --resume
   eqxformer train --dry-run
   eqxformer train --set model.blocks.*.attention.heads=8 --set optimizer.learning_rate.peak=1e-3
 """
 
 
 @click.command(help=_HELP, epilog=_EXAMPLES)
-@click.argument("name", metavar="[RECIPE]", default=next(iter(RECIPES)))
+@click.argument("name", metavar="[RECIPE]", required=False)
 @click.option("--data", type=click.Path(path_type=Path), help="UTF-8 text to learn from.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory to make.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in --out from its newest checkpoint, or begin it if there is none.",
+)
 @click.option("--steps", type=int, help="Training steps.")
 @click.option("--batch", type=int, help="Sequences in a step.")
 @click.option("--seed", type=int, help="What all random numbers follow from.")
 @click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Any other setting.")
 @click.option("--dry-run", is_flag=True, help="Show everything that can be set, and stop.")
 def train(
-    name: str,
+    name: str | None,
     data: Path | None,
     out: Path | None,
+    resume: bool,
     steps: int | None,
     batch: int | None,
     seed: int | None,
@@ -70,11 +81,14 @@ def train(
     shortcuts = {"steps": steps, "data.batch": batch, "seed": seed}
     given = tuple(f"{path}={value}" for path, value in shortcuts.items() if value is not None)
     with explained():
-        chosen = recipe(name)
-        out = default_directory(name) if out is None else out
-        refuse_existing(out)
-        task = chosen.prepare(data)
-        experiment = edited(task.experiment, given + settings)
+        before = _begun(out) if resume else None
+        chosen = _chosen(name, before)
+        out = default_directory(chosen.name) if out is None else out
+        if before is None:
+            refuse_existing(out)
+        task = chosen.prepare(_data(data, before))
+        suggested = task.experiment if before is None else before.experiment()
+        experiment = edited(suggested, given + settings)
         task.check(experiment)
         check_memory(experiment)
         skeleton = shapes(experiment.model)
@@ -86,10 +100,34 @@ def train(
     console.print(_plan(chosen, task, experiment, out))
     with explained():
         model = experiment.init()
-        about = _about(chosen, task, experiment)
-        run = RunDirectory.create(out, about=about, tokenizer=task.tokenizer)
-        run.save(model)  # from here on there is always a model to load, however this ends
-    return _conduct(model, task, experiment, run, console)
+        if before is None:
+            about = _about(chosen, task, experiment, data)
+            before = RunDirectory.create(out, about=about, tokenizer=task.tokenizer)
+            before.save(model)  # from here on there is always a model to load, however this ends
+    return _conduct(model, task, experiment, before, console)
+
+
+def _begun(out: Path | None) -> RunDirectory | None:
+    """The run to go on with; None where there is nothing yet."""
+    if out is None:
+        raise ValueError("`--resume` needs `--out DIRECTORY`, the run to go on with.")
+    return RunDirectory.open(out) if out.exists() else None
+
+
+def _chosen(name: str | None, before: RunDirectory | None) -> Recipe:
+    """The recipe that was asked for, or that of the run; the first where nothing was said."""
+    if before is None:
+        return recipe(name or next(iter(RECIPES)))
+    known = before.about()["recipe"]
+    if name not in (None, known):
+        raise ValueError(f"The run in `{before.path}` is of the recipe `{known}`; got `{name}`.")
+    return recipe(known)
+
+
+def _data(data: Path | None, before: RunDirectory | None) -> Path | None:
+    """The file that was asked for, or that of the run."""
+    known = None if before is None else before.about().get("path")
+    return Path(known) if data is None and known is not None else data
 
 
 def _conduct(
@@ -100,30 +138,47 @@ def _conduct(
     evaluate = Evaluate(lambda model: task.evaluate(model, experiment))
     trainer = Trainer(
         model,
-        task.batches(experiment),
+        feed(task.batches(experiment), ahead=2),
         experiment.optimizer.build(experiment.steps),
         experiment.steps,
         key=experiment.key("steps"),
         loss=experiment.loss,
         microbatch=experiment.microbatch,
+        trains=experiment.trains,
+        precision=experiment.precision,
+        skips=experiment.skips,
         callbacks=[save, evaluate, *_callbacks(task, experiment, run, console)],
+        checkpoints=Checkpoints(
+            run.checkpoints,
+            every=experiment.checkpoint_every or experiment.validate_every,
+            identity={"experiment": experiment.identity(), "data": task.about},
+            warn=console.print,
+        ),
     )
     try:
         state = trainer.fit()
         if not trainer.interrupted:
+            if trainer.stopped:
+                console.print(f"\nStopped after step {trainer.step:,}: {trainer.stopped}.")
             console.print(f"\n{task.conclude(evaluate.values, experiment)}\n")
-            console.print(f"{task.sample(state.model, experiment, trainer.step)}\n")
+            console.print(f"{task.sample(state.averaged, experiment, trainer.step)}\n")
     except NonFiniteLoss as error:
         raise Failure(f"{error} The model of step {save.step} is in {run.path}.") from error
+    except (CheckpointNotWritten, DamagedCheckpoints) as error:
+        raise Failure(str(error)) from error
+    except ValueError as error:
+        raise Mistake(str(error)) from error
     except OSError as error:
         raise Failure(f"{run.path} cannot be written: {error.strerror}.") from error
     except KeyboardInterrupt:
-        trainer.interrupted = True
-    if trainer.interrupted:
+        trainer.signal = signal.SIGINT
+    if trainer.signal is not None:
         console.print(f"Interrupted; the model of step {save.step:,} is saved.")
+        words = ("eqxformer", "train", "--out", str(run.path), "--resume")
+        console.print(f"Go on: {' '.join(map(_quoted, words))}")
     words = ("eqxformer", "generate", str(run.path), "--prompt", experiment.prompt)
     console.print(f"Run:  {run.path}\nNext: {' '.join(map(_quoted, words))}")
-    return 130 if trainer.interrupted else 0
+    return 0 if trainer.signal is None else 128 + trainer.signal
 
 
 def _callbacks(
@@ -132,7 +187,8 @@ def _callbacks(
     """Numbers to the run directory, numbers and samples to the terminal."""
     callbacks: list[Callback] = [
         MetricsFile(run.path / "metrics.jsonl"),
-        LossPlot(run.path / "loss.png"),
+        LossPlot(run.path / "loss.png", history=run.path / "metrics.jsonl"),
+        SaveBest(run.save_best),
         Validate(
             task.validation(experiment), every=experiment.validate_every, loss=experiment.loss
         ),
@@ -143,6 +199,8 @@ def _callbacks(
             return f"{task.sample(model, experiment, step)}\n"
 
         callbacks.append(ShowSamples(draw, console.print, every=experiment.sample_every))
+    if experiment.patience is not None:
+        callbacks.append(EarlyStopping(patience=experiment.patience))
     return [*callbacks, ProgressBar(console)]
 
 
@@ -163,13 +221,14 @@ def _plan(chosen: Recipe, task: Task, experiment: Experiment, out: Path) -> str:
     )
 
 
-def _about(chosen: Recipe, task: Task, experiment: Experiment) -> dict[str, Any]:
+def _about(chosen: Recipe, task: Task, experiment: Experiment, data: Path | None) -> dict[str, Any]:
     packages = ("jax", "jaxlib", "equinox", "optax", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {
         "recipe": chosen.name,
         "experiment": experiment.to_dict(),
         "data": task.about,
+        "path": None if data is None else str(data.absolute()),
         "versions": {"eqxformer": __version__, "python": platform.python_version(), **versions},
     }
 

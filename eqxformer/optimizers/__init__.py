@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules as values that build optax chains."""
 
+from eqxformer.optimizers.averaged import Averaged
 from eqxformer.optimizers.muon import Muon
 from eqxformer.optimizers.optimizer import (
     SGD,
@@ -24,6 +25,7 @@ __all__ = [
     "SGD",
     "Adafactor",
     "AdamW",
+    "Averaged",
     "ClipByNorm",
     "ClipByValue",
     "Except",

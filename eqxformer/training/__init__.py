@@ -5,21 +5,27 @@ Start reading at `step.py`.
 
 from eqxformer.training.callbacks import (
     Callback,
+    EarlyStopping,
     Evaluate,
-    LossPlot,
-    MetricsFile,
     Record,
     Save,
+    SaveBest,
     ShowSamples,
     Validate,
     evaluator,
 )
+from eqxformer.training.checkpoints import CheckpointNotWritten, Checkpoints, DamagedCheckpoints
 from eqxformer.training.precision import Precision
+from eqxformer.training.records import LossPlot, MetricsFile
 from eqxformer.training.step import TrainState, make_step
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
 
 __all__ = [
     "Callback",
+    "CheckpointNotWritten",
+    "Checkpoints",
+    "DamagedCheckpoints",
+    "EarlyStopping",
     "Evaluate",
     "LossPlot",
     "MetricsFile",
@@ -27,6 +33,7 @@ __all__ = [
     "Precision",
     "Record",
     "Save",
+    "SaveBest",
     "ShowSamples",
     "TrainState",
     "Trainer",

@@ -1,10 +1,7 @@
-"""What happens besides the steps: validation, samples, saving, numbers to a file, a plot."""
+"""What happens besides the steps: validation, samples, saving, stopping early."""
 
-import collections
-import json
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
@@ -52,6 +49,13 @@ class Callback:
     def closed(self) -> None:
         """At the very end, whatever happened."""
 
+    def memory(self) -> dict[str, Any]:
+        """What has to be known to go on from here, as plain JSON values; goes into checkpoints."""
+        return {}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Takes back what `memory` gave when a checkpoint was made; before `started`."""
+
 
 class Validate(Callback):
     """Publishes `validation_loss`: the mean per token over some batches, without dropout."""
@@ -63,7 +67,7 @@ class Validate(Callback):
         self._measure = evaluator(NextToken() if loss is None else loss)
 
     def reached(self, trainer: "Trainer") -> None:
-        loss = self._measure(trainer.state.model, self.batches)
+        loss = self._measure(trainer.state.averaged, self.batches)
         trainer.publish({"validation_loss": float(loss.mean)})
 
 
@@ -95,7 +99,7 @@ class ShowSamples(Callback):
         self.draw, self.show, self.every = draw, show, every
 
     def reached(self, trainer: "Trainer") -> None:
-        self.show(self.draw(trainer.state.model, trainer.step))
+        self.show(self.draw(trainer.state.averaged, trainer.step))
 
 
 class Evaluate(Callback):
@@ -110,7 +114,7 @@ class Evaluate(Callback):
 
     def finished(self, trainer: "Trainer") -> None:
         if not trainer.interrupted:
-            self.values = self.measure(trainer.state.model)
+            self.values = self.measure(trainer.state.averaged)
             trainer.publish(self.values)
 
 
@@ -125,72 +129,104 @@ class Save(Callback):
 
     def reached(self, trainer: "Trainer") -> None:
         if self.step != trainer.step:
-            self.save(trainer.state.model)
+            self.save(trainer.state.averaged)
             self.step = trainer.step
 
     def finished(self, trainer: "Trainer") -> None:
         self.reached(trainer)
 
 
-class MetricsFile(Callback):
-    """Writes each record as one line of JSON; what is not finite becomes null."""
+class SaveBest(Callback):
+    """Gives the model to `save` whenever a published number is better than ever before.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Arguments:
+        save: what keeps the model; one that is kept already is replaced.
+        metric: the number, smaller being better; NaN is never better.
+        larger: whether larger is better instead.
+
+    `best` is the number of the model that was saved last, `step` its step; at first both are None.
+    """
+
+    def __init__(
+        self,
+        save: Callable[[Any], Any],
+        *,
+        metric: str = "validation_loss",
+        larger: bool = False,
+    ) -> None:
+        self.save, self.metric, self.larger = save, metric, larger
+        self.best: float | None = None
+        self.step: int | None = None
 
     def started(self, trainer: "Trainer") -> None:
-        self._file = self.path.open("w", encoding="utf-8", buffering=1)  # whole lines at once
+        self._trainer = trainer
 
     def recorded(self, record: Record) -> None:
-        values = {k: v if math.isfinite(v) else None for k, v in record.values.items()}
-        line = {"step": record.step, "tokens": record.tokens, "seconds": round(record.seconds, 3)}
-        self._file.write(json.dumps({**line, **values}) + "\n")
+        found = record.values.get(self.metric, math.nan)
+        if is_better(found, self.best, larger=self.larger):
+            self.save(self._trainer.state.averaged)
+            self.best, self.step = found, record.step
 
-    def closed(self) -> None:
-        self._file.close()
+    def memory(self) -> dict[str, Any]:
+        return {"best": self.best, "step": self.step}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        self.best, self.step = memory.get("best"), memory.get("step")
 
 
-class LossPlot(Callback):
-    """Draws training and validation loss over the steps into a PNG, at the end."""
+class EarlyStopping(Callback):
+    """Stops training when a published number has not become better for so many times.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.curves: dict[str, list[tuple[int, float]]] = collections.defaultdict(list)
+    Arguments:
+        patience: how often it may fail to become better in a row.
+        metric: the number, smaller being better.
+        larger: whether larger is better instead.
+        least: by how much it must be better to count.
+    """
+
+    def __init__(
+        self,
+        *,
+        patience: int,
+        metric: str = "validation_loss",
+        larger: bool = False,
+        least: float = 0.0,
+    ) -> None:
+        if patience < 1 or least < 0:
+            raise ValueError(
+                f"`patience` must be at least 1 and `least` not negative; got {patience}, {least}."
+            )
+        self.patience, self.metric, self.larger, self.least = patience, metric, larger, least
+        self._best: float | None = None
+        self._failures = 0
+
+    def started(self, trainer: "Trainer") -> None:
+        self._trainer = trainer
 
     def recorded(self, record: Record) -> None:
-        for name in ("loss", "validation_loss"):
-            if math.isfinite(record.values.get(name, math.nan)):
-                self.curves[name].append((record.step, record.values[name]))
+        if self.metric not in record.values:
+            return
+        found = record.values[self.metric]
+        if is_better(found, self._best, larger=self.larger, least=self.least):
+            self._best, self._failures = found, 0
+            return
+        self._failures += 1
+        if self._failures >= self.patience:
+            self._trainer.stop(
+                f"{self.metric} has not become better than {self._best} for {self.patience} times"
+            )
 
-    def closed(self) -> None:
-        if self.curves:
-            draw_losses(self.curves, self.path)
+    def memory(self) -> dict[str, Any]:
+        return {"best": self._best, "failures": self._failures}
 
-
-def draw_losses(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Draws curves of (step, nats per token) by name into a PNG."""
-    from matplotlib.figure import Figure  # not pyplot: it would pick a backend for the process
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
-    for name, points in curves.items():
-        steps, values = zip(*points, strict=True)
-        if name == "loss":
-            axes.plot(steps, values, color="C0", alpha=0.25, linewidth=0.8)
-            axes.plot(steps, _smooth(values), color="C0", label="training")
-        else:
-            label = name.replace("_loss", "")
-            axes.plot(steps, values, color="C1", marker=".", label=label)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    def recall(self, memory: dict[str, Any]) -> None:
+        self._best, self._failures = memory.get("best"), memory.get("failures", 0)
 
 
-def _smooth(values: tuple[float, ...], keep: float = 0.95) -> list[float]:
-    """Exponential running mean, without the pull of its start towards 0."""
-    mean = weight = 0.0
-    smooth = []
-    for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        smooth.append(mean / weight)
-    return smooth
+def is_better(
+    found: float, best: float | None, *, larger: bool = False, least: float = 0.0
+) -> bool:
+    """Whether a number is better than the best so far, which every number is but NaN at first."""
+    if math.isnan(found):
+        return False
+    return best is None or (found - best > least if larger else best - found > least)

@@ -15,7 +15,9 @@ from eqxformer.data.characters import Characters
 from eqxformer.generation.samplers import Sampler
 from eqxformer.losses.tokens import TokenLoss
 from eqxformer.optimizers.optimizer import Optimizer
+from eqxformer.optimizers.trainable import Trainable
 from eqxformer.training.accumulation import check_microbatch
+from eqxformer.training.precision import Precision
 
 
 class Experiment(Config):
@@ -33,6 +35,12 @@ class Experiment(Config):
         seed: what all random numbers of the run follow from.
         microbatch: rows of a batch whose gradient is made at once, for batches that are larger
             than memory; None for all.
+        trains: which of the model's arrays are trained, such as `Except(paths=("embedding",))`.
+        precision: the number types of a step, such as `Precision(compute="bfloat16")`.
+        skips: how many steps in a row may have a loss that is not finite; they change nothing.
+        checkpoint_every: steps between two checkpoints; None for `validate_every`.
+        patience: how often the validation loss may fail to become better before training stops;
+            None for no such end.
     """
 
     model: Config
@@ -45,14 +53,25 @@ class Experiment(Config):
     prompt: str = ""
     seed: int = 0
     microbatch: int | None = None
+    trains: Trainable = Trainable()
+    precision: Precision = Precision()
+    skips: int = 0
+    checkpoint_every: int | None = None
+    patience: int | None = None
 
     def check(self) -> None:
-        least = {"steps": 1, "validate_every": 1, "sample_every": 1, "seed": 0}
+        least = {"steps": 1, "validate_every": 1, "sample_every": 1, "seed": 0, "skips": 0}
+        least |= {"checkpoint_every": 1, "patience": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"`{name}` must be at least {bound}; got {value}.")
         check_microbatch(self.microbatch)
+
+    def identity(self) -> dict[str, Any]:
+        """What the bits of a run follow from, as plain JSON values: all but what is only shown."""
+        shown = ("validate_every", "sample_every", "prompt", "checkpoint_every")
+        return {name: value for name, value in self.to_dict().items() if name not in shown}
 
     def init(self) -> Any:
         """The model, freshly initialised."""

@@ -39,6 +39,8 @@ class ProgressBar(Callback):
         )
         self._task = self._bar.add_task("compiling", total=self._steps)
         self._bar.start()
+        if trainer.step:
+            self._print(f"Going on from step {trainer.step:,}.")
 
     def recorded(self, record: Record) -> None:
         if "loss" in record.values:

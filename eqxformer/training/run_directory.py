@@ -6,6 +6,8 @@ config.json         the model's config tree,
 model.safetensors   and its arrays: `ef.load` of the directory gives the model
 metrics.jsonl       a line of numbers per step
 loss.png            the loss curve
+checkpoints/        what training goes on from
+best/               the model with the best validation loss: `ef.load` of it gives that
 """
 
 import json
@@ -51,6 +53,15 @@ class RunDirectory:
             raise ValueError(f"`{path}` {what}; name a directory that `eqxformer train` made.")
         return cls(path)
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    def save_best(self, model: Any) -> None:
+        """Puts `model` in the place of the best one so far."""
+        save(model, self.path / "best")
+
     def save(self, model: Any) -> None:
         """Puts `model` in the place of the last one; no reader ever sees half of it."""
         save(model, self.path)
@@ -62,6 +73,10 @@ class RunDirectory:
     def about(self) -> dict[str, Any]:
         """What `run.json` says."""
         return _read_json(self.path / RUN)
+
+    def experiment(self) -> Any:
+        """The experiment that `run.json` tells of."""
+        return Config.from_dict(self.about()["experiment"])
 
     def tokenizer(self) -> Config:
         """The tokenizer."""

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.losses.cross_entropy import Loss
 from eqxformer.losses.tokens import LossFunction
+from eqxformer.optimizers.averaged import average_in
 from eqxformer.optimizers.trainable import Trainable
 from eqxformer.training.accumulation import accumulated, check_microbatch
 from eqxformer.training.flat import Flat
@@ -39,6 +40,15 @@ class TrainState(eqx.Module):
     step: Int[Array, ""]
     key: PRNGKeyArray
     trains: Trainable = eqx.field(static=True, default=Trainable())
+
+    @property
+    def averaged(self) -> Any:
+        """The model with the averages of its weights, where the optimizer keeps any; else as it is.
+
+        See `Averaged`.
+        """
+        mean = average_in(self.optimizer)
+        return self.model if mean is None else eqx.combine(mean, self.model)
 
     @classmethod
     def create(

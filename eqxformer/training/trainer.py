@@ -1,12 +1,10 @@
-"""The thin loop round a training step: numbers out, callbacks in, an orderly end."""
+"""The thin loop round a training step: numbers out, callbacks in, checkpoints, an orderly end."""
 
 import contextlib
 import dataclasses
 import math
-import signal
-import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,9 +12,14 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
+from eqxformer.data.feed import Feed, feed
 from eqxformer.losses.tokens import LossFunction, NextToken
+from eqxformer.optimizers.trainable import Trainable
 from eqxformer.training.accumulation import check_microbatch
 from eqxformer.training.callbacks import Callback, Record
+from eqxformer.training.checkpoints import Checkpoints
+from eqxformer.training.precision import Precision
+from eqxformer.training.signals import StopRequest, stop_requests
 from eqxformer.training.step import Metrics, TrainState, make_step
 
 _RUN_AHEAD = 4  # steps handed to the device before the numbers of the first are asked for
@@ -40,16 +43,24 @@ class Trainer:
 
     Arguments:
         model: what is trained; the original stays as it is.
-        batches: a function from the number of a step, from 0 on, to its batch.
+        batches: a function from the number of a step, from 0 on, to its batch; or a Grain dataset;
+            or a `Feed` of your own.
         optimizer: an optax optimizer, as `AdamW(...).build(steps)` makes it.
         steps: how many.
         key: the root of the randomness in the steps, such as dropout.
         loss: what is minimised.
         microbatch: rows whose gradient is made at once; see `make_step`.
+        trains: which arrays of the model are trained.
+        precision: the number types of a step.
+        skips: how many steps in a row may have a loss or gradient that is not finite; such a step
+            changes nothing. With 0, the first one ends training.
         callbacks: what else happens; see `Callback`.
+        checkpoints: where the state is kept, so that training that ended before its last step goes
+            on from there: with the same batches, the same randomness and so the same bits.
 
     The numbers of a step are read some steps later, so that the device never waits for the host.
-    Ctrl-C ends training after the current step, as if it had been the last; a second one at once.
+    Ctrl-C and SIGTERM end training after the current step, as if it had been the last; a second one
+    at once. `interrupted` says that it was so, and `signal` by which.
 
     Example:
         >>> import eqxformer as ef, jax, numpy as np
@@ -67,39 +78,63 @@ class Trainer:
     """
 
     model: Any
-    batches: Callable[[int], Any]
+    batches: Callable[[int], Any] | Feed | Any
     optimizer: optax.GradientTransformation
     steps: int
     _: dataclasses.KW_ONLY
     key: PRNGKeyArray
     loss: LossFunction = dataclasses.field(default_factory=NextToken)
     microbatch: int | None = None
+    trains: Trainable = dataclasses.field(default_factory=Trainable)
+    precision: Precision = dataclasses.field(default_factory=Precision)
+    skips: int = 0
     callbacks: Sequence[Callback] = ()
+    checkpoints: Checkpoints | None = None
 
     step: int = dataclasses.field(default=0, init=False)
     tokens: int = dataclasses.field(default=0, init=False)
-    interrupted: bool = dataclasses.field(default=False, init=False)
+    signal: int | None = dataclasses.field(default=None, init=False)
+    stopped: str | None = dataclasses.field(default=None, init=False)
     state: TrainState = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"`steps` must be at least 1; got {self.steps}.")
+        if self.skips < 0:
+            raise ValueError(f"`skips` must not be negative; got {self.skips}.")
         check_microbatch(self.microbatch)
+        self._first = self.batches.position() if isinstance(self.batches, Feed) else {}
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended training before its last step."""
+        return self.signal is not None
 
     def fit(self) -> TrainState:
         """The state after the last step. Raises `NonFiniteLoss` when training breaks down.
 
-        Every call begins anew with the model that was given.
+        Every call begins anew with the model that was given, but where there are checkpoints.
         """
-        self.step, self.tokens, self.interrupted = 0, 0, False
-        self.state = TrainState.create(self.model, self.optimizer, key=self.key)
+        self.step, self.tokens, self.signal, self.stopped = 0, 0, None, None
+        self._skipped = 0
         self._begin = time.perf_counter()
         with contextlib.ExitStack() as stack:
-            asked = stack.enter_context(_ctrl_c())
+            self._feed = feed(self.batches)
+            if self._feed is self.batches:
+                self._feed.move_to(self._first)
+            else:
+                stack.callback(self._feed.close)
+            asked = stack.enter_context(stop_requests())
+            self.state = self._created()
+            if self.checkpoints is not None:
+                stack.enter_context(contextlib.closing(self.checkpoints.open()))
+                self._go_on()
             for callback in self.callbacks:
                 callback.started(self)
                 stack.callback(callback.closed)
             self._loop(asked)
+            if self.checkpoints is not None:
+                self.checkpoints.wait()
             for callback in self.callbacks:
                 callback.finished(self)
         return self.state
@@ -108,27 +143,53 @@ class Trainer:
         """Passes numbers measured after the current step on to every callback."""
         self._record(self.step, self.tokens, values)
 
-    def _loop(self, asked: threading.Event) -> None:
-        update = make_step(self.loss, self.optimizer, microbatch=self.microbatch)
+    def stop(self, reason: str) -> None:
+        """Ends training after the current step, as if it had been the last."""
+        self.stopped = reason
+
+    def _created(self) -> TrainState:
+        return TrainState.create(
+            self.model,
+            self.optimizer,
+            key=self.key,
+            trains=self.trains,
+            precision=self.precision,
+        )
+
+    def _loop(self, asked: StopRequest) -> None:
+        update = make_step(
+            self.loss,
+            self.optimizer,
+            microbatch=self.microbatch,
+            precision=self.precision,
+            skips_nonfinite=self.skips > 0,
+        )
         pending: deque[tuple[int, int, Metrics]] = deque()
-        while self.step < self.steps and not self.interrupted:
-            batch = self.batches(self.step)
+        while self.step < self.steps and not self.stopped and not self.interrupted:
+            batch = self._feed.next_batch()
             self.state, metrics = update(self.state, batch)
             self.step += 1
             self.tokens += getattr(batch, "token_count", 0)
             pending.append((self.step, self.tokens, metrics))
-            self.interrupted = asked.is_set()
-            due = [c for c in self.callbacks if c.every and self.step % c.every == 0]
+            self.signal = asked.signal
             last = self.interrupted or self.step == self.steps
-            while len(pending) > (0 if due or last else _RUN_AHEAD):
+            due = [c for c in self.callbacks if c.every and self.step % c.every == 0]
+            saves = self._saves_at(self.step) or (last and self.checkpoints is not None)
+            while len(pending) > (0 if due or last or saves else _RUN_AHEAD):
                 self._read(*pending.popleft())
             for callback in due:
                 callback.reached(self)
+            if saves or (self.stopped and self.checkpoints is not None):
+                self._save()
 
     def _read(self, step: int, tokens: int, metrics: Metrics) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._record(step, tokens, values)
-        if not all(math.isfinite(values[name]) for name in ("loss", "gradient_norm")):
+        if all(math.isfinite(values[name]) for name in ("loss", "gradient_norm")):
+            self._skipped = 0
+            return
+        self._skipped += 1
+        if self._skipped > self.skips:
             raise NonFiniteLoss(step, values)
 
     def _record(self, step: int, tokens: int, values: dict[str, float]) -> None:
@@ -137,22 +198,41 @@ class Trainer:
         for callback in self.callbacks:
             callback.recorded(record)
 
+    def _saves_at(self, step: int) -> bool:
+        return self.checkpoints is not None and step % self.checkpoints.every == 0
 
-@contextlib.contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets instead of raising; the second Ctrl-C raises as ever."""
-    asked = threading.Event()
+    def _save(self) -> None:
+        """A checkpoint of everything that the next step depends on, and of what callbacks know."""
+        assert self.checkpoints is not None
+        progress = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": time.perf_counter() - self._begin,
+            "skipped": self._skipped,
+            "stopped": self.stopped,
+            "feed": self._feed.position(),
+            "callbacks": {name: callback.memory() for name, callback in self._named_callbacks()},
+        }
+        self.checkpoints.save(self.step, self.state, progress)
 
-    def notice(number: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
+    def _go_on(self) -> None:
+        """Puts everything back to where the newest checkpoint is, if there is one."""
+        assert self.checkpoints is not None
+        found = self.checkpoints.restore(self.state)
+        if found is None:
+            return
+        self.state, progress = found.state, found.progress
+        self.step, self.tokens = progress["step"], progress["tokens"]
+        self._begin -= progress["seconds"]
+        self._skipped, self.stopped = progress["skipped"], progress["stopped"]
+        self._feed.move_to(progress["feed"])
+        for name, callback in self._named_callbacks():
+            callback.recall(progress["callbacks"].get(name, {}))
 
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGINT, notice)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
+        """Callbacks by the name of their class, numbered where there are several."""
+        seen: Counter[str] = Counter()
+        for callback in self.callbacks:
+            name = type(callback).__name__
+            seen[name] += 1
+            yield (name if seen[name] == 1 else f"{name}-{seen[name]}"), callback

@@ -1,5 +1,7 @@
 """Whatever is asked for in vain: one line that says what to do, exit code 2, nothing touched."""
 
+from pathlib import Path
+
 import pytest
 
 from eqxformer.checkpoints.native import save
@@ -155,7 +157,7 @@ def test_prompts_that_a_model_cannot_read(command, here, trained, run_name, argu
 def test_runs_that_are_broken(command, here, trained, name, content, message):
     copied = here / "run"
     copied.mkdir()
-    for file in (trained / "rot13").iterdir():
+    for file in filter(Path.is_file, (trained / "rot13").iterdir()):
         (copied / file.name).write_bytes(file.read_bytes())
     (copied / name).write_text(content)
     assert message in refused(command, here, "generate", copied, "--prompt", "hey")

@@ -40,6 +40,9 @@ def test_a_run_leaves_everything_behind(trained):
         "model.safetensors",
         "metrics.jsonl",
         "loss.png",
+        "best",
+        "checkpoints",
+        ".checkpoints.lock",
     }
     assert (trained / "text/loss.png").read_bytes().startswith(b"\x89PNG")
 

@@ -17,7 +17,7 @@ def shown(terminal, records, steps=100):
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=100, color_system=None)
     bar = ProgressBar(console)
-    bar.started(SimpleNamespace(steps=steps))
+    bar.started(SimpleNamespace(steps=steps, step=0))
     for record in records:
         bar.recorded(record)
     bar._bar.refresh()

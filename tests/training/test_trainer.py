@@ -14,13 +14,12 @@ from eqxformer.losses.tokens import NextToken, next_token_loss
 from eqxformer.optimizers.optimizer import SGD
 from eqxformer.training.callbacks import (
     Callback,
-    LossPlot,
-    MetricsFile,
     Save,
     ShowSamples,
     Validate,
     evaluator,
 )
+from eqxformer.training.records import LossPlot, MetricsFile
 from eqxformer.training.step import TrainState, make_step
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
 from tests.training.tiny import Bigram, Noisy

@@ -1,0 +1,199 @@
+"""Where batches come from: a feed gives one after the other, says where it stands, and goes there.
+
+A trainer knows no more of its data than this. `feed` makes one of a function of the step, or of a
+Grain dataset or iterator.
+"""
+
+import abc
+import collections
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+_MOST_THREADS = 16  # as many as Grain takes by default
+
+
+class Feed(abc.ABC):
+    """Batches in turn, from a place that can be written down and gone back to.
+
+    `fingerprint` says what the data is, or is None where nobody knows. It is part of the position,
+    so that no feed goes on with other data in the belief that they are the same.
+    """
+
+    fingerprint: str | None = None
+
+    @abc.abstractmethod
+    def next_batch(self) -> Any:
+        """The next batch. Raises `ValueError` where the data have come to their end."""
+
+    @abc.abstractmethod
+    def place(self) -> dict[str, Any]:
+        """Where the next batch is, as plain JSON values."""
+
+    @abc.abstractmethod
+    def go(self, place: dict[str, Any]) -> None:
+        """Goes where `place` says; `ValueError`, `KeyError` or the like where that is nowhere."""
+
+    def close(self) -> None:  # noqa: B027  (most have nothing to close)
+        """Lets threads and files go; nothing to let go by default."""
+
+    def position(self) -> dict[str, Any]:
+        """Where the next batch is and of which data, as plain JSON values of one's own."""
+        place = json.loads(json.dumps(self.place()))
+        return place if self.fingerprint is None else {**place, "fingerprint": self.fingerprint}
+
+    def move_to(self, position: dict[str, Any]) -> None:
+        """Goes to where a `position` was taken: the next batch is the one that came next there.
+
+        Raises `ValueError` for a position of other data, and for one that is none of this feed.
+        """
+        place = dict(position)
+        before = place.pop("fingerprint", None)
+        if before != self.fingerprint:
+            raise ValueError(
+                f"The data are not those of this position: their fingerprint was {before}, and is "
+                f"now {self.fingerprint}. Go on with the same data, or begin anew."
+            )
+        here = self.place()
+        try:
+            self.go(place)
+        except (LookupError, TypeError, ValueError) as error:
+            self.go(here)
+            raise ValueError(
+                f"{type(self).__name__} has no place {place}: {error}. "
+                "A position serves the kind of data that it was taken from."
+            ) from error
+
+
+def feed(batches: Any, *, ahead: int = 0, fingerprint: str | None = None) -> Feed:
+    """The feed of what gives batches.
+
+    Arguments:
+        batches: a function from the number of a step, from 0 on, to its batch, such as
+            `RandomWindows(...).build(tokens)`; a `grain.MapDataset` whose elements are batches; a
+            `grain.IterDataset`, or an iterator with `get_state` and `set_state` as Grain's have; or
+            a `Feed`, which stays as it is.
+        ahead: how many batches are made before they are asked for, by threads in the background:
+            one after the other for a function. A `grain.IterDataset` and an iterator read ahead by
+            themselves, as they were told when made.
+        fingerprint: what the data is; by default what `batches` calls its `fingerprint`, if it has
+            one.
+
+    Raises `TypeError` for anything else.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> batches = ef.RandomWindows(length=4, batch=2).build(np.arange(100))
+        >>> feed = ef.feed(batches)
+        >>> first = feed.next_batch()
+        >>> feed.position()
+        {'step': 1}
+        >>> other = ef.feed(batches, ahead=2)
+        >>> other.move_to({"step": 1})
+        >>> bool((other.next_batch().tokens == feed.next_batch().tokens).all())
+        True
+    """
+    if ahead < 0:
+        raise ValueError(f"`ahead` must be at least 0 batches; got {ahead}.")
+    if isinstance(batches, Feed):
+        return batches
+    if fingerprint is None:
+        fingerprint = getattr(batches, "fingerprint", None)
+    if hasattr(batches, "to_iter_dataset"):
+        iterator = iter(batches.to_iter_dataset(_reading(ahead)))
+        return IteratorFeed(iterator, fingerprint)
+    if callable(batches):
+        return StepFeed(batches, ahead, fingerprint)
+    iterator = iter(batches) if hasattr(batches, "__iter__") else None
+    if not (hasattr(iterator, "get_state") and hasattr(iterator, "set_state")):
+        raise TypeError(
+            "`batches` must be a function from the number of a step to its batch, a Grain dataset, "
+            f"or an iterator with `get_state` and `set_state`; got {type(batches).__name__}."
+        )
+    if ahead:
+        raise ValueError(
+            f"{type(batches).__name__} reads ahead by itself: give `grain.ReadOptions` where it is "
+            "made, and leave `ahead` away."
+        )
+    return IteratorFeed(iterator, fingerprint)
+
+
+class StepFeed(Feed):
+    """The batches of a function of the step; its position is the number of the next step."""
+
+    def __init__(
+        self, batches: Callable[[int], Any], ahead: int = 0, fingerprint: str | None = None
+    ) -> None:
+        self.fingerprint = fingerprint
+        self._batches, self._ahead, self._step = batches, ahead, 0
+        self._made: collections.deque[Future[Any]] = collections.deque()
+        # One thread, so that the function need not be safe to call from several at a time.
+        self._thread = ThreadPoolExecutor(1, "eqxformer-feed") if ahead else None
+
+    def next_batch(self) -> Any:
+        batch = self._batches(self._step) if self._thread is None else self._from(self._thread)
+        self._step += 1
+        return batch
+
+    def _from(self, thread: ThreadPoolExecutor) -> Any:
+        while len(self._made) <= self._ahead:
+            self._made.append(thread.submit(self._batches, self._step + len(self._made)))
+        try:
+            return self._made.popleft().result()
+        except BaseException:
+            self._forget()  # what was made of later steps is not what comes next
+            raise
+
+    def _forget(self) -> None:
+        for future in self._made:
+            future.cancel()
+        self._made.clear()
+
+    def place(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def go(self, place: dict[str, Any]) -> None:
+        if set(place) != {"step"} or type(place["step"]) is not int or place["step"] < 0:
+            raise ValueError("it must be a step from 0 on")
+        self._forget()
+        self._step = place["step"]
+
+    def close(self) -> None:
+        self._forget()
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+
+
+class IteratorFeed(Feed):
+    """The batches of an iterator of Grain, or of one that keeps its state likewise."""
+
+    def __init__(self, iterator: Any, fingerprint: str | None = None) -> None:
+        self.fingerprint = fingerprint
+        self._iterator = iterator
+
+    def next_batch(self) -> Any:
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            raise ValueError(
+                "The data have come to their end; repeat them with `.repeat()`, or take fewer "
+                f"steps. They stand at {self.place()}."
+            ) from None
+
+    def place(self) -> dict[str, Any]:
+        return {"iterator": self._iterator.get_state()}
+
+    def go(self, place: dict[str, Any]) -> None:
+        self._iterator.set_state(place["iterator"])
+
+    def close(self) -> None:
+        if hasattr(self._iterator, "close"):
+            self._iterator.close()
+
+
+def _reading(ahead: int) -> Any:
+    """How Grain reads so many batches ahead."""
+    import grain  # there, where a dataset of it is
+
+    return grain.ReadOptions(num_threads=min(ahead, _MOST_THREADS), prefetch_buffer_size=ahead)

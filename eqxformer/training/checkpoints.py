@@ -1,0 +1,298 @@
+"""Checkpoints of a training run: written by Orbax beside the steps, checked when they are read.
+
+A checkpoint holds the arrays of a `TrainState` by their names, and a record in plain JSON: where
+the run stands, and what it is. Orbax writes it under another name; when it is complete, it is
+sealed with the digests of its files and renamed. A process killed at any time leaves the one
+before.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from eqxformer.training.differences import differences
+from eqxformer.training.seals import BrokenSeal, check_seal, seal
+
+_STATE, _RECORD = "state", "record"
+
+
+class Restored(NamedTuple):
+    """A checkpoint that has been read: its step, the state, and where the run stood."""
+
+    step: int
+    state: Any
+    progress: dict[str, Any]
+
+
+class DamagedCheckpoints(ValueError):
+    """There are checkpoints, and none of them can be read."""
+
+
+class CheckpointNotWritten(OSError):
+    """A checkpoint could not be written; `last` is the step of the newest one there is, or None."""
+
+    def __init__(self, directory: Path, error: Exception, last: int | None):
+        there = "there is none before it" if last is None else f"that of step {last:,} is complete"
+        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        super().__init__(
+            f"A checkpoint could not be written to `{directory}`: {reason}; {there}. "
+            "Make room or the directory writable, and go on from there."
+        )
+        self.last = last
+
+
+class Checkpoints:
+    """The checkpoints in a directory, which belongs to one training process at a time.
+
+    `Trainer(..., checkpoints=Checkpoints("run/checkpoints", every=500))` writes one every 500 steps
+    and at the end, and goes on from the newest one that is whole, if there is one. Needs the extra
+    `train`.
+
+    Arguments:
+        directory: where they are; made if it is not there.
+        every: steps between two.
+        keep: how many of the newest are kept; at least 2, since the newest may be damaged.
+        identity: what the run is, as plain JSON values, such as the config of the experiment and
+            the fingerprint of the data. A run with another one is refused, with what differs.
+        warn: is told about every damaged checkpoint that was passed over.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> checkpoints = ef.Checkpoints("run/checkpoints", every=500, identity={"data": "a.txt"})
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        every: int,
+        keep: int = 2,
+        identity: Mapping[str, Any] | None = None,
+        warn: Callable[[str], Any] | None = None,
+    ) -> None:
+        for name, value, least in (("every", every, 1), ("keep", keep, 2)):
+            if value < least:
+                raise ValueError(f"`{name}` must be at least {least}; got {value}.")
+        self.directory, self.every, self.keep = Path(directory).absolute(), every, keep
+        self.identity = json.loads(json.dumps(identity or {}))
+        self._warn = _warned if warn is None else warn
+        self._manager: Any = None
+        self._writes: int | None = None  # the step of the one that was begun last
+        self._closing = contextlib.ExitStack()
+
+    def open(self) -> "Checkpoints":
+        """Takes the directory for this process. Raises `ValueError` where another one has it."""
+        if self._manager is None:
+            with contextlib.ExitStack() as closing:
+                closing.enter_context(_locked(self.directory))
+                self._manager = _manager(self.directory, self.keep, self._seal)
+                closing.callback(self._manager.close)
+                self._closing = closing.pop_all()
+        return self
+
+    def close(self) -> None:
+        """Waits for the last one to be written and lets the directory go."""
+        try:
+            self.wait()
+        finally:
+            self._manager = None
+            self._closing.close()
+
+    def _seal(self) -> None:
+        """What is done in Orbax's thread when a checkpoint is complete, before it is renamed."""
+        if jax.process_index() == 0:
+            for unnamed in self.directory.glob(f"{self._writes}.*tmp*"):
+                seal(unnamed)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the complete ones, oldest first."""
+        return sorted(self._manager.all_steps(read=True))
+
+    def save(self, step: int, state: Any, progress: Mapping[str, Any]) -> None:
+        """Begins to write a checkpoint; returns when the arrays may be changed.
+
+        Raises `CheckpointNotWritten` where this one or the one before it could not be.
+        """
+        from orbax.checkpoint import args
+
+        arrays = named(state)
+        record = {
+            "progress": dict(progress),
+            "identity": {**self.identity, "arrays": _shapes(arrays)},
+        }
+        parts = {_STATE: args.StandardSave(arrays), _RECORD: args.JsonSave(record)}
+        with self._writing():
+            self.wait()
+            self._writes = step
+            self._manager.save(step, args=args.Composite(**parts), force=True)
+
+    def wait(self) -> None:
+        """Returns when all are written. Raises `CheckpointNotWritten` where one could not be."""
+        if self._manager is not None:
+            with self._writing():
+                self._manager.wait_until_finished()
+
+    def restore(self, like: Any) -> Restored | None:
+        """The newest checkpoint that is whole, in the form and on the devices of `like`.
+
+        None where there are no checkpoints. Damaged ones that are newer are told about and moved
+        out of the way. Raises `ValueError` for checkpoints of another run, `DamagedCheckpoints`
+        where all are damaged; in both cases nothing is changed.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self._all()):
+            try:
+                check_seal(self.directory / str(step))
+            except BrokenSeal as broken:
+                damaged[step] = str(broken)
+                continue
+            found = self._read(step, like)
+            self._set_aside(damaged, going_on_from=step)
+            return found
+        if damaged:
+            lines = "\n  ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+            raise DamagedCheckpoints(
+                f"None of the checkpoints in `{self.directory}` can be read:\n  {lines}\n"
+                "Nothing was changed. To begin anew, give another directory."
+            )
+        return None
+
+    def _read(self, step: int, like: Any) -> Restored:
+        from orbax.checkpoint import args
+
+        arrays = named(like)
+        record = self._manager.restore(step, args=args.Composite(**{_RECORD: args.JsonRestore()}))
+        record = record[_RECORD]
+        wanted = {**self.identity, "arrays": _shapes(arrays)}
+        _refuse_another(record["identity"], wanted, self.directory)
+        targets = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+            for name, array in arrays.items()
+        }
+        parts = args.Composite(**{_STATE: args.StandardRestore(targets)})
+        found = self._manager.restore(step, args=parts)[_STATE]
+        return Restored(step, renamed(like, found), record["progress"])
+
+    def _all(self) -> list[int]:
+        """The steps of all that are there, whole or not."""
+        names = (path.name for path in self.directory.iterdir())
+        return sorted(int(name) for name in names if re.fullmatch(r"\d+", name))
+
+    def _set_aside(self, damaged: Mapping[int, str], *, going_on_from: int) -> None:
+        for step, reason in damaged.items():
+            aside = self.directory.with_name(f"{self.directory.name}-damaged")
+            aside.mkdir(exist_ok=True)
+            numbers = (f"{step}" if i == 0 else f"{step}-{i}" for i in itertools.count())
+            place = next(aside / each for each in numbers if not (aside / each).exists())
+            os.replace(self.directory / str(step), place)
+            self._warn(
+                f"The checkpoint of step {step} is damaged: {reason}. It is now `{place}`; "
+                f"going on from step {going_on_from}."
+            )
+        if damaged:
+            self._manager.reload()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Any:
+        try:
+            yield
+        except Exception as error:  # Orbax passes on whatever happened in its thread
+            steps = self._all() if self.directory.is_dir() else []
+            raise CheckpointNotWritten(self.directory, error, max(steps, default=None)) from error
+
+
+def named(state: Any) -> dict[str, Any]:
+    """Every array of a tree by its path; random keys as the numbers that they are made of."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {_name(path): _numbers(leaf) for path, leaf in leaves if eqx.is_array(leaf)}
+
+
+def renamed(like: Any, arrays: Mapping[str, Any]) -> Any:
+    """The inverse of `named`: a tree with these arrays in the places of its own."""
+
+    def put(path: Any, leaf: Any) -> Any:
+        if not eqx.is_array(leaf):
+            return leaf
+        array = arrays[_name(path)]
+        return (
+            jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+            if _is_key(leaf)
+            else array
+        )
+
+    return jax.tree_util.tree_map_with_path(put, like)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+
+
+def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
+
+
+def _refuse_another(found: dict[str, Any], wanted: dict[str, Any], directory: Path) -> None:
+    lines = differences(found, wanted)
+    if lines:
+        raise ValueError(
+            f"The checkpoints in `{directory}` are of another run; then and now:\n  "
+            + "\n  ".join(lines)
+            + "\nAsk for the same as then, or give another directory."
+        )
+
+
+def _warned(message: str) -> None:
+    import warnings
+
+    warnings.warn(message, stacklevel=2)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Any:
+    """Holds the directory's lock, which the system takes back whatever becomes of the process."""
+    try:
+        from filelock import FileLock, Timeout
+    except ImportError:
+        raise ValueError("Checkpoints need the extra: pip install 'eqxformer[train]'.") from None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with FileLock(directory.with_name(f".{directory.name}.lock"), blocking=False):
+            yield
+    except Timeout:
+        raise ValueError(
+            f"Another process is training in `{directory}`; wait for its end, or give another "
+            "directory."
+        ) from None
+    except OSError as error:
+        raise ValueError(f"`{directory}` cannot be used: {error.strerror}.") from None
+
+
+def _manager(directory: Path, keep: int, completed: Callable[[], None]) -> Any:
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError:
+        raise ValueError("Checkpoints need the extra: pip install 'eqxformer[train]'.") from None
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=completed),
+    )
+    return ocp.CheckpointManager(directory, options=options, item_names=(_STATE, _RECORD))

@@ -1,0 +1,295 @@
+"""Checkpoints: what is written is what is read, and what is damaged is noticed and named."""
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from eqxformer.training.callbacks import Callback
+from eqxformer.training.checkpoints import (
+    CheckpointNotWritten,
+    Checkpoints,
+    DamagedCheckpoints,
+    named,
+)
+from eqxformer.training.trainer import NonFiniteLoss
+from tests.helpers import compare
+from tests.training.tiny import Noisy
+
+TOKENS = np.random.default_rng(0).integers(0, 5, 200).astype(np.int32)
+BATCHES = ef.RandomWindows(length=6, batch=3).build(TOKENS)
+MODEL = Noisy(key=jax.random.key(0))
+
+
+def trainer(directory=None, *callbacks, steps=6, every=2, optimizer=None, identity=None, **options):
+    told = options.pop("warn", None)
+    checkpoints = None
+    if directory is not None:
+        checkpoints = Checkpoints(directory, every=every, identity=identity, warn=told)
+    options = {"model": MODEL, "batches": BATCHES, **options}
+    optimizer = (optimizer or ef.AdamW(1e-2)).build(steps)
+    return ef.Trainer(
+        optimizer=optimizer,
+        steps=steps,
+        key=jax.random.key(1),
+        callbacks=callbacks,
+        checkpoints=checkpoints,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Checkpoints of steps 4 and 6 of a run of 6, and its last state; copy them before changing."""
+    directory = tmp_path_factory.mktemp("written") / "checkpoints"
+    return directory, trainer(directory).fit()
+
+
+@pytest.fixture
+def copied(written, tmp_path):
+    return shutil.copytree(written[0], tmp_path / "checkpoints"), written[1]
+
+
+def same_bits(state, other):
+    """Whether two states are the same to the bit, random keys too."""
+    return compare.same_bits(named(state), named(other))
+
+
+def refused(step):
+    raise AssertionError(step)
+
+
+class Stop(Callback):
+    """Ends training after a step, as a scheduler does."""
+
+    def __init__(self, step, *signals):
+        self.every, self.signals = step, signals
+
+    def reached(self, trainer):
+        for each in self.signals:
+            os.kill(os.getpid(), each)
+
+
+def steps_in(directory):
+    return sorted(int(path.name) for path in directory.iterdir())
+
+
+def test_the_newest_two_are_kept(written):
+    assert steps_in(written[0]) == [4, 6]
+
+
+def test_a_run_in_two_parts_ends_with_the_bits_of_one(tmp_path, written):
+    first = trainer(tmp_path / "checkpoints", Stop(3, signal.SIGTERM))
+    assert first.fit().step == 4  # asked for after the third, when the fourth had not begun
+    assert (first.signal, first.interrupted) == (signal.SIGTERM, True)
+    assert steps_in(tmp_path / "checkpoints") == [2, 4]
+    second = trainer(tmp_path / "checkpoints")
+    assert same_bits(second.fit(), written[1])
+    assert second.tokens == 6 * 18
+
+
+def test_a_run_that_is_over_takes_no_further_step(copied):
+    directory, last = copied
+    assert same_bits(trainer(directory, batches=refused).fit(), last)
+
+
+def test_without_checkpoints_fitting_begins_anew(tmp_path):
+    assert trainer(tmp_path / "checkpoints", steps=1).fit().step == 1
+    assert trainer(tmp_path / "others", steps=1).fit().step == 1
+
+
+def restored(directory, like, **options):
+    with contextlib.closing(Checkpoints(directory, every=2, **options).open()) as checkpoints:
+        return checkpoints.restore(like)
+
+
+def files_of(directory):
+    """Every file of a checkpoint that holds something."""
+    return [path for path in sorted(directory.rglob("*")) if path.is_file() and path.stat().st_size]
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_any_damage_is_noticed_named_and_passed_over(written, tmp_path):
+    """Every file of the newest with a flipped bit, cut in half, or missing."""
+    names = [path.relative_to(written[0] / "6") for path in files_of(written[0] / "6")]
+    names = [name for name in names if len(name.parts) > 1 or name.name == "seal.json"]
+    assert len(names) > 10
+    directory = shutil.copytree(written[0], tmp_path / "checkpoints")
+    for number, name in enumerate(names):
+        damage = (flipped, truncated, os.unlink)[number % 3]
+        damage(directory / "6" / name)
+        told = []
+        found = restored(directory, written[1], warn=told.append)
+        assert (found.step, found.progress["step"]) == (4, 4)
+        (message,) = told
+        assert f"The checkpoint of step 6 is damaged: its file {name} " in message
+        assert message.endswith("going on from step 4.")
+        assert steps_in(directory) == [4]
+        aside = tmp_path / "checkpoints-damaged" / "6"
+        assert files_of(aside)
+        shutil.rmtree(aside)
+        shutil.copytree(written[0] / "6", directory / "6")
+    assert same_bits(restored(directory, written[1]).state, written[1])
+
+
+def test_where_all_are_damaged_training_does_not_begin_anew(copied):
+    directory, _ = copied
+    truncated(directory / "4" / "record" / "metadata")
+    flipped(directory / "6" / "state" / "manifest.ocdbt")
+    before = {path: path.read_bytes() for path in files_of(directory)}
+    with pytest.raises(DamagedCheckpoints, match=r"(?s)step 6: its file st.*step 4: its file re"):
+        trainer(directory).fit()
+    assert {path: path.read_bytes() for path in files_of(directory)} == before
+
+
+CHANGED = {
+    'optimizer.1.count: "int32\\[\\]" -> nothing': {"optimizer": ef.SGD(0.1)},
+    'model.embedding: "float32\\[5, 4\\]" -> "float32\\[5, 6\\]"': {
+        "model": Noisy(dim=6, key=jax.random.key(0))
+    },
+    'data: nothing -> ."sha256": "abc"': {"identity": {"data": {"sha256": "abc"}}},
+}
+
+
+@pytest.mark.parametrize("difference", CHANGED)
+def test_another_run_is_refused_with_what_differs(copied, difference):
+    directory, _ = copied
+    with pytest.raises(ValueError, match=f"(?s)are of another run.*{difference}"):
+        trainer(directory, **CHANGED[difference]).fit()
+    assert steps_in(directory) == [4, 6]
+
+
+def test_a_directory_belongs_to_one_process(copied):
+    directory, last = copied
+    held = contextlib.closing(Checkpoints(directory, every=1).open())
+    with held, pytest.raises(ValueError, match="Another process is training in"):
+        trainer(directory).fit()
+    assert same_bits(trainer(directory).fit(), last)
+
+
+def poisoned(step):
+    """Batches of which the sixth makes everything NaN."""
+    batch = BATCHES(step)
+    return ef.TokenBatch(batch.tokens, np.full((3, 7), np.nan if step == 5 else 1.0, np.float32))
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(tmp_path):
+    run = trainer(tmp_path / "checkpoints", steps=9, every=1, batches=poisoned)
+    with pytest.raises(NonFiniteLoss, match="Step 6"):
+        run.fit()
+    assert steps_in(tmp_path / "checkpoints") == [4, 5]
+    found = restored(tmp_path / "checkpoints", trainer().fit())
+    assert (found.step, bool(jnp.isfinite(found.state.model.output).all())) == (5, True)
+
+
+def test_a_step_that_is_not_finite_can_be_skipped_and_changes_nothing():
+    values = []
+
+    class Log(Callback):
+        def recorded(self, record):
+            values.append(record.values)
+
+    state = trainer(None, Log(), steps=7, batches=poisoned, skips=1).fit()
+    assert [value["skipped"] for value in values] == [0, 0, 0, 0, 0, 1, 0]
+    assert np.isfinite(values[6]["loss"])
+    five = trainer(None, steps=7, batches=poisoned, skips=1)
+    five.steps = 5
+    before = five.fit()
+    six = trainer(None, steps=7, batches=poisoned, skips=1)
+    six.steps = 6
+    assert same_bits((six.fit().model, six.state.optimizer), (before.model, before.optimizer))
+    assert state.step == 7
+
+
+def test_too_many_steps_that_are_not_finite_end_training():
+    def always(step):
+        return ef.TokenBatch(BATCHES(step).tokens, np.full((3, 7), np.nan, np.float32))
+
+    with pytest.raises(NonFiniteLoss, match="Step 3 is not finite"):
+        trainer(None, steps=9, batches=always, skips=2).fit()
+
+
+class Wreck(Callback):
+    """Does something to the directory after the third step."""
+
+    every = 3
+
+    def __init__(self, wreck):
+        self.wreck = wreck
+
+    def reached(self, trainer):
+        if trainer.step == 3:
+            self.wreck()
+
+
+def test_a_directory_that_is_gone_is_an_error_that_says_so(tmp_path):
+    directory = tmp_path / "checkpoints"
+    wreck = Wreck(lambda: shutil.rmtree(directory))
+    with pytest.raises(
+        CheckpointNotWritten, match="could not be written to .*checkpoints"
+    ) as error:
+        trainer(directory, wreck, steps=20, every=2).fit()
+    assert error.value.last is None
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/checkpoints` cannot be used: Not a directory"):
+        trainer(tmp_path / "file" / "checkpoints", batches=refused).fit()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(copied, monkeypatch):
+    directory, last = copied
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write(checkpoints):
+        checkpoints.save(7, last, {"step": 7})
+        checkpoints.wait()
+
+    monkeypatch.setattr("eqxformer.training.checkpoints.seal", full)
+    held = contextlib.closing(Checkpoints(directory, every=1).open())
+    with held as checkpoints, pytest.raises(CheckpointNotWritten) as error:
+        write(checkpoints)
+    assert "No space left on device; that of step 6 is complete" in str(error.value)
+    assert error.value.last == 6
+    assert restored(directory, last).step == 6
+
+
+def test_a_second_sigterm_ends_the_process_at_once():
+    source = (
+        "import os, signal, time\n"
+        "from eqxformer.training.signals import stop_requests\n"
+        "with stop_requests() as asked:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(asked.signal, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("15\n", -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"every": 1, "keep": 1}])
+def test_numbers_that_make_no_sense_are_refused(tmp_path, options):
+    with pytest.raises(ValueError, match="must be at least"):
+        Checkpoints(tmp_path, **options)
