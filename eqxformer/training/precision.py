@@ -20,8 +20,8 @@ class Precision(Config):
         parameters: the type of the weights that are kept and updated, and of the optimizer's memory
             of them. Updates are small against weights: bfloat16, with 8 bits, loses most of them.
         compute: the type that weights are cast to for a forward and backward pass.
-        output: the type of gradients, losses and metrics; gradients of a batch in parts are summed
-            in float32.
+        output: the type of losses and metrics. Gradients have that of the parameters; those of a
+            batch in parts are summed in float32.
 
     Example:
         >>> import eqxformer as ef
@@ -42,7 +42,7 @@ class Precision(Config):
         return cast(model, self.compute)
 
     def given(self, results: Any) -> Any:
-        """Gradients, losses or metrics as they are given out."""
+        """Losses or metrics as they are given out."""
         return cast(results, self.output)
 
 

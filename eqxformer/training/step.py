@@ -123,7 +123,7 @@ def make_step(
             return loss(precision.computing(eqx.combine(trained, frozen)), batch, key=key)
 
         metrics, gradients = _gradients(of_trained, trained, batch, microbatch, key)
-        metrics, gradients = precision.given((metrics, gradients))
+        metrics = precision.given(metrics)
         norm = global_norm(gradients)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int steps with floats
             changes, memory = optimizer.update(gradients, state.optimizer, trained)

@@ -1,0 +1,92 @@
+"""What callbacks know, and know again after a checkpoint."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import eqxformer as ef
+
+
+class Run:
+    """What a callback sees of a trainer."""
+
+    def __init__(self, step=0):
+        self.step, self.stopped = step, None
+        self.state = SimpleNamespace(averaged="the averaged model")
+
+    def stop(self, reason):
+        self.stopped = reason
+
+
+def told(callback, losses, first=1):
+    for step, loss in enumerate(losses, start=first):
+        callback.recorded(ef.Record(step, step, 0.0, {"validation_loss": loss}))
+
+
+def test_the_best_model_is_kept_and_no_other():
+    saved = []
+    best = ef.SaveBest(saved.append)
+    best.started(Run())
+    told(best, [3.0, 2.0, 2.5, math.nan, 2.0, 1.0])
+    best.recorded(ef.Record(9, 9, 0.0, {"loss": 0.0}))
+    assert saved == ["the averaged model"] * 3
+    assert (best.best, best.step) == (1.0, 6)
+
+
+def test_the_largest_may_be_the_best():
+    saved = []
+    best = ef.SaveBest(saved.append, larger=True)
+    best.started(Run())
+    told(best, [3.0, 2.0, 4.0])
+    assert len(saved) == 2
+
+
+@pytest.mark.parametrize("rest", [0, 2, 4])
+def test_stopping_early_counts_on_after_a_checkpoint(rest):
+    losses = [3.0, 2.0, 2.1, 2.2, 1.95, 2.3]
+    stops = ef.EarlyStopping(patience=3, least=0.1)
+    run = Run()
+    stops.started(run)
+    told(stops, losses[:rest])
+    again = ef.EarlyStopping(patience=3, least=0.1)
+    again.recall(json.loads(json.dumps(stops.memory())))
+    again.started(run)
+    told(again, losses[rest:5], first=rest + 1)
+    assert "validation_loss has not become better than 2.0 for 3 times" in run.stopped
+
+
+def test_stopping_early_asks_for_numbers_that_make_sense():
+    with pytest.raises(ValueError, match="`patience` must be at least 1"):
+        ef.EarlyStopping(patience=0)
+
+
+def test_the_file_of_numbers_goes_on_where_the_checkpoint_was(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = ef.MetricsFile(path)
+    file.started(Run())
+    told(file, [3.0, 2.0])
+    memory = json.loads(json.dumps(file.memory()))
+    told(file, [1.0, 0.5], first=3)
+    file.closed()
+    with path.open("a") as torn:
+        torn.write('{"step": 5, "to')
+    again = ef.MetricsFile(path)
+    again.recall(memory)
+    again.started(Run(step=2))
+    told(again, [7.0], first=3)
+    again.closed()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["step"], line["validation_loss"]) for line in lines] == [(1, 3), (2, 2), (3, 7)]
+
+
+def test_the_curve_of_a_resumed_run_has_its_beginning(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": i, "tokens": 0, "seconds": 0, "loss": 9.0 - i} for i in range(1, 6)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plot = ef.LossPlot(tmp_path / "loss.png", history=path)
+    plot.started(Run(step=3))
+    plot.recorded(ef.Record(4, 0, 0.0, {"loss": np.float32(1.0)}))
+    assert plot.curves["loss"] == [(1, 8.0), (2, 7.0), (3, 6.0), (4, 1.0)]
