@@ -30,6 +30,7 @@ from eqxformer.training.callbacks import (
     Validate,
 )
 from eqxformer.training.checkpoints import CheckpointNotWritten, Checkpoints, DamagedCheckpoints
+from eqxformer.training.differences import differences
 from eqxformer.training.experiment import Experiment, Recipe, Task
 from eqxformer.training.progress import ProgressBar
 from eqxformer.training.recipes import RECIPES, recipe
@@ -89,6 +90,8 @@ def train(
         task = chosen.prepare(_data(data, before))
         suggested = task.experiment if before is None else before.experiment()
         experiment = edited(suggested, given + settings)
+        if before is not None:
+            _refuse_changes(before, {"experiment": experiment.identity(), "data": task.about})
         task.check(experiment)
         check_memory(experiment)
         skeleton = shapes(experiment.model)
@@ -122,6 +125,17 @@ def _chosen(name: str | None, before: RunDirectory | None) -> Recipe:
     if name not in (None, known):
         raise ValueError(f"The run in `{before.path}` is of the recipe `{known}`; got `{name}`.")
     return recipe(known)
+
+
+def _refuse_changes(before: RunDirectory, now: dict[str, Any]) -> None:
+    """Raises `ValueError` that shows what is not as it was when the run began."""
+    then = {"experiment": before.experiment().identity(), "data": before.about()["data"]}
+    lines = differences(then, now)
+    if lines:
+        raise ValueError(
+            f"The run in `{before.path}` cannot go on changed; then -> now: {'; '.join(lines)}. "
+            "Leave it as it was, or begin another run."
+        )
 
 
 def _data(data: Path | None, before: RunDirectory | None) -> Path | None:

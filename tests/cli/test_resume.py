@@ -1,0 +1,94 @@
+"""Runs that go on where they ended."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+
+from eqxformer.training.run_directory import RunDirectory
+from tests.cli.conftest import SMALL, TEXT
+from tests.cli.test_mistakes import refused
+
+
+def log(run):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+@pytest.fixture
+def copied(here, trained):
+    """A run that is over; it learned from `text.txt`, which lies where it lay."""
+    return shutil.copytree(trained / "text", here / "run")
+
+
+def test_a_run_that_sigterm_ended_goes_on_as_if_it_had_not(command, here, trained, monkeypatch):
+    def save(self, model, kept=RunDirectory.save):
+        kept(self, model)
+        saved.append(model)
+        if len(saved) == 2:  # after the one before the first step
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    saved = []
+    data = ["--data", trained / "text.txt", "--set", "prompt=7 times"]
+    monkeypatch.setattr(RunDirectory, "save", save)
+    code, out, err = command("train", *SMALL, *data, "--out", here / "run")
+    assert (code, err) == (128 + signal.SIGTERM, "")
+    assert f"Go on: eqxformer train --out {here / 'run'} --resume" in out
+    assert [line["step"] for line in log(here / "run") if "loss" in line] == [1, 2, 3, 4]
+    monkeypatch.undo()
+    code, out, err = command("train", "--out", here / "run", "--resume")
+    assert (code, err) == (0, "")
+    assert "Going on from step 4." in out
+    assert log(here / "run") == log(trained / "text")
+    for name in ("model.safetensors", "best/model.safetensors"):
+        assert (here / "run" / name).read_bytes() == (trained / "text" / name).read_bytes()
+
+
+def test_a_run_that_is_over_is_only_evaluated_again(command, copied, trained):
+    code, out, err = command("train", "--out", copied, "--resume")
+    assert (code, err) == (0, "")
+    assert "Validation loss" in out
+    assert log(copied) == log(trained / "text")
+
+
+def test_without_a_run_resume_begins_one(command, here, trained):
+    options = ["--data", trained / "text.txt", *SMALL, "--steps=1", "--out", here / "new"]
+    assert command("train", "text", *options, "--resume")[0] == 0
+    assert log(here / "new")
+
+
+CHANGES = {
+    "optimizer.learning_rate.peak: ": ["--set", "optimizer.learning_rate.peak=0.5"],
+    "steps: 6 -> 7": ["--steps", "7"],
+    "model.dim: 16 -> 32": ["--set", "model.dim=32"],
+    "seed: 0 -> 1": ["--seed", "1"],
+}
+
+
+@pytest.mark.parametrize("difference", CHANGES)
+def test_a_changed_run_is_refused_with_what_changed(command, here, copied, difference):
+    line = refused(command, here, "train", "--out", copied, "--resume", *CHANGES[difference])
+    assert "cannot go on changed; then -> now: " in line
+    assert difference in line
+
+
+def test_what_is_only_shown_may_change(command, copied):
+    shown = ["--set", "sample_every=2", "--set", "prompt=8 times"]
+    assert command("train", "--out", copied, "--resume", *shown)[0] == 0
+
+
+def test_changed_data_is_refused(command, here, copied):
+    (here / "other.txt").write_text(TEXT.replace("times", "tames"))
+    data = ["--data", here / "other.txt"]
+    line = refused(command, here, "train", "--out", copied, "--resume", *data)
+    assert "data.sha256: " in line
+
+
+def test_another_recipe_and_no_directory_are_refused(command, here, copied):
+    line = refused(command, here, "train", "vpj", "--out", copied, "--resume")
+    assert "is of the recipe `text`; got `vpj`" in line
+    assert "`--resume` needs `--out" in refused(command, here, "train", "--resume")
+    (here / "empty").mkdir()
+    assert "has no run.json" in refused(command, here, "train", "--out", here / "empty", "--resume")
