@@ -48,7 +48,16 @@ ORDER = [
 # Modules of the extras, and of base dependencies that a first import has no need of.
 LATER = [
     *("click", "filelock", "huggingface_hub", "jinja2", "matplotlib", "optax", "orbax"),
-    *("outlines_core", "rich", "safetensors", "tokenizers", "torch", "transformers"),
+    *(
+        "outlines_core",
+        "rich",
+        "safetensors",
+        "tensorboardX",
+        "tokenizers",
+        "torch",
+        "transformers",
+    ),
+    "wandb",
 ]
 EXTRAS = [name for name in LATER if name != "optax"]
 
@@ -187,4 +196,6 @@ def test_what_is_imported_anywhere_is_a_declared_dependency():
             else:
                 continue
             for top in {module.partition(".")[0] for module in found}:
-                assert top in sys.stdlib_module_names | declared, f"{name} imports {top}"
+                assert {top, top.lower()} & (sys.stdlib_module_names | declared), (
+                    f"{name} imports {top}"
+                )

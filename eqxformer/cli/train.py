@@ -6,6 +6,7 @@ import itertools
 import platform
 import shlex
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import click
 from rich.console import Console
 
 from eqxformer.__about__ import __version__
+from eqxformer.bench.ceilings import step_flops
 from eqxformer.checkpoints.native import shapes
 from eqxformer.cli.errors import Failure, Mistake, explained
 from eqxformer.cli.memory import check_memory
@@ -32,10 +34,12 @@ from eqxformer.training.callbacks import (
 from eqxformer.training.checkpoints import CheckpointNotWritten, Checkpoints, DamagedCheckpoints
 from eqxformer.training.differences import differences
 from eqxformer.training.experiment import Experiment, Recipe, Task
+from eqxformer.training.measures import Measure
 from eqxformer.training.progress import ProgressBar
 from eqxformer.training.recipes import RECIPES, recipe
 from eqxformer.training.records import LossPlot, MetricsFile
 from eqxformer.training.run_directory import RunDirectory, refuse_existing
+from eqxformer.training.sinks import TensorBoard, WeightsAndBiases
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
 
 _HELP = (
@@ -65,6 +69,13 @@ Examples:
 @click.option("--steps", type=int, help="Training steps.")
 @click.option("--batch", type=int, help="Sequences in a step.")
 @click.option("--seed", type=int, help="What all random numbers follow from.")
+@click.option(
+    "--log",
+    "sinks",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb"]),
+    help="Where else the numbers go, beside metrics.jsonl; may be given twice.",
+)
 @click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Any other setting.")
 @click.option("--dry-run", is_flag=True, help="Show everything that can be set, and stop.")
 def train(
@@ -75,6 +86,7 @@ def train(
     steps: int | None,
     batch: int | None,
     seed: int | None,
+    sinks: tuple[str, ...],
     settings: tuple[str, ...],
     dry_run: bool,
 ) -> int:
@@ -95,6 +107,7 @@ def train(
         task.check(experiment)
         check_memory(experiment)
         skeleton = shapes(experiment.model)
+        also = [_SINKS[sink](out, experiment) for sink in sinks]
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"{table(skeleton)}\n")
     if dry_run:
@@ -107,7 +120,7 @@ def train(
             about = _about(chosen, task, experiment, data)
             before = RunDirectory.create(out, about=about, tokenizer=task.tokenizer)
             before.save(model)  # from here on there is always a model to load, however this ends
-    return _conduct(model, task, experiment, before, console)
+    return _conduct(model, task, experiment, before, console, also)
 
 
 def _begun(out: Path | None) -> RunDirectory | None:
@@ -145,7 +158,12 @@ def _data(data: Path | None, before: RunDirectory | None) -> Path | None:
 
 
 def _conduct(
-    model: Any, task: Task, experiment: Experiment, run: RunDirectory, console: Console
+    model: Any,
+    task: Task,
+    experiment: Experiment,
+    run: RunDirectory,
+    console: Console,
+    also: list[Callback],
 ) -> int:
     """Trains, shows what came out and says where it is; returns the exit code."""
     save = Save(run.save, every=experiment.validate_every)
@@ -161,7 +179,7 @@ def _conduct(
         trains=experiment.trains,
         precision=experiment.precision,
         skips=experiment.skips,
-        callbacks=[save, evaluate, *_callbacks(task, experiment, run, console)],
+        callbacks=[save, evaluate, *_callbacks(task, experiment, run, console), *also],
         checkpoints=Checkpoints(
             run.checkpoints,
             every=experiment.checkpoint_every or experiment.validate_every,
@@ -207,6 +225,7 @@ def _callbacks(
             task.validation(experiment), every=experiment.validate_every, loss=experiment.loss
         ),
     ]
+    callbacks.append(_measure(experiment))
     if experiment.sample_every is not None:
 
         def draw(model: Any, step: int) -> str:
@@ -216,6 +235,29 @@ def _callbacks(
     if experiment.patience is not None:
         callbacks.append(EarlyStopping(patience=experiment.patience))
     return [*callbacks, ProgressBar(console)]
+
+
+def _measure(experiment: Experiment) -> Measure:
+    """Numbers about the run itself, as often as it is validated."""
+    rows, length = experiment.data.shape
+    try:
+        flops = step_flops(experiment.model, rows, length)
+    except NotImplementedError:  # of windows and experts nobody has counted them
+        flops = None
+    return Measure(
+        every=experiment.validate_every,
+        learning_rate=lambda step: experiment.optimizer.rate(step, of=experiment.steps),
+        flops=flops,
+        peak=experiment.peak_flops if flops else None,
+    )
+
+
+_SINKS: dict[str, Callable[[Path, Experiment], Callback]] = {
+    "tensorboard": lambda out, _: TensorBoard(out / "tensorboard"),
+    "wandb": lambda out, experiment: WeightsAndBiases(
+        "eqxformer", name=out.name, config=experiment.to_dict(), directory=out
+    ),
+}
 
 
 def _plan(chosen: Recipe, task: Task, experiment: Experiment, out: Path) -> str:

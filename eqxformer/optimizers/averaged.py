@@ -34,6 +34,9 @@ class Averaged(Optimizer):
     def check(self) -> None:
         check_share("decay", self.decay)
 
+    def rate(self, step: int, *, of: int) -> float:
+        return self.optimizer.rate(step, of=of)
+
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax chain for a run of `steps` steps."""
         inner = self.optimizer.build(steps)

@@ -46,6 +46,18 @@ class Optimizer(Config):
         """The optax chain for a run of `steps` steps, which schedules end at."""
         raise NotImplementedError(f"{type(self).__name__} must build an optax chain.")
 
+    def rate(self, step: int, *, of: int) -> float:
+        """The learning rate of a step, counted from 1, in a run of so many.
+
+        Example:
+            >>> import eqxformer as ef
+            >>> round(ef.AdamW(ef.WarmupLinear(peak=1e-3, warmup=9)).rate(5, of=100), 6)
+            0.0005
+        """
+        rate: Any = rated(getattr(self, "learning_rate", 0.0), of)
+        value: Any = rate(step - 1) if callable(rate) else rate
+        return float(value)
+
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019); plain Adam with decay 0.

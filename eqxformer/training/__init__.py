@@ -15,8 +15,10 @@ from eqxformer.training.callbacks import (
     evaluator,
 )
 from eqxformer.training.checkpoints import CheckpointNotWritten, Checkpoints, DamagedCheckpoints
+from eqxformer.training.measures import Measure
 from eqxformer.training.precision import Precision
 from eqxformer.training.records import LossPlot, MetricsFile
+from eqxformer.training.sinks import TensorBoard, WeightsAndBiases
 from eqxformer.training.step import TrainState, make_step
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
 
@@ -28,6 +30,7 @@ __all__ = [
     "EarlyStopping",
     "Evaluate",
     "LossPlot",
+    "Measure",
     "MetricsFile",
     "NonFiniteLoss",
     "Precision",
@@ -35,9 +38,11 @@ __all__ = [
     "Save",
     "SaveBest",
     "ShowSamples",
+    "TensorBoard",
     "TrainState",
     "Trainer",
     "Validate",
+    "WeightsAndBiases",
     "evaluator",
     "make_step",
 ]

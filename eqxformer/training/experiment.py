@@ -39,6 +39,8 @@ class Experiment(Config):
         precision: the number types of a step, such as `Precision(compute="bfloat16")`.
         skips: how many steps in a row may have a loss that is not finite; they change nothing.
         checkpoint_every: steps between two checkpoints; None for `validate_every`.
+        peak_flops: floating point operations per second that all devices together can do; with it,
+            the share of it that is reached is measured.
         patience: how often the validation loss may fail to become better before training stops;
             None for no such end.
     """
@@ -58,6 +60,7 @@ class Experiment(Config):
     skips: int = 0
     checkpoint_every: int | None = None
     patience: int | None = None
+    peak_flops: float | None = None
 
     def check(self) -> None:
         least = {"steps": 1, "validate_every": 1, "sample_every": 1, "seed": 0, "skips": 0}
@@ -70,7 +73,7 @@ class Experiment(Config):
 
     def identity(self) -> dict[str, Any]:
         """What the bits of a run follow from, as plain JSON values: all but what is only shown."""
-        shown = ("validate_every", "sample_every", "prompt", "checkpoint_every")
+        shown = ("validate_every", "sample_every", "prompt", "checkpoint_every", "peak_flops")
         return {name: value for name, value in self.to_dict().items() if name not in shown}
 
     def init(self) -> Any:

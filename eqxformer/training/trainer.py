@@ -110,6 +110,11 @@ class Trainer:
         """Whether a signal ended training before its last step."""
         return self.signal is not None
 
+    @property
+    def seconds(self) -> float:
+        """How long training has taken, with what came before the checkpoint it goes on from."""
+        return time.perf_counter() - self._begin
+
     def fit(self) -> TrainState:
         """The state after the last step. Raises `NonFiniteLoss` when training breaks down.
 
@@ -193,8 +198,7 @@ class Trainer:
             raise NonFiniteLoss(step, values)
 
     def _record(self, step: int, tokens: int, values: dict[str, float]) -> None:
-        seconds = time.perf_counter() - self._begin
-        record = Record(step, tokens, seconds, values)
+        record = Record(step, tokens, self.seconds, values)
         for callback in self.callbacks:
             callback.recorded(record)
 
@@ -207,7 +211,7 @@ class Trainer:
         progress = {
             "step": self.step,
             "tokens": self.tokens,
-            "seconds": time.perf_counter() - self._begin,
+            "seconds": self.seconds,
             "skipped": self._skipped,
             "stopped": self.stopped,
             "feed": self._feed.position(),
