@@ -37,6 +37,7 @@ def presupposed():
             key=jax.random.key(0)
         ),
         "batches": [ef.TokenBatch(tokens)] * 2,
+        "optimizer": ef.AdamW(1e-3).build(steps=2),
     }
 
 

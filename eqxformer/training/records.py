@@ -20,8 +20,8 @@ class MetricsFile(Callback):
     the checkpoint was made: no step is missing in it, and none stands there twice.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
         self._lines = 0
 
     def started(self, trainer: "Trainer") -> None:
@@ -56,8 +56,10 @@ class LossPlot(Callback):
     before it are read there.
     """
 
-    def __init__(self, path: Path, *, history: Path | None = None) -> None:
-        self.path, self.history = path, history
+    def __init__(
+        self, path: str | os.PathLike[str], *, history: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.path, self.history = Path(path), None if history is None else Path(history)
         self.curves: dict[str, list[tuple[int, float]]] = collections.defaultdict(list)
 
     def started(self, trainer: "Trainer") -> None:
