@@ -10,6 +10,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",  # virtual devices, for tests of sharding
+        # A program is compiled whole, not in parts for many cores, which takes a third more time.
+        "--xla_cpu_parallel_codegen_split_count=1",
         # Quicker to compile without, where there is this choice; an unknown flag ends the process.
         "--xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
     ]
