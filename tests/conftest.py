@@ -1,5 +1,6 @@
 """The strictest settings, made before JAX or eqxformer is imported."""
 
+import functools
 import gc
 import os
 from importlib.metadata import version
@@ -19,6 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -27,6 +29,11 @@ jax.config.update("jax_debug_key_reuse", True)
 gc.set_threshold(100_000, 50, 100)
 # Arrays are tiny and most programs run once: not to optimise them takes half the time.
 jax.config.update("jax_disable_most_optimizations", True)
+# This JAX makes a context of MLIR for every program, a quarter of the time of a small one; newer
+# ones share it, as the programs of a file do here.
+OLD = version("jaxlib").startswith("0.10.")
+if OLD:
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,3 +41,5 @@ def _compiled_programs_end_with_their_file():
     """What a file has compiled is let go after it: a worker would grow to gigabytes otherwise."""
     yield
     jax.clear_caches()
+    if OLD:
+        mlir.make_ir_context.cache_clear()
