@@ -1,5 +1,6 @@
 """The strictest settings, made before JAX or eqxformer is imported."""
 
+import functools
 import gc
 import os
 from importlib.metadata import version
@@ -10,6 +11,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",  # virtual devices, for tests of sharding
+        # A program is compiled whole, not in parts for many cores, which takes a third more time.
+        "--xla_cpu_parallel_codegen_split_count=1",
         # Quicker to compile without, where there is this choice; an unknown flag ends the process.
         "--xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
     ]
@@ -17,6 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -25,6 +29,11 @@ jax.config.update("jax_debug_key_reuse", True)
 gc.set_threshold(100_000, 50, 100)
 # Arrays are tiny and most programs run once: not to optimise them takes half the time.
 jax.config.update("jax_disable_most_optimizations", True)
+# This JAX makes a context of MLIR for every program, a quarter of the time of a small one; newer
+# ones share it, as the programs of a file do here.
+OLD = version("jaxlib").startswith("0.10.")
+if OLD:
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,3 +41,5 @@ def _compiled_programs_end_with_their_file():
     """What a file has compiled is let go after it: a worker would grow to gigabytes otherwise."""
     yield
     jax.clear_caches()
+    if OLD:
+        mlir.make_ir_context.cache_clear()

@@ -126,28 +126,67 @@ def _typechecker(fn: Callable[..., Any]) -> Callable[..., Any]:
     """What `jaxtyped` calls to compare values with hints: `beartype`, and modules' own fields.
 
     `fn` has the signature and annotations of a checked function, and does nothing. Called within
-    the scope in which `jaxtyped` holds the axis words of one call.
+    the scope in which `jaxtyped` holds the axis words of one call: once for the arguments, and
+    once more with the result, which is then all that is left to compare.
     """
-    strict = _decorate(fn)
     signature = inspect.signature(fn)
-    has_items = any(_hints.has_items(hint) for hint in fn.__annotations__.values())
+    output = _output(signature)
+    fit = _arguments_fit(fn, signature) if output is None else _result_fits(fn, output)
     is_method = next(iter(signature.parameters), None) == "self"
 
-    def compare(*args: Any, **kwargs: Any) -> Any:
+    def compare(*args: Any, **kwargs: Any) -> None:
         owner = args[0] if is_method and args else None
-        if isinstance(owner, eqx.Module):
+        if output is None and isinstance(owner, eqx.Module):
             _bind_fields(owner)
-        given = None
         try:
-            given = strict(*args, **kwargs)
-            fault = _find(signature, args, kwargs, owner) if has_items else None
+            fault = None if fit(args, kwargs) else _find(signature, args, kwargs, owner)
         except roar.BeartypeCallHintViolation as violation:
             fault = _find(signature, args, kwargs, owner) or _unfound(violation)
-        if fault is None:
-            return given
-        raise _Violation(fault, owner)
+        if fault is not None:
+            raise _Violation(fault, owner)
 
     return compare
+
+
+def _output(signature: inspect.Signature) -> str | None:
+    """The name under which `jaxtyped` hands the result over; None where it asks for arguments."""
+    if signature.return_annotation in (Any, inspect.Signature.empty):
+        return None
+    # One more keyword, behind all that have a name.
+    return [n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY][-1]
+
+
+def _arguments_fit(fn: Callable[..., Any], signature: inspect.Signature) -> Callable[..., bool]:
+    strict = _decorate(fn)
+    containers = {n: hint for n, hint in fn.__annotations__.items() if _hints.has_items(hint)}
+
+    def fit(args: Any, kwargs: Any) -> bool:
+        strict(*args, **kwargs)
+        # Of a container, `beartype` has looked at one item, at random.
+        return all(
+            _hints.holds(value, hint)
+            for name, hint in containers.items()
+            for value in _given(signature, name, args, kwargs)
+        )
+
+    return fit
+
+
+def _result_fits(fn: Callable[..., Any], output: str) -> Callable[..., bool]:
+    hint = fn.__annotations__["return"]  # without strings, which a signature may have
+
+    def result(value: Any) -> Any:
+        return value
+
+    result.__annotations__ = {"return": hint}
+    strict = _decorate(result)
+    has_items = _hints.has_items(hint)
+
+    def fit(_args: Any, kwargs: Any) -> bool:
+        strict(kwargs[output])
+        return not has_items or _hints.holds(kwargs[output], hint)
+
+    return fit
 
 
 def _decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,6 +213,22 @@ def _checkable(hint: Any) -> bool:
     return True
 
 
+def _given(signature: inspect.Signature, name: str, args: Any, kwargs: Any) -> tuple[Any, ...]:
+    """What was given for a parameter, which may be nothing or, for `*args` and `**kwargs`, much.
+
+    As `signature.bind` would tell, which takes longer than all the rest of a check.
+    """
+    kind = signature.parameters[name].kind
+    place = list(signature.parameters).index(name)
+    if kind is inspect.Parameter.VAR_POSITIONAL:
+        return args[place:]
+    if kind is inspect.Parameter.VAR_KEYWORD:
+        return tuple(value for key, value in kwargs.items() if key not in signature.parameters)
+    if kind is not inspect.Parameter.KEYWORD_ONLY and place < len(args):
+        return (args[place],)
+    return (kwargs[name],) if name in kwargs else ()
+
+
 def _find(signature: inspect.Signature, args: Any, kwargs: Any, owner: Any) -> Fault | None:
     """The first argument that does not fit, or the result if there is one."""
     bound = signature.bind(*args, **kwargs)
@@ -187,9 +242,7 @@ def _find(signature: inspect.Signature, args: Any, kwargs: Any, owner: Any) -> F
             given += [Named(n, parameter.annotation, v) for n, v in value.items()]
         else:
             given.append(Named(name, parameter.annotation, value))
-    if signature.return_annotation is not Any:
-        # `jaxtyped` hands the result over as one more keyword, behind all that have a name.
-        *_, output = (n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY)
+    if (output := _output(signature)) is not None:
         given = [named for named in given if named.label != output]
         given.append(Named("result", signature.return_annotation, bound.arguments[output]))
     known = [named for named in given if named.hint is not inspect.Parameter.empty]

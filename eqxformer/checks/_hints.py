@@ -51,6 +51,8 @@ def is_array(value: Any) -> bool:
 
 def alternatives(hint: Any) -> list[Any]:
     """The members of a union and of unions inside it, each without `Annotated` round it."""
+    if isinstance(hint, type):
+        return [hint]
     origin = typing.get_origin(hint)
     if origin is Annotated:
         return alternatives(typing.get_args(hint)[0])
@@ -63,6 +65,8 @@ def alternatives(hint: Any) -> list[Any]:
 
 def elements(hint: Any, value: Any) -> list[tuple[str, Any, Any]]:
     """The items of a container as (index, hint, item), if `value` is the container `hint` means."""
+    if isinstance(hint, type):
+        return []
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     container = isinstance(origin, type) and issubclass(origin, _CONTAINERS)
     if not container or not args or not isinstance(value, origin):

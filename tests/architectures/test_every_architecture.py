@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 import eqxformer as ef
 from eqxformer.pretrained import Checkpoint
 from tests.helpers.old_words import in_old_words
+from tests.helpers.writers import WRITERS
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -68,6 +69,12 @@ def test_saving_a_golden_checkpoint_gives_back_its_tensors_and_its_words(name, t
         assert np.array_equal(array.view(np.uint8), ours[key].view(np.uint8)), key
     kept = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert kept == settings(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_that_writes_text_is_among_those_that_are_tried_at_it(name):
+    writes = isinstance(golden(name).config, ef.DecoderLM.Config | ef.EncoderDecoder.Config)
+    assert (name in WRITERS) == writes
 
 
 @pytest.mark.parametrize("name", NAMES)
