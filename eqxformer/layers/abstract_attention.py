@@ -55,3 +55,10 @@ class AbstractAttention(eqx.Module):
         self, batch: tuple[int, ...], slots: int, dtype: DTypeLike = jnp.float32
     ) -> Cache:
         """An empty cache for `slots` tokens per row."""
+
+    def axis_counts(self) -> dict[str, int]:
+        """How many heads there are of each kind, which devices share out whole."""
+        config = getattr(self, "config", None)
+        heads = getattr(config, "heads", None)
+        kv_heads = getattr(config, "kv_heads", None) or heads
+        return {} if heads is None else {"heads": heads, "kv_heads": kv_heads}
