@@ -1,19 +1,19 @@
 """Where activations lie on a mesh: the one place that says it, and does nothing without a mesh.
 
-XLA spreads a program over devices by following where its inputs lie. Where the weights of a layer
-are cut along `dim` and the batch along its rows, by the same axis of the mesh, it may follow either.
-It follows the weights: every device then computes a part of every row, and the activations of the
-whole batch are summed up after each product. So the model itself says where activations lie: between
-blocks (`blocks/stack.py`), in attention (`layers/dot_product.py`), where a table is looked up
-(`layers/embedding.py`). What it says nothing about follows from these.
+XLA spreads a program over devices by following where its inputs lie. Where the same axis of a mesh
+cuts the rows of the batch and the width of every weight, it may follow either, and it follows the
+weights: every device computes a part of each row, and the activations of the whole batch are summed
+after each product. So the model itself says where activations lie: between blocks
+(`blocks/stack.py`), in attention (`layers/dot_product.py`), and of a table, where its rows are
+looked up (`layers/embedding.py`). The rest follows from these.
 
-The mesh is the one of `jax.set_mesh`, which a training step sets by itself. JAX knows it when it
+The mesh is that of `jax.set_mesh`, which a training step sets by itself. JAX looks at it when it
 looks for a compiled program, so that one for another mesh is never taken.
 """
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 MESH_AXES: dict[str, str] = {
     "data": "rows of the batch; every device has all weights",
@@ -34,7 +34,7 @@ CUTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def constrain(x: Float[Array, "..."], *words: str) -> Float[Array, "..."]:
+def constrain(x: Shaped[Array, "..."], *words: str) -> Shaped[Array, "..."]:
     """`x`, laid on the mesh as its last axes are called; all axes before them are the batch.
 
     An axis that the mesh does not divide is whole. Without a mesh this is `x` itself.
@@ -50,8 +50,9 @@ def constrain(x: Float[Array, "..."], *words: str) -> Float[Array, "..."]:
         return x
     front = x.ndim - len(words)
     spoken = ("batch", *("",) * (front - 1), *words) if front else words
-    spec = (cut(CUTS.get(word, ()), size, sizes) for word, size in zip(spoken, x.shape, strict=True))
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    pairs = zip(spoken, x.shape, strict=True)
+    spec = PartitionSpec(*(cut(CUTS.get(word, ()), size, sizes) for word, size in pairs))
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def mesh_sizes() -> dict[str, int]:

@@ -59,6 +59,7 @@ class AbstractAttention(eqx.Module):
     def axis_counts(self) -> dict[str, int]:
         """How many heads there are of each kind, which devices share out whole."""
         config = getattr(self, "config", None)
-        heads = getattr(config, "heads", None)
-        kv_heads = getattr(config, "kv_heads", None) or heads
-        return {} if heads is None else {"heads": heads, "kv_heads": kv_heads}
+        if not isinstance(config, AbstractAttention.Config):
+            return {}
+        kv_heads = getattr(config, "kv_heads", None)
+        return {"heads": config.heads, "kv_heads": kv_heads or config.heads}

@@ -1,9 +1,9 @@
 """Experts on a mesh: every device routes rows of its own, and runs the experts that it holds.
 
-Sorting the tokens of all devices together would bring all of them to every device. Here each device
-sorts its own. Where the mesh has an axis `expert`, the devices along it hold different experts: they
-gather their tokens, each runs those that chose an expert of its own, and the results are summed back
-to where the tokens are from. No token is dropped.
+Sorting the tokens of all devices together would bring all of them to each; here a device sorts its
+own. Where the mesh has an axis `expert`, the devices along it hold different experts: they gather
+their tokens, each runs those that chose an expert of its own, and the results are summed back to
+where the tokens came from. No token is dropped.
 """
 
 from collections.abc import Callable

@@ -21,8 +21,9 @@ from eqxformer.losses.cross_entropy import Loss
 from eqxformer.losses.tokens import LossFunction
 from eqxformer.optimizers.averaged import average_in
 from eqxformer.optimizers.trainable import Trainable
+from eqxformer.sharding.mirror import beside, everywhere
 from eqxformer.training.accumulation import accumulated, check_microbatch
-from eqxformer.training.flat import Flat
+from eqxformer.training.flat import Flat, Spread
 from eqxformer.training.precision import Precision
 
 Metrics = dict[str, Float[Array, ""]]
@@ -68,10 +69,11 @@ class TrainState(eqx.Module):
         """
         model = jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, model)
         model = precision.kept(model)
-        memory = optimizer.init(trains.of(model))
+        memory = beside(optimizer.init, trains.of(model))
         numbers, kind = jnp.copy(jax.random.key_data(key)), jax.random.key_impl(key)
         own_key = jax.random.wrap_key_data(numbers, impl=kind)
-        return cls(model, memory, jnp.zeros((), jnp.int32), own_key, trains)
+        step, own_key = everywhere((jnp.zeros((), jnp.int32), own_key), like=model)
+        return cls(model, memory, step, own_key, trains)
 
 
 def make_step(
@@ -94,6 +96,9 @@ def make_step(
         skips_nonfinite: whether a step whose loss or gradient is infinite or NaN changes nothing
             but the number of steps; the metric `skipped` is then 1, else 0.
 
+    A state that lies on a mesh, as `Placement` lays it, stays where it is: each array of the state
+    that comes out lies as it did in the one that went in.
+
     The state that goes in is donated: its arrays are gone afterwards, so keep only the one that
     comes out. `metrics` has the `loss` before the update, the `gradient_norm` before clipping, and
     what the loss measured besides. They are still being computed when the function returns; the
@@ -113,7 +118,6 @@ def make_step(
 
     check_microbatch(microbatch)
 
-    @functools.partial(jax.jit, donate_argnums=0)
     def update(flat_state: Flat, flat_batch: Flat) -> tuple[Flat, Metrics]:
         state, batch = flat_state.tree(), flat_batch.tree()
         key = jax.random.fold_in(state.key, state.step)
@@ -135,8 +139,21 @@ def make_step(
             metrics["skipped"] = 1.0 - finite.astype(jnp.float32)
         return Flat.of(TrainState(model, memory, state.step + 1, state.key, state.trains)), metrics
 
+    alone = jax.jit(update, donate_argnums=0)
+
+    @functools.cache
+    def together(spread: Spread) -> Callable[[Flat, Flat], tuple[Flat, Metrics]]:
+        where = Flat(spread.shardings, spread.shape)
+        return jax.jit(update, donate_argnums=0, out_shardings=(where, None))
+
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        new, metrics = update(Flat.of(state), Flat.of(batch))
+        flat = Flat.of(state)
+        if flat.spread is None:
+            new, metrics = alone(flat, Flat.of(batch))
+        else:
+            with jax.set_mesh(flat.spread.mesh):
+                new, metrics = together(flat.spread)(flat, Flat.of(batch))
+        new.spread = flat.spread
         return new.tree(), metrics
 
     return step
