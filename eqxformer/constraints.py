@@ -11,6 +11,8 @@ The mesh is that of `jax.set_mesh`, which a training step sets by itself. JAX lo
 looks for a compiled program, so that one for another mesh is never taken.
 """
 
+import math
+
 import jax
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Shaped
@@ -63,6 +65,12 @@ def mesh_sizes() -> dict[str, int]:
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
     return {name: size for name, size, kind in kinds if size > 1 and kind == AxisType.Auto}
+
+
+def token_shares() -> int:
+    """How many devices the tokens of a batch are dealt out to; 1 without a mesh."""
+    sizes = mesh_sizes()
+    return math.prod(sizes[axis] for axis in (*ROWS, "sequence") if axis in sizes)
 
 
 def cut(axes: tuple[str, ...], size: int, sizes: dict[str, int]) -> tuple[str, ...]:

@@ -126,18 +126,14 @@ class Placement:
     def whole(self, model: Any) -> list[str]:
         """A line for every reason why arrays are whole that the mesh should cut."""
         reasons: dict[str, dict[str, None]] = {}
-        for path, each in self._places(unrolled(eqx.filter_eval_shape(lambda: model))):
+        for path, each in self.places(unrolled(eqx.filter_eval_shape(lambda: model))):
             for problem in each.problems:
                 starred = ".".join("*" if part.isdigit() else part for part in path)
                 reasons.setdefault(problem, {})[starred] = None
         return [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The axes of the mesh and their sizes."""
-        return dict(zip(self.mesh.axis_names, self.mesh.axis_sizes, strict=True))
-
-    def _places(self, model: Any) -> list[tuple[Path, Place]]:
+    def places(self, model: Any) -> list[tuple[Path, Place]]:
+        """How the rules cut every array of a model, or of its shapes, by the parts of its path."""
         words, counts, found = leaf_axes(model), leaf_counts(model), []
         for path, leaf in jax.tree_util.tree_leaves_with_path(model):
             if is_array(leaf):
@@ -148,8 +144,13 @@ class Placement:
                 found.append((parts(path), place))
         return found
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The axes of the mesh and their sizes."""
+        return dict(zip(self.mesh.axis_names, self.mesh.axis_sizes, strict=True))
+
     def _checked(self, model: Any) -> list[tuple[Path, Place]]:
-        places = self._places(model)
+        places = self.places(model)
         if self.rules.uneven == "refuse" and any(place.problems for _, place in places):
             lines = "\n  ".join(self.whole(model))
             raise ValueError(

@@ -110,6 +110,12 @@ class Place(NamedTuple):
     spec: PartitionSpec
     problems: tuple[str, ...]
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of the mesh that cut it."""
+        each = (axes if isinstance(axes, tuple) else (axes,) for axes in self.spec)
+        return tuple(axis for axes in each for axis in axes if axis is not None)
+
 
 def _places(words: Sequence[str], shape: Sequence[int], word: str) -> list[int]:
     """The axes of an array that a word of a rule stands for."""

@@ -22,6 +22,7 @@ from eqxformer.losses.tokens import LossFunction
 from eqxformer.optimizers.averaged import average_in
 from eqxformer.optimizers.trainable import Trainable
 from eqxformer.sharding.mirror import beside, everywhere
+from eqxformer.sharding.placement import Placement
 from eqxformer.training.accumulation import accumulated, check_microbatch
 from eqxformer.training.flat import Flat, Spread
 from eqxformer.training.precision import Precision
@@ -74,6 +75,39 @@ class TrainState(eqx.Module):
         own_key = jax.random.wrap_key_data(numbers, impl=kind)
         step, own_key = everywhere((jnp.zeros((), jnp.int32), own_key), like=model)
         return cls(model, memory, step, own_key, trains)
+
+
+def abstract_state(
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    placement: Placement,
+    *,
+    trains: Trainable = Trainable(),
+    precision: Precision = Precision(),
+) -> TrainState:
+    """The shapes and types of `TrainState.create(...)`, each with the sharding it belongs to.
+
+    Nothing is made. What restores a checkpoint is told by this where to read every array to.
+
+    Arguments:
+        model: the model, or its shapes, as `ef.shapes(config)` gives them.
+        optimizer, trains, precision: as for `TrainState.create`.
+        placement: the mesh and the rules by which arrays lie on it.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> placement = ef.Placement(ef.make_mesh("fsdp=1", devices=jax.devices()[:1]))
+        >>> config = ef.families.gpt(vocab=65, dim=16, layers=1, heads=2, context=8)
+        >>> optimizer = ef.AdamW(1e-3).build(steps=100)
+        >>> state = ef.abstract_state(ef.shapes(config), optimizer, placement)
+        >>> state.model.embedding.tokens.weight.sharding.spec
+        PartitionSpec(None, 'fsdp')
+    """
+
+    def made(model: Any, key: PRNGKeyArray) -> TrainState:
+        return TrainState.create(model, optimizer, key=key, trains=trains, precision=precision)
+
+    return placement.abstract(eqx.filter_eval_shape(made, model, jax.random.key(0)))
 
 
 def make_step(
