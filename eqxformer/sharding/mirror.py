@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -23,7 +22,7 @@ def mirrored(tree: Any, parameters: Mapping[Path, Place]) -> Any:
     """
 
     def of(path: Any, leaf: Any) -> PartitionSpec | None:
-        if not (is_array(leaf) or isinstance(leaf, np.ndarray)):
+        if not is_array(leaf):
             return None
         names = parts(path)
         ends = (names[i:] for i in range(len(names)))

@@ -145,6 +145,11 @@ class Placement:
         return found
 
     @property
+    def row_shares(self) -> int:
+        """How many devices, or groups of them, the rows of a batch are dealt out to."""
+        return math.prod(self.sizes[axis] for axis in ROWS if axis in self.sizes)
+
+    @property
     def sizes(self) -> dict[str, int]:
         """The axes of the mesh and their sizes."""
         return dict(zip(self.mesh.axis_names, self.mesh.axis_sizes, strict=True))
@@ -173,12 +178,11 @@ class Placement:
 
     def _row_sharding(self, rows: int) -> NamedSharding:
         axes = tuple(axis for axis in ROWS if axis in self.sizes)
-        shares = math.prod(self.sizes[axis] for axis in axes)
-        if rows % shares:
+        if rows % self.row_shares:
             named = spelled({axis: self.sizes[axis] for axis in axes})
             raise ValueError(
-                f"The rows of a batch must be a multiple of the {shares} devices that share them, "
-                f"{named}; got {rows}."
+                f"The rows of a batch must be a multiple of the {self.row_shares} devices that "
+                f"share them, {named}; got {rows}."
             )
         return self._sharding(PartitionSpec(axes))
 

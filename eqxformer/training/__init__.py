@@ -20,7 +20,7 @@ from eqxformer.training.measures import Measure
 from eqxformer.training.precision import Precision
 from eqxformer.training.records import LossPlot, MetricsFile
 from eqxformer.training.sinks import TensorBoard, WeightsAndBiases
-from eqxformer.training.step import TrainState, abstract_state, make_step
+from eqxformer.training.step import Step, TrainState, abstract_state, make_step
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Save",
     "SaveBest",
     "ShowSamples",
+    "Step",
     "TensorBoard",
     "TrainState",
     "Trainer",

@@ -51,7 +51,7 @@ def accumulated(
         sums = piece(batch, 0)
     else:
         arrays, fixed = eqx.partition(cut(0, full * microbatch), eqx.is_array)
-        parts = jax.tree.map(lambda x: _dealt(x.reshape(full, microbatch, *x.shape[1:])), arrays)
+        parts = jax.tree.map(lambda x: _dealt(jnp.asarray(x), full), arrays)
 
         def add(sums: Any, given: Any) -> tuple[Any, None]:
             part, number = given
@@ -69,10 +69,10 @@ def accumulated(
     return value, jax.tree.map(lambda g, x: (share * g).astype(x.dtype), gradients, like)
 
 
-def _dealt(parts: Array) -> Array:
-    """Each part's rows dealt out to all devices of a mesh, which hold one part each otherwise."""
-    words = ("batch", *("",) * (parts.ndim - 2))
-    return constrain(parts, "parts", *words)
+def _dealt(x: Array, parts: int) -> Array:
+    """Rows in parts, each of them dealt out to all devices of a mesh, which else hold one each."""
+    words = ("batch", *("",) * (x.ndim - 1))
+    return constrain(x.reshape(parts, -1, *x.shape[1:]), "parts", *words)
 
 
 def check_microbatch(microbatch: int | None) -> None:

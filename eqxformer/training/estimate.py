@@ -8,9 +8,8 @@ device is needed.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -28,11 +27,10 @@ from eqxformer.sharding.mesh import spelled
 from eqxformer.sharding.mirror import Path
 from eqxformer.sharding.placement import Placement
 from eqxformer.sharding.rules import Place
+from eqxformer.training.kept import kept
 from eqxformer.training.precision import Precision
 from eqxformer.training.step import abstract_state
 from eqxformer.training.traffic import Share, sent, sides
-
-_ROWS, _LENGTH = 7, 13  # of the batches whose activations are counted, and twice as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +43,8 @@ class Estimate:
             one block gathered.
         kept: activations of all blocks that wait for the backward pass.
         block: activations of the block that is at work.
-        scores: those of attention among these, for every pair of tokens; not in `kept` and `block`.
-            A fused kernel has none.
+        scores: attention scores in float32 and their gradient, of one block, or of all where none
+            is computed again. A fused kernel has none.
         logits: those of a chunk of tokens, and their gradient.
         sent: what it sends to others in a step, by the axis of the mesh and the purpose.
         whole: what the mesh should cut and cannot; see `Placement.whole`.
@@ -109,18 +107,21 @@ def estimate(
     weights, places = held(state.model), placement.places(unrolled(skeleton))
     tokens = share.rows * share.length
     blocks = sum(len(side.blocks) for side in sides(config))
-    kept = _activations(_laid_out(config, remat), precision)
-    every = kept if remat is None else _activations(_laid_out(config, None), precision)
-    inside = every.minus(kept, blocks)
+    saved = kept(_laid_out(config, remat), precision)
+    every = saved if remat is None else kept(_laid_out(config, None), precision)
+    heads = max(getattr(part, "heads", 0) for part in paths(config).values())
+    scores = 2 * 4 * heads * tokens * length // share.tensor
     number = jnp.dtype(precision.compute).itemsize
     return Estimate(
         weights=weights,
-        gradients=weights // jnp.dtype(precision.parameters).itemsize * number,
+        gradients=weights
+        // jnp.dtype(precision.parameters).itemsize
+        * jnp.dtype(precision.output).itemsize,
         optimizer=held(state.optimizer),
         computing=_computing(places, placement.sizes, precision, weights),
-        kept=kept.bytes(tokens, share.tensor),
-        block=inside.bytes(tokens, share.tensor),
-        scores=round((kept.pair + inside.pair) * tokens * length / share.tensor),
+        kept=saved.bytes(tokens, share.tensor),
+        block=every.beyond(saved, blocks).bytes(tokens, share.tensor),
+        scores=scores * (blocks if remat is None else 1),
         logits=3 * 4 * min(tokens, CHUNK) * getattr(sides(config)[-1], "vocab", 0) // share.tensor,
         sent=sent(config, places, placement.sizes, share, number),
         whole=placement.whole(skeleton),
@@ -165,72 +166,6 @@ def _laid_out(config: Any, remat: Remat) -> Any:
         if isinstance(getattr(part, "layout", None), Layout):
             config = config.edit(path, layout=Scanned(remat))
     return config
-
-
-class _Activations(NamedTuple):
-    """Bytes kept for the backward pass per token, per pair of tokens; those that `tensor` cuts."""
-
-    token: float
-    pair: float
-    cut: float
-
-    def bytes(self, tokens: int, tensor: int) -> int:
-        """Those of so many tokens, without what each pair of them has."""
-        return round(tokens * (self.token - self.cut + self.cut / tensor))
-
-    def minus(self, other: "_Activations", blocks: int) -> "_Activations":
-        """What a block has more than in `other`."""
-        return _Activations(*(max(a - b, 0.0) / blocks for a, b in zip(self, other, strict=True)))
-
-
-def _activations(config: Any, precision: Precision) -> _Activations:
-    """What a batch keeps, told from what it keeps for twice the rows and twice the tokens."""
-    skeleton = shapes(config)
-    once, rows, both = (
-        _residuals(skeleton, precision, rows, length)
-        for rows, length in (
-            (_ROWS, _LENGTH),
-            (2 * _ROWS, _LENGTH),
-            (2 * _ROWS, 2 * _LENGTH),
-        )
-    )
-    fewer, some, more = map(_bytes, (once, rows, both))
-    # A row of n tokens keeps n * token + n * n * pair; what does not grow with rows, weights.
-    single = (some - fewer) / (_ROWS * _LENGTH)  # token + _LENGTH * pair
-    double = (more - some) / (2 * _ROWS * _LENGTH)  # token + 3 * _LENGTH * pair
-    pair = max((double - single) / (2 * _LENGTH), 0.0)
-    token = single - _LENGTH * pair
-    return _Activations(token, pair, token * _cut_share(config, rows))
-
-
-def _residuals(skeleton: Any, precision: Precision, rows: int, length: int) -> list[Any]:
-    """Shapes of what is kept for the backward pass of a batch, with the weights."""
-    arrays, fixed = eqx.partition(skeleton, is_array)
-    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-
-    def kept(arrays: Any, tokens: Any) -> list[Any]:
-        def states(arrays: Any) -> Any:
-            model = precision.computing(eqx.combine(arrays, fixed))
-            return model.run(*(tokens,) * len(sides(model.config)))[0]
-
-        _, back = jax.vjp(states, arrays)
-        return list({id(leaf): leaf for leaf in jax.tree.leaves(back)}.values())
-
-    return jax.eval_shape(kept, arrays, tokens)
-
-
-def _cut_share(config: Any, leaves: list[Any]) -> float:
-    """The share of activations that lie by heads or by hidden units, which `tensor` cuts."""
-    words, parts = ("heads", "kv_heads", "hidden"), paths(config).values()
-    sizes = {getattr(part, word, None) for part in parts for word in words}
-    sizes -= {side.dim for side in sides(config)}
-    of_rows = [x for x in leaves if 2 * _ROWS in x.shape[:2] and x.shape.count(_LENGTH) < 2]
-    cut = [x for x in of_rows if sizes & set(x.shape[x.shape.index(2 * _ROWS) :])]
-    return _bytes(cut) / max(_bytes(of_rows), 1)
-
-
-def _bytes(leaves: list[Any]) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _computing(

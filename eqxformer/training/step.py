@@ -8,8 +8,7 @@ Training starts reading here. A loop of your own is three lines:
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import equinox as eqx
 import jax
@@ -28,6 +27,16 @@ from eqxformer.training.flat import Flat, Spread
 from eqxformer.training.precision import Precision
 
 Metrics = dict[str, Float[Array, ""]]
+
+
+class Step(Protocol):
+    """One training step, compiled when it is first called."""
+
+    def __call__(self, state: "TrainState", batch: Any, /) -> "tuple[TrainState, Metrics]": ...
+
+    def lower(self, state: "TrainState", batch: Any, /) -> Any:
+        """The program, as of `jax.jit`: `step.lower(state, batch).compile().memory_analysis()`."""
+        ...
 
 
 class TrainState(eqx.Module):
@@ -117,7 +126,7 @@ def make_step(
     microbatch: int | None = None,
     precision: Precision = Precision(),
     skips_nonfinite: bool = False,
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+) -> Step:
     """A compiled function `step(state, batch) -> (state, metrics)`.
 
     Arguments:
@@ -176,7 +185,7 @@ def make_step(
     alone = jax.jit(update, donate_argnums=0)
 
     @functools.cache
-    def together(spread: Spread) -> Callable[[Flat, Flat], tuple[Flat, Metrics]]:
+    def together(spread: Spread) -> Any:
         where = Flat(spread.shardings, spread.shape)
         return jax.jit(update, donate_argnums=0, out_shardings=(where, None))
 
@@ -190,7 +199,15 @@ def make_step(
         new.spread = flat.spread
         return new.tree(), metrics
 
-    return step
+    def lower(state: TrainState, batch: Any) -> Any:
+        flat, flat_batch = Flat.of(state), Flat.of(batch)
+        if flat.spread is None:
+            return alone.lower(flat, flat_batch)
+        with jax.set_mesh(flat.spread.mesh):
+            return together(flat.spread).lower(flat, flat_batch)
+
+    step.lower = lower  # pyright: ignore[reportFunctionMemberAccess]
+    return step  # pyright: ignore[reportReturnType]
 
 
 def _gradients(
