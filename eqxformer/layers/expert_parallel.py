@@ -76,6 +76,25 @@ def over_mesh(
     return spread(arrays, tokens, weights, ids)
 
 
+def by_rows(function: Callable[..., Any], rows: Float[Array, "tokens n"], whole: Any = None) -> Any:
+    """`function(rows, whole)` of every token by itself, on the device that the token is on.
+
+    XLA would bring the scores of all tokens to each device to find the largest of every row.
+    """
+    sizes = mesh_sizes()
+    axes = cut((*ROWS, "sequence"), rows.shape[0], sizes)
+    if not axes:
+        return function(rows, whole)
+    by = PartitionSpec(axes)
+    return jax.shard_map(
+        function,
+        in_specs=(by, PartitionSpec()),
+        out_specs=by,
+        axis_names=set(axes),
+        check_vma=False,
+    )(rows, whole)
+
+
 def mixed(
     run: Callable[[Array, Array, PRNGKeyArray | None], Array],
     tokens: Float[Array, "tokens dim"],

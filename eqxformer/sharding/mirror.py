@@ -8,7 +8,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eqxformer.checkpoints.names import is_array
-from eqxformer.sharding.rules import Place
+from eqxformer.sharding.rules import Place, short
 
 Path = tuple[str, ...]
 
@@ -81,5 +81,5 @@ def _beside(shape: tuple[int, ...], parameter: Place) -> PartitionSpec:
     for gone in range(len(parameter.shape)):
         rest = [i for i in range(len(parameter.shape)) if i != gone]
         if shape == tuple(parameter.shape[i] for i in rest):
-            return PartitionSpec(*(full[i] for i in rest))
+            return short(full[i] for i in rest)
     return PartitionSpec()

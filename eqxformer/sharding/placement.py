@@ -42,7 +42,7 @@ class Placement:
         mesh = make_mesh(self.mesh) if isinstance(self.mesh, str) else self.mesh
         object.__setattr__(self, "mesh", mesh)
         unknown = [name for name in mesh.axis_names if name not in MESH_AXES]
-        if unknown or set(mesh.axis_types) > {AxisType.Auto}:
+        if unknown or any(kind != AxisType.Auto for kind in mesh.axis_types):
             raise ValueError(
                 f"The axes of a mesh must be among {', '.join(MESH_AXES)}, and of the type `Auto`, "
                 f"as `make_mesh` makes them; got {mesh}."
@@ -112,6 +112,26 @@ class Placement:
         """
         return jax.tree.map(self._rows, batch)
 
+    def check_rows(self, rows: int) -> None:
+        """Raises `ValueError` for rows that are not a multiple of the devices that share them."""
+        if rows % self.row_shares:
+            axes = spelled({axis: self.sizes[axis] for axis in ROWS if axis in self.sizes})
+            raise ValueError(
+                f"The rows of a batch must be a multiple of the {self.row_shares} devices that "
+                f"share them, {axes}; got {rows}."
+            )
+
+    def set(self) -> Any:
+        """A context in which what a model computes is laid on the mesh, as within a training step.
+
+        Example:
+            >>> import eqxformer as ef, jax
+            >>> placement = ef.Placement(ef.make_mesh("data=1", devices=jax.devices()[:1]))
+            >>> with placement.set():
+            ...     logits = ef.MLP(8, hidden=16, key=jax.random.key(0))(jax.numpy.ones((2, 8)))
+        """
+        return jax.set_mesh(self.mesh)  # pyright: ignore[reportArgumentType]
+
     def batch_of_process(self, batch: Any) -> Any:
         """A batch of which every process gives rows of its own, those of process 0 first."""
 
@@ -177,14 +197,8 @@ class Placement:
         return jax.make_array_from_callback(x.shape, where, lambda index: numbers[index])
 
     def _row_sharding(self, rows: int) -> NamedSharding:
-        axes = tuple(axis for axis in ROWS if axis in self.sizes)
-        if rows % self.row_shares:
-            named = spelled({axis: self.sizes[axis] for axis in axes})
-            raise ValueError(
-                f"The rows of a batch must be a multiple of the {self.row_shares} devices that "
-                f"share them, {named}; got {rows}."
-            )
-        return self._sharding(PartitionSpec(axes))
+        self.check_rows(rows)
+        return self._sharding(PartitionSpec(tuple(axis for axis in ROWS if axis in self.sizes)))
 
 
 def _is_spec(node: Any) -> bool:

@@ -1,15 +1,15 @@
 """From axis words to axes of a mesh: which axis of an array each axis of the mesh cuts."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from jax.sharding import PartitionSpec
 
 from eqxformer.config import Config
 from eqxformer.constraints import MESH_AXES
 
-_COPIES = ("layers", "experts")  # axes that only count copies of an array
+_COPIES = ("layers", "experts")  # axes that, in front, only count copies of an array
 
 
 class Cut(Config):
@@ -21,7 +21,8 @@ class Cut(Config):
             that begins with it: `heads` cuts `heads*head_dim` between heads, where the number of
             heads is a multiple of the axis. `any` stands for every word but `layers`, the longest
             axis first, anywhere it divides.
-        least: axes that an array must have to be cut, not counting `layers` and `experts`.
+        least: axes that an array must have to be cut; `layers` and `experts` in front, which count
+            copies of it, are not counted.
     """
 
     axis: str
@@ -82,8 +83,7 @@ class Rules(Config):
         taken: list[tuple[str, ...]] = [() for _ in shape]
         problems: list[str] = []
         for cut in self.cuts:
-            own = [word for word in words if word not in _COPIES]
-            if sizes.get(cut.axis, 1) == 1 or len(own) < cut.least:
+            if sizes.get(cut.axis, 1) == 1 or len(words) - _copies(words) < cut.least:
                 continue
             tried = [
                 (place, word, _pieces(words[place], word, shape[place], counts))
@@ -97,10 +97,8 @@ class Rules(Config):
                     break
             else:
                 problems += [_problem(cut.axis, sizes[cut.axis], tried)] if tried else []
-        while taken and not taken[-1]:
-            taken.pop()
         spec = (axes[0] if len(axes) == 1 else axes or None for axes in taken)
-        return Place(tuple(shape), PartitionSpec(*spec), tuple(problems))
+        return Place(tuple(shape), short(spec), tuple(problems))
 
 
 class Place(NamedTuple):
@@ -117,8 +115,23 @@ class Place(NamedTuple):
         return tuple(axis for axes in each for axis in axes if axis is not None)
 
 
+def short(spec: Iterable[Any]) -> PartitionSpec:
+    """A partition without a word of the last axes, where these are whole, as JAX itself writes."""
+    cuts = list(spec)
+    while cuts and cuts[-1] is None:
+        cuts.pop()
+    return PartitionSpec(*cuts)
+
+
+def _copies(words: Sequence[str]) -> int:
+    """How many axes in front only count copies."""
+    return next((i for i, word in enumerate(words) if word not in _COPIES), len(words))
+
+
 def _places(words: Sequence[str], shape: Sequence[int], word: str) -> list[int]:
     """The axes of an array that a word of a rule stands for."""
+    if word in _COPIES:  # the scores of a router are of experts, and no copies
+        return [i for i, own in enumerate(words[: _copies(words)]) if own == word]
     if word != "any":
         return [i for i, own in enumerate(words) if own.split("*")[0] == word]
     inside = (i for i, own in enumerate(words) if own != "layers")

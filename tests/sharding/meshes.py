@@ -11,9 +11,7 @@ import eqxformer as ef
 def placed(spelling, **rules):
     """A placement on as many of the virtual devices as the mesh has."""
     size = math.prod(ef.abstract_mesh(spelling).axis_sizes)
-    return ef.Placement(
-        ef.make_mesh(spelling, devices=jax.devices()[:size]), ef.Rules(**rules)
-    )
+    return ef.Placement(ef.make_mesh(spelling, devices=jax.devices()[:size]), ef.Rules(**rules))
 
 
 def share(tree):

@@ -34,9 +34,10 @@ def spread(model):
 
 
 def test_a_model_is_made_where_it_belongs():
-    made = FSDP.init(lambda key: CONFIG.build(key=key), jax.random.key(3))
+    config = CONFIG.edit(blocks=CONFIG.blocks[:1])
+    made = FSDP.init(lambda key: config.build(key=key), jax.random.key(3))
     assert where(made) == jax.tree.leaves(FSDP.shardings(made))
-    alone = CONFIG.build(key=jax.random.key(3))
+    alone = config.build(key=jax.random.key(3))
     for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
@@ -54,7 +55,7 @@ def test_no_device_ever_holds_it_whole_while_it_is_made():
     needed = program.lower(jax.random.key(0)).compile().memory_analysis()
     whole = 4096 * 64 * 4
     assert needed.output_size_in_bytes < 1.1 * whole / 8
-    assert needed.output_size_in_bytes + needed.temp_size_in_bytes < whole / 2
+    assert needed.output_size_in_bytes + needed.temp_size_in_bytes < 0.6 * whole
 
 
 def test_each_device_holds_an_eighth_of_parameters_and_optimizer(spread):
@@ -77,21 +78,22 @@ def test_moments_lie_as_their_parameters(name, spread):
     """Of a matrix of which a row and a column are kept, these lie as its rows and columns."""
     optimizer = OPTIMIZERS[name].build(1)
     abstract = ef.abstract_state(ef.shapes(CONFIG), optimizer, FSDP)
-    weight = "attention.query.weight"
-    found = {}
+    weight = "feed_forward.up.weight"
+    found = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.optimizer):
         key = jax.tree_util.keystr(path, simple=True, separator=".")
         if key.endswith(f"blocks.groups.0.{weight}"):
-            found[leaf.shape] = leaf.sharding.spec
-    shapes = {(32, 32): P("fsdp"), (32,): P(), (1,): P()}
-    assert found
-    for shape, spec in found.items():
-        assert spec == shapes[shape] or (shape == (32,) and spec == P("fsdp"))
+            found.add((leaf.shape, leaf.sharding.spec))
+    of_matrix = ((32, 64), P("fsdp"))
+    of_factors = {((32,), P("fsdp")), ((64,), P()), ((1,), P())}
+    assert found == ({of_matrix, *of_factors} if name == "adafactor" else {of_matrix})
 
 
 def test_a_state_is_made_as_its_abstract_one_says(spread):
     optimizer = ef.Adafactor(least=8).build(1)
-    state = ef.TrainState.create(spread, optimizer, key=jax.random.key(0), trains=ef.Except(("head",)))
+    state = ef.TrainState.create(
+        spread, optimizer, key=jax.random.key(0), trains=ef.Except(("head",))
+    )
     abstract = ef.abstract_state(spread, optimizer, FSDP, trains=ef.Except(("head",)))
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True)
     for made, said in pairs:
@@ -133,7 +135,8 @@ def test_stacked_layers_are_loaded_to_where_they_belong(model, tmp_path):
     assert share(loaded)[0] < 1.1 / 8
 
 
-def test_a_model_on_a_mesh_generates_the_same(model):
+def test_a_model_on_a_mesh_generates_the_same():
+    model = drawn(ef.families.gpt(vocab=16, dim=16, layers=1, heads=4, context=16))
     prompts = [[1, 2, 3], [4, 5]]
     wanted = ef.generate(model, prompts, max_new_tokens=5)
     spread = placed("fsdp=2,tensor=4").put(model)
