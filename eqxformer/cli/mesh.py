@@ -27,7 +27,7 @@ def mesh_report(config: Any, mesh: str, batch: int | None, length: int | None) -
             "again in the backward pass. Of each device:",
             *(f"  {what:<{wide}}  {size(number):>8}" for what, number in table),
             *([_more(needed)] if needed.scores else []),
-            *(f"Whole on every device, {line}." for line in needed.whole),
+            *(f"Not cut: {line}." for line in needed.whole),
         ]
     )
 

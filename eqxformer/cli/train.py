@@ -22,7 +22,8 @@ from eqxformer.cli.settings import edited
 from eqxformer.config import Config
 from eqxformer.data.feed import feed
 from eqxformer.inspect.table import table
-from eqxformer.sharding import Placement, make_mesh
+from eqxformer.sharding import Placement, Rules, make_mesh
+from eqxformer.sharding.mesh import spelled
 from eqxformer.training.callbacks import (
     Callback,
     EarlyStopping,
@@ -112,13 +113,13 @@ def train(
         check_memory(experiment)
         skeleton = shapes(experiment.model)
         also = [_SINKS[sink](out, experiment) for sink in sinks]
-        placement = None if mesh is None else _placement(mesh, skeleton, experiment)
+        placement = None if mesh is None else _placement(mesh, experiment)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"{table(skeleton)}\n")
     if dry_run:
         console.print(str(experiment))
         return 0
-    console.print(_plan(chosen, task, experiment, out, mesh))
+    console.print(_plan(chosen, task, experiment, out, _laid(placement, skeleton)))
     with explained():
         model = experiment.init(placement)
         if before is None:
@@ -162,10 +163,9 @@ def _data(data: Path | None, before: RunDirectory | None) -> Path | None:
     return Path(known) if data is None and known is not None else data
 
 
-def _placement(mesh: str, skeleton: Any, experiment: Experiment) -> Placement:
-    """The mesh that was asked for; `ValueError` where it cuts the model or the batch unevenly."""
-    placement = Placement(make_mesh(mesh))
-    placement.shardings(skeleton)
+def _placement(mesh: str, experiment: Experiment) -> Placement:
+    """The mesh that was asked for; `ValueError` where it cannot deal out the rows of a batch."""
+    placement = Placement(make_mesh(mesh), Rules(uneven="whole"))
     placement.check_rows(experiment.data.shape[0])
     return placement
 
@@ -275,8 +275,15 @@ _SINKS: dict[str, Callable[[Path, Experiment], Callback]] = {
 }
 
 
-def _plan(chosen: Recipe, task: Task, experiment: Experiment, out: Path) -> str:
-def _plan(chosen: Recipe, task: Task, experiment: Experiment, out: Path, mesh: str | None) -> str:
+def _laid(placement: Placement | None, skeleton: Any) -> list[str]:
+    """What is said of a mesh: its axes, and what they cannot cut."""
+    if placement is None:
+        return []
+    whole = (f"             not cut: {line}" for line in placement.whole(skeleton))
+    return [f"  mesh       {spelled(placement.sizes)}", *whole]
+
+
+def _plan(chosen: Recipe, task: Task, experiment: Experiment, out: Path, mesh: list[str]) -> str:
     """What is about to happen, before it does."""
     rows, length = experiment.data.shape
     tokens = rows * length * experiment.steps
@@ -287,7 +294,7 @@ def _plan(chosen: Recipe, task: Task, experiment: Experiment, out: Path, mesh: s
             f"  training   {experiment.steps:,} steps of {rows} x {length} tokens, "
             f"{tokens:,} tokens in all",
             f"  optimizer  {_one_line(experiment.optimizer)}",
-            *([] if mesh is None else [f"  mesh       {mesh}"]),
+            *mesh,
             f"  run        {out}",
             "",
         ]

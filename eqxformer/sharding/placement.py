@@ -144,7 +144,7 @@ class Placement:
         return jax.tree.map(global_rows, batch)
 
     def whole(self, model: Any) -> list[str]:
-        """A line for every reason why arrays are whole that the mesh should cut."""
+        """A line for every reason why an axis of the mesh does not cut arrays that it should."""
         reasons: dict[str, dict[str, None]] = {}
         for path, each in self.places(unrolled(eqx.filter_eval_shape(lambda: model))):
             for problem in each.problems:
