@@ -30,7 +30,7 @@ from eqxformer.sharding.rules import Place
 from eqxformer.training.kept import kept
 from eqxformer.training.precision import Precision
 from eqxformer.training.step import abstract_state
-from eqxformer.training.traffic import Share, sent, sides
+from eqxformer.training.traffic import Share, body, sent, sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def estimate(
     """What a step needs of each device, from the config alone.
 
     Arguments:
-        config: of a `DecoderLM`, an `EncoderDecoder` or an `Encoder`.
+        config: of a `DecoderLM`, an `EncoderDecoder` or an `Encoder`, with a head of labels or not.
         placement: a mesh, which may be abstract, and rules; what they cannot cut is whole here.
         batch: rows of a step, over all devices.
         length: tokens of a row; of both sides, where there are two.
@@ -157,7 +157,8 @@ def _share(sizes: Mapping[str, int], batch: int, length: int) -> Share:
 def _laid_out(config: Any, remat: Remat) -> Any:
     """The config with its stacks scanned; `NotImplementedError` for another kind of model."""
     kinds = (DecoderLM.Config, Encoder.Config, EncoderDecoder.Config)
-    if not isinstance(config, kinds) or not all(hasattr(side, "vocab") for side in sides(config)):
+    inner = body(config)
+    if not isinstance(inner, kinds) or not all(hasattr(side, "vocab") for side in sides(inner)):
         raise NotImplementedError(
             "Estimated are decoders, encoders and encoder-decoders of tokens; "
             f"got a {type(config).__qualname__.removesuffix('.Config')}."

@@ -1,5 +1,6 @@
 """What the backward pass of a model needs of the forward pass, per token, as JAX counts it."""
 
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,7 +11,7 @@ from eqxformer.checkpoints.names import is_array
 from eqxformer.checkpoints.rebuild import shapes
 from eqxformer.config import paths
 from eqxformer.training.precision import Precision
-from eqxformer.training.traffic import sides
+from eqxformer.training.traffic import body, sides
 
 # Of the batches that are traced: so many rows, and twice as many. With rows this short, what
 # attention keeps of pairs of tokens hardly counts; with so many, the rounding of experts' shares.
@@ -33,6 +34,7 @@ class Kept(NamedTuple):
         return Kept(token, cut)
 
 
+@functools.lru_cache(maxsize=32)
 def kept(config: Any, precision: Precision) -> Kept:
     """What a token keeps, told from what twice as many rows keep more; the rest is weights."""
     skeleton = shapes(config)
@@ -48,7 +50,7 @@ def _residuals(skeleton: Any, precision: Precision, rows: int) -> list[Any]:
 
     def residuals(arrays: Any, tokens: Any) -> list[Any]:
         def states(arrays: Any) -> Any:
-            model = precision.computing(eqx.combine(arrays, fixed))
+            model = body(precision.computing(eqx.combine(arrays, fixed)))
             return model.run(*(tokens,) * len(sides(model.config)))[0]
 
         _, back = jax.vjp(states, arrays)

@@ -51,9 +51,15 @@ def sent(
 
 def sides(config: Any) -> list[Any]:
     """The parts of a model that have blocks: itself, or its encoder and its decoder."""
-    if hasattr(config, "blocks"):
-        return [config]
-    return [getattr(config, name) for name in ("encoder", "decoder") if hasattr(config, name)]
+    inner = body(config)
+    return [inner] if hasattr(inner, "blocks") else [inner.encoder, inner.decoder]
+
+
+def body(whole: Any) -> Any:
+    """A model, or its config, without a head of labels."""
+    inner = getattr(whole, "body", whole)
+    alone = hasattr(inner, "encoder") and not hasattr(inner, "decoder")
+    return inner.encoder if alone else inner
 
 
 def _of_weights(
