@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what `__getattr__` finds, said to editors and type checkers
     from eqxformer.models import *  # noqa: F403
     from eqxformer.optimizers import *  # noqa: F403
     from eqxformer.pretrained import *  # noqa: F403
+    from eqxformer.sharding import *  # noqa: F403
     from eqxformer.text import *  # noqa: F403
     from eqxformer.training import *  # noqa: F403
 
@@ -36,6 +37,7 @@ _ROOMS = (
     "models",
     "checkpoints",
     "architectures",
+    "sharding",
     "pretrained",
     "inspect",
     "generation",

@@ -72,7 +72,22 @@ def leaf_axes(model: Any) -> dict[str, tuple[str, ...]]:
         >>> ef.leaf_axes(mlp)["up.weight"]
         ('dim', 'hidden')
     """
-    return dict(_walk(model, "", {}, ()))
+    return {path: words for path, words, _ in _walk(model, "", {}, (), {})}
+
+
+def leaf_counts(model: Any) -> dict[str, dict[str, int]]:
+    """How many of a word there are, by array and word, where its part says so by `axis_counts`.
+
+    So the axis `heads*head_dim` can be told to be of four heads, each of which must stay whole.
+
+    Example:
+        >>> import equinox as eqx, eqxformer as ef, jax
+        >>> from eqxformer.axes import leaf_counts
+        >>> attention = ef.Attention(8, heads=4, kv_heads=2, key=jax.random.key(0))
+        >>> leaf_counts(attention)["query.weight"]
+        {'heads': 4, 'kv_heads': 2}
+    """
+    return {path: counts for path, _, counts in _walk(model, "", {}, (), {})}
 
 
 def field_words(cls: type) -> dict[str, tuple[str, ...]]:
@@ -82,15 +97,20 @@ def field_words(cls: type) -> dict[str, tuple[str, ...]]:
 
 
 def _walk(
-    node: Any, path: str, words: dict[str, str], front: tuple[str, ...]
-) -> Iterator[tuple[str, tuple[str, ...]]]:
+    node: Any,
+    path: str,
+    words: dict[str, str],
+    front: tuple[str, ...],
+    counts: dict[str, int],
+) -> Iterator[tuple[str, tuple[str, ...], dict[str, int]]]:
     if isinstance(node, eqx.Module):
         own = field_words(type(node))
+        counts = {**counts, **getattr(node, "axis_counts", dict)()}
         for name, hint in _hints(type(node)).items():
             child, inner = getattr(node, name, None), f"{path}.{name}" if path else name
             if name in own:
                 if child is not None:
-                    yield inner, front + tuple(words.get(w, w) for w in own[name])
+                    yield inner, front + tuple(words.get(w, w) for w in own[name]), counts
                 continue
             spoken = getattr(node, "field_axes", lambda _: None)(name)
             axes = _axes_of(hint) if spoken is None else spoken
@@ -98,13 +118,14 @@ def _walk(
             more = front + ((axes.stacked,) if axes.stacked else ())
             leading = getattr(node, "leading_axes", None)
             if leading is None or not isinstance(child, tuple):
-                yield from _walk(child, inner, {**words, **renamed}, more)
+                yield from _walk(child, inner, {**words, **renamed}, more, counts)
                 continue
             for i, (part, extra) in enumerate(zip(child, leading(name), strict=True)):
-                yield from _walk(part, f"{inner}.{i}", {**words, **renamed}, more + extra)
+                below = f"{inner}.{i}"
+                yield from _walk(part, below, {**words, **renamed}, more + extra, counts)
     elif isinstance(node, (tuple, list)):
         for i, child in enumerate(node):
-            yield from _walk(child, f"{path}.{i}" if path else str(i), words, front)
+            yield from _walk(child, f"{path}.{i}" if path else str(i), words, front, counts)
 
 
 @functools.cache

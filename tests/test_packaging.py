@@ -24,6 +24,7 @@ ORDER = [
     "keys",
     "strict_json",
     "config",
+    "constraints",
     "layers",
     "blocks",
     "models",

@@ -13,6 +13,7 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from eqxformer.blocks.block import AbstractBlock, Context
 from eqxformer.config import Config
+from eqxformer.constraints import constrain
 from eqxformer.keys import fold
 from eqxformer.layers.feed_forward import RouterLosses
 
@@ -198,7 +199,9 @@ def _step(
     key: PRNGKeyArray | None,
     layer: int | Array,
 ) -> tuple[Array, Any, RouterLosses | None]:
-    return block.run(x, context, cache=cache, key=fold(key, layer))
+    x = constrain(x, "seq", "dim")
+    x, cache, losses = block.run(x, context, cache=cache, key=fold(key, layer))
+    return constrain(x, "seq", "dim"), cache, losses
 
 
 def _rematerialised(step: Callable[..., Any], remat: Remat) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from eqxformer.checkpoints._replacing import sync
 from eqxformer.checkpoints._writing import write_file
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.names import named_arrays
+from eqxformer.checkpoints.placing import Where, by_name, place
 from eqxformer.checkpoints.rebuild import differences, expected, shapes, with_arrays
 from eqxformer.checkpoints.tensor_files import WEIGHTS, TensorFiles, read_json
 from eqxformer.config import Config
@@ -65,8 +66,13 @@ def save(model: eqx.Module, directory: str | os.PathLike[str]) -> None:
         _put(folder, {WEIGHTS: weights, CONFIG: settings}, text)
 
 
-def load(directory: str | os.PathLike[str]) -> Any:
+def load(directory: str | os.PathLike[str], *, sharding: Where = None) -> Any:
     """The model that `save` wrote to a directory.
+
+    Arguments:
+        directory: where `config.json` and `model.safetensors` lie.
+        sharding: where the arrays go, as they are read: a `Placement`, a `jax.sharding.Sharding`
+            for all, or a function of an array's path and shape that returns one.
 
     Raises `CheckpointError`, a `ValueError`, for files that are not what they should be: every
     missing, unexpected or wrongly shaped tensor is listed. Where a file is not there the error is a
@@ -85,7 +91,11 @@ def load(directory: str | os.PathLike[str]) -> Any:
     skeleton, files = open_saved(directory)
     for name in files.names:
         _check_kept(pathlib.Path(directory) / WEIGHTS, name, files.dtype(name))
-    return with_arrays(skeleton, {n: jax.numpy.asarray(files.read(n)) for n in files.names})
+    where, arrays = by_name(sharding, skeleton), {}
+    for name in files.names:
+        numbers = files.read(name)
+        arrays[name] = place(numbers, where(name, numbers.shape))
+    return with_arrays(skeleton, arrays)
 
 
 def open_saved(directory: str | os.PathLike[str]) -> tuple[Any, TensorFiles]:

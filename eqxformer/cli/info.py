@@ -16,6 +16,7 @@ from eqxformer.checkpoints.native import open_saved
 from eqxformer.checkpoints.rebuild import shapes
 from eqxformer.checkpoints.tensor_files import TensorFiles
 from eqxformer.cli.errors import explained
+from eqxformer.cli.mesh import mesh_report
 from eqxformer.inspect.table import count, size, table
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.models.encoder import Encoder
@@ -33,6 +34,7 @@ Examples:
   eqxformer info --presets
   eqxformer info path/to/checkpoint --depth 2
   eqxformer info google/flan-t5-small --config
+  eqxformer info mixtral-8x7b-v0.1 --depth 1 --mesh fsdp=16,expert=8 --batch 512 --length 4096
 """
 
 
@@ -64,7 +66,17 @@ def _list_presets(context: click.Context, option: click.Parameter, asked: bool) 
 )
 @click.option("--depth", type=click.IntRange(min=1), help="Names of a path to tell arrays by.")
 @click.option("--config", "whole", is_flag=True, help="Show every setting instead of the table.")
-def info(source: str, depth: int | None, whole: bool) -> None:
+@click.option("--mesh", metavar="AXES", help="What training on a mesh needs: fsdp=64,tensor=4.")
+@click.option("--batch", type=click.IntRange(min=1), help="Rows of a step, over the whole mesh.")
+@click.option("--length", type=click.IntRange(min=1), help="Tokens of a row.")
+def info(
+    source: str,
+    depth: int | None,
+    whole: bool,
+    mesh: str | None,
+    batch: int | None,
+    length: int | None,
+) -> None:
     """Say what SOURCE is: its architecture, its parameters, the memory it needs.
 
     SOURCE is a directory with a checkpoint, of transformers or our own; the name of a preset; or
@@ -73,10 +85,14 @@ def info(source: str, depth: int | None, whole: bool) -> None:
     with explained():
         found = find(source)
         shown = str(found.skeleton.config) if whole else table(found.skeleton, depth=depth)
-        notes = list(_notes(found))
+        notes, config = list(_notes(found)), found.skeleton.config
+        report = None if mesh is None else mesh_report(config, mesh, batch, length)
+        if mesh is None and (batch, length) != (None, None):
+            raise ValueError("--batch and --length are those of a step on a --mesh; give one.")
     width = max(len(name) for name, _ in notes)
     lines = [f"{name:<{width}}  {text}" for name, text in notes]
-    click.echo("\n".join([found.title, "", shown, "", *lines]))
+    more = [] if report is None else ["", report]
+    click.echo("\n".join([found.title, "", shown, "", *lines, *more]))
 
 
 def find(source: str) -> Found:

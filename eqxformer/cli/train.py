@@ -22,6 +22,8 @@ from eqxformer.cli.settings import edited
 from eqxformer.config import Config
 from eqxformer.data.feed import feed
 from eqxformer.inspect.table import table
+from eqxformer.sharding import Placement, Rules, make_mesh
+from eqxformer.sharding.mesh import spelled
 from eqxformer.training.callbacks import (
     Callback,
     EarlyStopping,
@@ -52,6 +54,7 @@ Examples:
   eqxformer train --data book.txt --out runs/book
   eqxformer train rot13 --seed 1
   eqxformer train --out runs/book --resume
+  eqxformer train --mesh fsdp=4,tensor=2
   eqxformer train --dry-run
   eqxformer train --set model.blocks.*.attention.heads=8 --set optimizer.learning_rate.peak=1e-3
 """
@@ -76,6 +79,7 @@ Examples:
     type=click.Choice(["tensorboard", "wandb"]),
     help="Where else the numbers go, beside metrics.jsonl; may be given twice.",
 )
+@click.option("--mesh", metavar="AXES", help="Devices that share the work: fsdp=4,tensor=2.")
 @click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Any other setting.")
 @click.option("--dry-run", is_flag=True, help="Show everything that can be set, and stop.")
 def train(
@@ -87,6 +91,7 @@ def train(
     batch: int | None,
     seed: int | None,
     sinks: tuple[str, ...],
+    mesh: str | None,
     settings: tuple[str, ...],
     dry_run: bool,
 ) -> int:
@@ -108,19 +113,20 @@ def train(
         check_memory(experiment)
         skeleton = shapes(experiment.model)
         also = [_SINKS[sink](out, experiment) for sink in sinks]
+        placement = None if mesh is None else _placement(mesh, experiment)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"{table(skeleton)}\n")
     if dry_run:
         console.print(str(experiment))
         return 0
-    console.print(_plan(chosen, task, experiment, out))
+    console.print(_plan(chosen, task, experiment, out, _laid(placement, skeleton)))
     with explained():
-        model = experiment.init()
+        model = experiment.init(placement)
         if before is None:
             about = _about(chosen, task, experiment, data)
             before = RunDirectory.create(out, about=about, tokenizer=task.tokenizer)
             before.save(model)  # from here on there is always a model to load, however this ends
-    return _conduct(model, task, experiment, before, console, also)
+    return _conduct(model, task, experiment, before, console, also, placement)
 
 
 def _begun(out: Path | None) -> RunDirectory | None:
@@ -157,6 +163,13 @@ def _data(data: Path | None, before: RunDirectory | None) -> Path | None:
     return Path(known) if data is None and known is not None else data
 
 
+def _placement(mesh: str, experiment: Experiment) -> Placement:
+    """The mesh that was asked for; `ValueError` where it cannot deal out the rows of a batch."""
+    placement = Placement(make_mesh(mesh), Rules(uneven="whole"))
+    placement.check_rows(experiment.data.shape[0])
+    return placement
+
+
 def _conduct(
     model: Any,
     task: Task,
@@ -164,6 +177,7 @@ def _conduct(
     run: RunDirectory,
     console: Console,
     also: list[Callback],
+    placement: Placement | None,
 ) -> int:
     """Trains, shows what came out and says where it is; returns the exit code."""
     save = Save(run.save, every=experiment.validate_every)
@@ -186,6 +200,7 @@ def _conduct(
             identity={"experiment": experiment.identity(), "data": task.about},
             warn=console.print,
         ),
+        placement=placement,
     )
     try:
         state = trainer.fit()
@@ -260,7 +275,15 @@ _SINKS: dict[str, Callable[[Path, Experiment], Callback]] = {
 }
 
 
-def _plan(chosen: Recipe, task: Task, experiment: Experiment, out: Path) -> str:
+def _laid(placement: Placement | None, skeleton: Any) -> list[str]:
+    """What is said of a mesh: its axes, and what they cannot cut."""
+    if placement is None:
+        return []
+    whole = (f"             not cut: {line}" for line in placement.whole(skeleton))
+    return [f"  mesh       {spelled(placement.sizes)}", *whole]
+
+
+def _plan(chosen: Recipe, task: Task, experiment: Experiment, out: Path, mesh: list[str]) -> str:
     """What is about to happen, before it does."""
     rows, length = experiment.data.shape
     tokens = rows * length * experiment.steps
@@ -271,6 +294,7 @@ def _plan(chosen: Recipe, task: Task, experiment: Experiment, out: Path) -> str:
             f"  training   {experiment.steps:,} steps of {rows} x {length} tokens, "
             f"{tokens:,} tokens in all",
             f"  optimizer  {_one_line(experiment.optimizer)}",
+            *mesh,
             f"  run        {out}",
             "",
         ]

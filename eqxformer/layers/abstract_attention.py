@@ -55,3 +55,11 @@ class AbstractAttention(eqx.Module):
         self, batch: tuple[int, ...], slots: int, dtype: DTypeLike = jnp.float32
     ) -> Cache:
         """An empty cache for `slots` tokens per row."""
+
+    def axis_counts(self) -> dict[str, int]:
+        """How many heads there are of each kind, which devices share out whole."""
+        config = getattr(self, "config", None)
+        if not isinstance(config, AbstractAttention.Config):
+            return {}
+        kv_heads = getattr(config, "kv_heads", None)
+        return {"heads": config.heads, "kv_heads": kv_heads or config.heads}

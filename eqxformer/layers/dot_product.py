@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from eqxformer.constraints import constrain
 from eqxformer.layers.masks import Causal, Mask, Window, join, parts
 from eqxformer.layers.plain_attention import Scoring, allowed_array, plain_attention
 
@@ -62,6 +63,8 @@ def attend(
     Raises `NotImplementedError` where a backend asked for by name cannot serve.
     """
     dropping = key is not None and scoring.dropout > 0.0
+    query = constrain(query, "heads", "seq", "head_dim")
+    keys, values = (constrain(x, "kv_heads", "keys", "head_dim") for x in (keys, values))
     choice = _choose(backend, query, keys, values, scoring, dropping)
     _record(choice)
     if choice.backend == "plain":

@@ -7,6 +7,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.config import Config, takes_options
+from eqxformer.constraints import constrain
 from eqxformer.layers.initializers import Initializer, Normal
 
 
@@ -39,7 +40,7 @@ class Embedding(eqx.Module):
         self.weight = config.init(key, (vocab, dim))
 
     def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch dim"]:
-        return lookup(self.weight, ids, what="token id")
+        return lookup(constrain(self.weight, "vocab", "dim"), ids, what="token id")
 
     def attend(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
         """The scores of every token, `x @ weight.T`: the table used as a tied output."""

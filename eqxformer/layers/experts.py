@@ -13,7 +13,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.axes import Axes
 from eqxformer.config import Config, takes_options
+from eqxformer.constraints import token_shares
 from eqxformer.keys import split
+from eqxformer.layers.expert_parallel import by_rows, over_mesh
 from eqxformer.layers.feed_forward import FeedForward, RouterLosses
 from eqxformer.layers.initializers import Initializer
 from eqxformer.layers.linear import GroupedLinear, Groups, Linear, along_last
@@ -202,8 +204,12 @@ class Experts(FeedForward):
         # In float32 all through: rounded scores would send tokens to other experts.
         router = jax.tree.map(lambda a: widen(a) if eqx.is_inexact_array(a) else a, self.router)
         logits = router(widen(tokens))
-        weights, ids, probabilities = self.config.routing.choose(
-            logits, self.config.top, self.correction
+        weights, ids, probabilities = by_rows(
+            lambda logits, correction: self.config.routing.choose(
+                logits, self.config.top, correction
+            ),
+            logits,
+            self.correction,
         )
         y = self._mix(tokens, weights, ids, routed_key).reshape(x.shape)
         if self.shared is not None:
@@ -213,9 +219,10 @@ class Experts(FeedForward):
     def _mix(self, tokens: Array, weights: Array, ids: Array, key: PRNGKeyArray | None) -> Array:
         """Every chosen expert's result, weighted and summed per token."""
         top, count = self.config.top, self.config.count
+        if token_shares() > 1:
+            return over_mesh(_run, self.experts, tokens, weights, ids, count=count, key=key)
         order = jnp.argsort(ids.reshape(-1), stable=True)  # by expert; row r is token r // top
-        groups = Groups(ids.reshape(-1)[order], count)
-        results = _grouped(self.experts, groups)(tokens[order // top], key=key)
+        results = _run(self.experts, tokens[order // top], ids.reshape(-1)[order], key)
         scaled = results * weights.reshape(-1, 1)[order].astype(results.dtype)
         back = jnp.zeros_like(scaled).at[order].set(scaled, unique_indices=True)
         return back.reshape(-1, top, tokens.shape[-1]).sum(1)
@@ -275,6 +282,12 @@ def _refuse_ungrouped(experts: FeedForward) -> None:
                 "An expert may have parameters in `Linear` maps only, which run grouped by expert; "
                 f"{type(experts).__name__} has `{name}`."
             )
+
+
+def _run(experts: FeedForward, rows: Array, group: Array, key: PRNGKeyArray | None) -> Array:
+    """Rows that are sorted by their group, each through the expert of its own."""
+    count = jax.tree.leaves(experts)[0].shape[0]
+    return _grouped(experts, Groups(group, count))(rows, key=key)
 
 
 def _grouped(experts: FeedForward, groups: Groups) -> FeedForward:

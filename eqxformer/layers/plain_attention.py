@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from eqxformer.constraints import mesh_sizes
 from eqxformer.layers.dropout import dropout
 from eqxformer.layers.masks import Causal, Mask, Window, parts
 from eqxformer.layers.norms import wide_dtype, widen
@@ -90,7 +91,8 @@ def blocks(mask: Mask | None, seq: int, keys: int) -> list[Block]:
     ahead = min((p.right for p in parts(mask) if isinstance(p, Window)), default=keys)
     if any(isinstance(p, Causal) for p in parts(mask)):
         ahead = 0
-    if seq != keys or min(ahead, behind) >= keys:
+    cut = "sequence" in mesh_sizes()  # a block of queries would be all on one device
+    if seq != keys or min(ahead, behind) >= keys or cut:
         return [_whole(seq, keys)]
     size = SHORTEST_BLOCK * -(-seq // (SHORTEST_BLOCK * MOST_BLOCKS))
     ends = [(first, min(first + size, seq)) for first in range(0, seq, size)]

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from eqxformer.constraints import mesh_sizes
+
 PIECES = 8  # of a single row's product
 
 
@@ -30,6 +32,8 @@ def product(
         >>> product(jnp.ones((2, 3, 8)), jnp.ones((8, 4))).shape
         (2, 3, 4)
     """
+    if "sequence" in mesh_sizes():  # one axis of rows and tokens would be one on every device
+        return jnp.matmul(x, weight)
     return jax.lax.platform_dependent(x, weight, cpu=_on_cpu, default=jnp.matmul)
 
 

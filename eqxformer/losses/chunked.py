@@ -17,6 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, Int
 
+from eqxformer.constraints import token_shares
 from eqxformer.layers.norms import wide_dtype, widen
 from eqxformer.losses.cross_entropy import (
     Loss,
@@ -67,8 +68,9 @@ def cross_entropy_of(
         head: maps the last axis of any array to logits, each place by itself: `model.logits`, or a
             function of your own. Arrays that it closes over get their gradients.
         targets, weights, label_smoothing, z_loss: as in `cross_entropy`.
-        chunk: tokens whose logits exist at a time. If None, 512 on a CPU and 2048 elsewhere, or all
-            of them where there are no more than 4 million logits.
+        chunk: tokens whose logits exist at a time. If None, 512 on a CPU and 2048 elsewhere, for
+            each device that has tokens of its own, or all of them where there are no more than 4
+            million logits.
 
     Returns a `Loss`. Raises `ValueError` as `cross_entropy` does, and for a head that does not give
     scores for each place.
@@ -116,11 +118,11 @@ def _total(
     settings: _Settings,
     chunk: int | None,
 ) -> Array:
-    """The weighted sum, in chunks of so many tokens, or as many as the device wants."""
-    of = functools.partial(_total_in_chunks, head, settings)
+    """The weighted sum, in chunks of so many tokens, or as many as each device wants."""
+    of, shares = functools.partial(_total_in_chunks, head, settings), token_shares()
     if chunk is not None:
         return of(chunk, hidden, targets, weights)
-    small, large = functools.partial(of, CPU_CHUNK), functools.partial(of, CHUNK)
+    small, large = (functools.partial(of, shares * each) for each in (CPU_CHUNK, CHUNK))
     return jax.lax.platform_dependent(hidden, targets, weights, cpu=small, default=large)
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
 from jaxtyping import Array, DTypeLike
 
 from eqxformer.architectures import architecture
 from eqxformer.checkpoints.architecture import Architecture
 from eqxformer.checkpoints.errors import CheckpointError, MissingFile
+from eqxformer.checkpoints.placing import Where, by_name, place
 from eqxformer.checkpoints.rebuild import expected, shapes, with_arrays
 from eqxformer.checkpoints.rules import Binding, bind
 from eqxformer.checkpoints.settings import Settings, nearest
@@ -28,8 +28,6 @@ from eqxformer.pretrained.sentences import pooling_of
 
 CONFIG = "config.json"
 _LIMIT = 4 * 2**20  # bytes of a config.json; the largest known have some hundred kB
-
-Placement = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
 
 
 class Checkpoint:
@@ -78,20 +76,21 @@ class Checkpoint:
             )
         return config.edit(pooling=self.pooling)
 
-    def model(self, *, dtype: DTypeLike | None = None, sharding: Placement = None) -> Any:
+    def model(self, *, dtype: DTypeLike | None = None, sharding: Where = None) -> Any:
         """The model with its numbers, read tensor by tensor, the largest first.
 
         Arguments:
             dtype: the type of all weights; the file's own if None.
-            sharding: where every array goes: one sharding for all, or a function of an array's
-                path and shape.
+            sharding: where every array goes: one sharding for all, a function of an array's path
+                and shape, or a `Placement`.
         """
+        where = by_name(sharding, self.skeleton)
         arrays: dict[str, Array] = {}
         largest = sorted(self.bindings, key=lambda b: -sum(map(np.prod, b.shapes)))
         for binding in largest:
             # No name outlives its use here: what is read and what is moved would both stay.
             for path, numbers in self._numbers(binding):
-                arrays[path] = place(path, numbers, dtype, sharding)
+                arrays[path] = place(typed(path, numbers, dtype), where(path, numbers.shape))
         return with_arrays(self.skeleton, arrays)
 
     def _numbers(self, binding: Binding) -> list[tuple[str, np.ndarray]]:
@@ -173,8 +172,8 @@ def skeleton(config: Any, where: str) -> Any:
         raise CheckpointError(f"{where} describes no model: {error}") from error
 
 
-def place(path: str, numbers: np.ndarray, dtype: DTypeLike | None, sharding: Placement) -> Array:
-    """An array in its type, on the devices it belongs to."""
+def typed(path: str, numbers: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:
+    """The numbers of an array in its type."""
     if dtype is not None and jnp.issubdtype(numbers.dtype, jnp.floating):
         numbers = numbers.astype(jnp.dtype(dtype), copy=False)
     numbers = np.ascontiguousarray(numbers)
@@ -183,7 +182,4 @@ def place(path: str, numbers: np.ndarray, dtype: DTypeLike | None, sharding: Pla
             f"`{path}` is stored as {numbers.dtype}, which JAX keeps with `jax_enable_x64` only; "
             "pass `dtype='float32'`."
         )
-    if sharding is None:
-        return jnp.asarray(numbers)
-    where = sharding if isinstance(sharding, Sharding) else sharding(path, numbers.shape)
-    return jax.make_array_from_callback(numbers.shape, where, lambda index: numbers[index])
+    return numbers

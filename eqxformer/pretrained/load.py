@@ -7,7 +7,8 @@ import jax
 from jaxtyping import DTypeLike
 
 from eqxformer.checkpoints.errors import CheckpointError, MissingFile
-from eqxformer.pretrained.checkpoint import Checkpoint, Placement
+from eqxformer.checkpoints.placing import Where
+from eqxformer.pretrained.checkpoint import Checkpoint
 from eqxformer.pretrained.locate import locate
 
 
@@ -15,7 +16,7 @@ def from_pretrained(
     source: str | os.PathLike[str],
     *,
     dtype: DTypeLike | None = None,
-    sharding: Placement = None,
+    sharding: Where = None,
     revision: str | None = None,
 ) -> Any:
     """The model in a checkpoint of transformers, as a plain Equinox module.
@@ -28,8 +29,8 @@ def from_pretrained(
         source: a directory, or an id of the Hugging Face Hub (with the extra `hub`).
         dtype: the type of the weights. If None, float32 on a CPU, which is slow with anything
             less, and the checkpoint's own elsewhere.
-        sharding: where the arrays go, as they are read: a `jax.sharding.Sharding` for all, or a
-            function of an array's path and shape that returns one.
+        sharding: where the arrays go, as they are read: a `Placement`, a `jax.sharding.Sharding`
+            for all, or a function of an array's path and shape that returns one.
         revision: a branch, tag or commit on the Hub.
 
     Raises `CheckpointError` for everything that is wrong with a checkpoint, before numbers are

@@ -15,11 +15,12 @@ from eqxformer.training.callbacks import (
     evaluator,
 )
 from eqxformer.training.checkpoints import CheckpointNotWritten, Checkpoints, DamagedCheckpoints
+from eqxformer.training.estimate import Estimate, estimate
 from eqxformer.training.measures import Measure
 from eqxformer.training.precision import Precision
 from eqxformer.training.records import LossPlot, MetricsFile
 from eqxformer.training.sinks import TensorBoard, WeightsAndBiases
-from eqxformer.training.step import TrainState, make_step
+from eqxformer.training.step import Step, TrainState, abstract_state, make_step
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Checkpoints",
     "DamagedCheckpoints",
     "EarlyStopping",
+    "Estimate",
     "Evaluate",
     "LossPlot",
     "Measure",
@@ -38,11 +40,14 @@ __all__ = [
     "Save",
     "SaveBest",
     "ShowSamples",
+    "Step",
     "TensorBoard",
     "TrainState",
     "Trainer",
     "Validate",
     "WeightsAndBiases",
+    "abstract_state",
+    "estimate",
     "evaluator",
     "make_step",
 ]

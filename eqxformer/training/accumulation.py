@@ -5,8 +5,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
+from eqxformer.constraints import constrain
 from eqxformer.losses.cross_entropy import Loss
 from eqxformer.losses.tokens import LossFunction
 
@@ -50,7 +51,7 @@ def accumulated(
         sums = piece(batch, 0)
     else:
         arrays, fixed = eqx.partition(cut(0, full * microbatch), eqx.is_array)
-        parts = jax.tree.map(lambda x: x.reshape(full, microbatch, *x.shape[1:]), arrays)
+        parts = jax.tree.map(lambda x: _dealt(jnp.asarray(x), full), arrays)
 
         def add(sums: Any, given: Any) -> tuple[Any, None]:
             part, number = given
@@ -66,6 +67,12 @@ def accumulated(
     share = value.per_token(jnp.ones((), jnp.float32))
     like = eqx.filter(model, eqx.is_inexact_array)
     return value, jax.tree.map(lambda g, x: (share * g).astype(x.dtype), gradients, like)
+
+
+def _dealt(x: Array, parts: int) -> Array:
+    """Rows in parts, each of them dealt out to all devices of a mesh, which else hold one each."""
+    words = ("batch", *("",) * (x.ndim - 1))
+    return constrain(x.reshape(parts, -1, *x.shape[1:]), "parts", *words)
 
 
 def check_microbatch(microbatch: int | None) -> None:

@@ -16,6 +16,7 @@ from eqxformer.generation.samplers import Sampler
 from eqxformer.losses.tokens import TokenLoss
 from eqxformer.optimizers.optimizer import Optimizer
 from eqxformer.optimizers.trainable import Trainable
+from eqxformer.sharding.placement import Placement
 from eqxformer.training.accumulation import check_microbatch
 from eqxformer.training.precision import Precision
 
@@ -76,9 +77,12 @@ class Experiment(Config):
         shown = ("validate_every", "sample_every", "prompt", "checkpoint_every", "peak_flops")
         return {name: value for name, value in self.to_dict().items() if name not in shown}
 
-    def init(self) -> Any:
-        """The model, freshly initialised."""
-        return self.model.build(key=self.key("model"))  # pyright: ignore[reportAttributeAccessIssue]
+    def init(self, placement: Placement | None = None) -> Any:
+        """The model, freshly initialised, on the devices that it belongs to."""
+        config: Any = self.model
+        if placement is None:
+            return config.build(key=self.key("model"))
+        return placement.init(lambda key: config.build(key=key), self.key("model"))
 
     def key(self, use: str) -> PRNGKeyArray:
         """The root of one kind of randomness: "model", "steps" or "samples"."""

@@ -12,6 +12,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from eqxformer.sharding.mirror import on_mesh
 
 _ATTRIBUTE = "_flat"
 
@@ -40,6 +43,17 @@ class Flat:
         """Copied and pickled as None: the copy of a tree is taken apart anew."""
         return type(None), ()
 
+    @functools.cached_property
+    def spread(self) -> "Spread | None":
+        """Where the arrays lie on a mesh; None where they lie on none."""
+        mesh = next((x.sharding.mesh for x in self.arrays if on_mesh(x)), None)
+        if mesh is None:
+            return None
+        whole = NamedSharding(mesh, PartitionSpec())
+        return Spread(
+            mesh, self.shape, tuple(x.sharding if on_mesh(x) else whole for x in self.arrays)
+        )
+
     @staticmethod
     def of(tree: Any) -> "Flat":
         """A tree taken apart; at once for one that `tree()` has made."""
@@ -60,6 +74,22 @@ class Flat:
         if isinstance(tree, eqx.Module) and self.shape.lasts:
             object.__setattr__(tree, _ATTRIBUTE, self)  # modules are frozen, so it stays true
         return tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Where the arrays of a `Flat` lie on a mesh; a training step leaves them there."""
+
+    mesh: Mesh
+    shape: Shape
+    shardings: tuple[NamedSharding, ...]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.mesh, self.shape, self.shardings))
 
 
 jax.tree_util.register_pytree_node(

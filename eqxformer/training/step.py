@@ -8,8 +8,7 @@ Training starts reading here. A loop of your own is three lines:
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import equinox as eqx
 import jax
@@ -21,11 +20,23 @@ from eqxformer.losses.cross_entropy import Loss
 from eqxformer.losses.tokens import LossFunction
 from eqxformer.optimizers.averaged import average_in
 from eqxformer.optimizers.trainable import Trainable
+from eqxformer.sharding.mirror import beside, everywhere
+from eqxformer.sharding.placement import Placement
 from eqxformer.training.accumulation import accumulated, check_microbatch
-from eqxformer.training.flat import Flat
+from eqxformer.training.flat import Flat, Spread
 from eqxformer.training.precision import Precision
 
 Metrics = dict[str, Float[Array, ""]]
+
+
+class Step(Protocol):
+    """One training step, compiled when it is first called."""
+
+    def __call__(self, state: "TrainState", batch: Any, /) -> "tuple[TrainState, Metrics]": ...
+
+    def lower(self, state: "TrainState", batch: Any, /) -> Any:
+        """The program, as of `jax.jit`: `step.lower(state, batch).compile().memory_analysis()`."""
+        ...
 
 
 class TrainState(eqx.Module):
@@ -68,10 +79,44 @@ class TrainState(eqx.Module):
         """
         model = jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, model)
         model = precision.kept(model)
-        memory = optimizer.init(trains.of(model))
+        memory = beside(optimizer.init, trains.of(model))
         numbers, kind = jnp.copy(jax.random.key_data(key)), jax.random.key_impl(key)
         own_key = jax.random.wrap_key_data(numbers, impl=kind)
-        return cls(model, memory, jnp.zeros((), jnp.int32), own_key, trains)
+        step, own_key = everywhere((jnp.zeros((), jnp.int32), own_key), like=model)
+        return cls(model, memory, step, own_key, trains)
+
+
+def abstract_state(
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    placement: Placement,
+    *,
+    trains: Trainable = Trainable(),
+    precision: Precision = Precision(),
+) -> TrainState:
+    """The shapes and types of `TrainState.create(...)`, each with the sharding it belongs to.
+
+    Nothing is made. What restores a checkpoint is told by this where to read every array to.
+
+    Arguments:
+        model: the model, or its shapes, as `ef.shapes(config)` gives them.
+        optimizer, trains, precision: as for `TrainState.create`.
+        placement: the mesh and the rules by which arrays lie on it.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> placement = ef.Placement(ef.make_mesh("fsdp=1", devices=jax.devices()[:1]))
+        >>> config = ef.families.gpt(vocab=65, dim=16, layers=1, heads=2, context=8)
+        >>> optimizer = ef.AdamW(1e-3).build(steps=100)
+        >>> state = ef.abstract_state(ef.shapes(config), optimizer, placement)
+        >>> state.model.embedding.tokens.weight.sharding.spec
+        PartitionSpec(None, 'fsdp')
+    """
+
+    def made(model: Any, key: PRNGKeyArray) -> TrainState:
+        return TrainState.create(model, optimizer, key=key, trains=trains, precision=precision)
+
+    return placement.abstract(eqx.filter_eval_shape(made, model, jax.random.key(0)))
 
 
 def make_step(
@@ -81,7 +126,7 @@ def make_step(
     microbatch: int | None = None,
     precision: Precision = Precision(),
     skips_nonfinite: bool = False,
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+) -> Step:
     """A compiled function `step(state, batch) -> (state, metrics)`.
 
     Arguments:
@@ -93,6 +138,9 @@ def make_step(
         precision: the number types that are computed with.
         skips_nonfinite: whether a step whose loss or gradient is infinite or NaN changes nothing
             but the number of steps; the metric `skipped` is then 1, else 0.
+
+    A state that lies on a mesh, as `Placement` lays it, stays where it is: each array of the state
+    that comes out lies as it did in the one that went in.
 
     The state that goes in is donated: its arrays are gone afterwards, so keep only the one that
     comes out. `metrics` has the `loss` before the update, the `gradient_norm` before clipping, and
@@ -113,7 +161,6 @@ def make_step(
 
     check_microbatch(microbatch)
 
-    @functools.partial(jax.jit, donate_argnums=0)
     def update(flat_state: Flat, flat_batch: Flat) -> tuple[Flat, Metrics]:
         state, batch = flat_state.tree(), flat_batch.tree()
         key = jax.random.fold_in(state.key, state.step)
@@ -135,11 +182,32 @@ def make_step(
             metrics["skipped"] = 1.0 - finite.astype(jnp.float32)
         return Flat.of(TrainState(model, memory, state.step + 1, state.key, state.trains)), metrics
 
+    alone = jax.jit(update, donate_argnums=0)
+
+    @functools.cache
+    def together(spread: Spread) -> Any:
+        where = Flat(spread.shardings, spread.shape)
+        return jax.jit(update, donate_argnums=0, out_shardings=(where, None))
+
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        new, metrics = update(Flat.of(state), Flat.of(batch))
+        flat = Flat.of(state)
+        if flat.spread is None:
+            new, metrics = alone(flat, Flat.of(batch))
+        else:
+            with jax.set_mesh(flat.spread.mesh):
+                new, metrics = together(flat.spread)(flat, Flat.of(batch))
+        new.spread = flat.spread
         return new.tree(), metrics
 
-    return step
+    def lower(state: TrainState, batch: Any) -> Any:
+        flat, flat_batch = Flat.of(state), Flat.of(batch)
+        if flat.spread is None:
+            return alone.lower(flat, flat_batch)
+        with jax.set_mesh(flat.spread.mesh):
+            return together(flat.spread).lower(flat, flat_batch)
+
+    step.lower = lower  # pyright: ignore[reportFunctionMemberAccess]
+    return step  # pyright: ignore[reportReturnType]
 
 
 def _gradients(

@@ -15,6 +15,7 @@ from jaxtyping import PRNGKeyArray
 from eqxformer.data.feed import Feed, feed
 from eqxformer.losses.tokens import LossFunction, NextToken
 from eqxformer.optimizers.trainable import Trainable
+from eqxformer.sharding.placement import Placement
 from eqxformer.training.accumulation import check_microbatch
 from eqxformer.training.callbacks import Callback, Record
 from eqxformer.training.checkpoints import Checkpoints
@@ -57,6 +58,8 @@ class Trainer:
         callbacks: what else happens; see `Callback`.
         checkpoints: where the state is kept, so that training that ended before its last step goes
             on from there: with the same batches, the same randomness and so the same bits.
+        placement: the mesh of devices that share the work, and the rules by which; None for one
+            device. A checkpoint is read to whatever mesh there is.
 
     The numbers of a step are read some steps later, so that the device never waits for the host.
     Ctrl-C and SIGTERM end training after the current step, as if it had been the last; a second one
@@ -90,6 +93,7 @@ class Trainer:
     skips: int = 0
     callbacks: Sequence[Callback] = ()
     checkpoints: Checkpoints | None = None
+    placement: Placement | None = None
 
     step: int = dataclasses.field(default=0, init=False)
     tokens: int = dataclasses.field(default=0, init=False)
@@ -130,6 +134,8 @@ class Trainer:
             else:
                 stack.callback(self._feed.close)
             asked = stack.enter_context(stop_requests())
+            if self.placement is not None:
+                stack.enter_context(self.placement.set())
             self.state = self._created()
             if self.checkpoints is not None:
                 stack.enter_context(contextlib.closing(self.checkpoints.open()))
@@ -154,7 +160,7 @@ class Trainer:
 
     def _created(self) -> TrainState:
         return TrainState.create(
-            self.model,
+            self.model if self.placement is None else self.placement.put(self.model),
             self.optimizer,
             key=self.key,
             trains=self.trains,
@@ -171,7 +177,7 @@ class Trainer:
         )
         pending: deque[tuple[int, int, Metrics]] = deque()
         while self.step < self.steps and not self.stopped and not self.interrupted:
-            batch = self._feed.next_batch()
+            batch = self._next_batch()
             self.state, metrics = update(self.state, batch)
             self.step += 1
             self.tokens += getattr(batch, "token_count", 0)
@@ -186,6 +192,10 @@ class Trainer:
                 callback.reached(self)
             if saves or (self.stopped and self.checkpoints is not None):
                 self._save()
+
+    def _next_batch(self) -> Any:
+        batch = self._feed.next_batch()
+        return batch if self.placement is None else self.placement.batch(batch)
 
     def _read(self, step: int, tokens: int, metrics: Metrics) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}

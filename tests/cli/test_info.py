@@ -203,3 +203,27 @@ def test_a_torn_native_checkpoint_is_named_on_one_line(command, here):
     whole = (here / "mine/model.safetensors").read_bytes()
     (here / "mine/model.safetensors").write_bytes(whole[:-1])
     assert "is not a whole safetensors file" in refused(command, here, "info", "mine")
+
+
+def test_a_mesh_is_reckoned_with_on_paper(command):
+    arguments = ("gpt2", "--depth", 1, "--mesh", "tensor=2,fsdp=64", "--batch", 64, "--length", 512)
+    code, out, err = command("info", *arguments)
+    assert (code, err) == (0, "")
+    report = out[out.index("A step of") :]
+    assert report.startswith("A step of 64 rows of 512 tokens on fsdp=64,tensor=2, 128 devices.\n")
+    assert re.search(r"^    weights +[\d.]+ MB$", report, re.MULTILINE)
+    assert re.search(r"^  sent in a step +[\d.]+ MB$", report, re.MULTILINE)
+    assert "Not cut: embedding.tokens.weight: vocab=50257 is not a multiple of tensor=2." in report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--mesh", "fsdp=8", "--batch", "12"), "multiple of fsdp=8, which they are dealt out to"),
+        (("--mesh", "fsdp=8,tensr=2"), "no axis `tensr`. Did you mean `tensor`?"),
+        (("--mesh", "fsdp"), "A mesh must look like fsdp=4,tensor=2"),
+        (("--length", "512"), "--batch and --length are those of a step on a --mesh"),
+    ],
+)
+def test_a_mesh_that_makes_no_sense_is_refused(command, tmp_path, arguments, message):
+    assert message in refused(command, tmp_path, "info", "gpt2", *arguments)

@@ -1,0 +1,43 @@
+"""Numbers read from a file become arrays, in their type, on the devices that they belong to."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+from jaxtyping import Array
+
+ByName = Callable[[str, tuple[int, ...]], Sharding]
+
+
+class Places(Protocol):
+    """What knows where the arrays of any model go, such as a `Placement`."""
+
+    def by_name(self, model: Any) -> ByName:
+        """The sharding of each array of a model, given as shapes, by its name and shape."""
+        ...
+
+
+Where = Sharding | ByName | Places | None
+
+
+def by_name(where: Where, model: Any) -> Callable[[str, tuple[int, ...]], Sharding | None]:
+    """Where each array of a model goes by its name and shape; None for the default device.
+
+    Arguments:
+        where: one sharding for all, a function of an array's path and shape, or a `Placement`.
+        model: its shapes.
+    """
+    if where is None or isinstance(where, Sharding):
+        return lambda path, shape: where
+    rules = getattr(where, "by_name", None)
+    return where if rules is None else rules(model)  # pyright: ignore[reportReturnType]
+
+
+def place(numbers: np.ndarray, sharding: Sharding | None) -> Array:
+    """An array on its devices, each of which is given its own part alone."""
+    if sharding is None:
+        return jnp.asarray(numbers)
+    return jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
