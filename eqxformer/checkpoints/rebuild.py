@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 
 from eqxformer.checkpoints.names import is_array, name, named_arrays, restacked, unrolled
+from eqxformer.layers.linear import AbstractLinear, Linear
 
 
 def shapes(config: Any) -> Any:
@@ -25,7 +26,8 @@ def rebuild(model: Any, config: Any) -> Any:
     """The arrays of `model` in the model of another config: for what a config can change later.
 
     Layouts, rematerialisation, dropout, windows, backends: everything that leaves the names and
-    shapes of the arrays as they are. Raises `ValueError` with a list of what differs otherwise.
+    shapes of the arrays as they are. Raises `ValueError` with a list of what differs otherwise, and for
+    a model with adapters or int8 weights: `merge` it, or change it before it gets them.
 
     Example:
         >>> import eqxformer as ef, jax
@@ -35,11 +37,27 @@ def rebuild(model: Any, config: Any) -> Any:
         >>> scanned.blocks.sizes
         (2,)
     """
+    check_plain(model)
     skeleton, arrays = shapes(config), named_arrays(model)
     wrong = differences({k: v.shape for k, v in arrays.items()}, expected(skeleton))
     if wrong:
         raise ValueError("The arrays do not fit this config:\n  " + "\n  ".join(wrong))
     return with_arrays(skeleton, arrays)
+
+
+def check_plain(model: Any) -> None:
+    """Raises `ValueError` for a model with linear maps that no config makes, such as adapted ones.
+
+    Its arrays have other names than those that its config knows.
+    """
+    found = jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_linear)
+    for path, part in found:
+        if _is_linear(part) and not isinstance(part, Linear):
+            raise ValueError(
+                f"`{name(path)}` is {_article(type(part).__name__)}, which the model's config does "
+                "not know: `merge` gives a plain model, `save_adapters` writes adapters alone, and "
+                "`without_adapters` the model without them."
+            )
 
 
 def with_arrays(skeleton: Any, arrays: Mapping[str, Any]) -> Any:
@@ -67,3 +85,11 @@ def differences(
         if key in found and tuple(found[key]) != tuple(shape)
     ]
     return lines
+
+
+def _is_linear(node: Any) -> bool:
+    return isinstance(node, AbstractLinear)
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[0] in 'AEIOU' else 'a'} {word}"
