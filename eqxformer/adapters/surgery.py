@@ -64,8 +64,14 @@ def adapters_of(model: Any) -> dict[str, Adapter]:
         >>> list(ef.adapters_of(adapted))
         ['up']
     """
-    found = jax.tree_util.tree_leaves_with_path(unrolled(model), is_leaf=is_linear)
-    return {name(path): node.lora for path, node in found if isinstance(node, AdaptedLinear)}
+    # Alone, so that no other array of a stack is taken apart.
+    alone = jax.tree.map(
+        lambda node: node.lora if isinstance(node, AdaptedLinear) else None,
+        model,
+        is_leaf=is_linear,
+    )
+    found = jax.tree_util.tree_leaves_with_path(unrolled(alone), is_leaf=_is_adapter)
+    return {name(path): node for path, node in found if _is_adapter(node)}
 
 
 def with_adapters(model: Any, adapters: Mapping[str, Adapter]) -> Any:
@@ -202,6 +208,10 @@ def _stacked(names: tuple[str, ...], adapters: list[Adapter], base: AbstractLine
             f"The adapter of `{names[0]}` is for a weight of shape {shape}; that is {wanted}."
         )
     return found
+
+
+def _is_adapter(node: Any) -> bool:
+    return isinstance(node, Adapter)
 
 
 def _same_shapes(adapters: list[Adapter]) -> bool:

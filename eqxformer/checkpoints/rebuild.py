@@ -6,7 +6,14 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from eqxformer.checkpoints.names import is_array, name, named_arrays, restacked, unrolled
+from eqxformer.checkpoints.names import (
+    is_array,
+    name,
+    named_arrays,
+    restacked,
+    unrolled,
+    with_names,
+)
 from eqxformer.layers.linear import AbstractLinear, Linear
 
 
@@ -26,8 +33,8 @@ def rebuild(model: Any, config: Any) -> Any:
     """The arrays of `model` in the model of another config: for what a config can change later.
 
     Layouts, rematerialisation, dropout, windows, backends: everything that leaves the names and
-    shapes of the arrays as they are. Raises `ValueError` with a list of what differs otherwise, and for
-    a model with adapters or int8 weights: `merge` it, or change it before it gets them.
+    shapes of the arrays as they are. Raises `ValueError` with a list of what differs otherwise,
+    and for a model with adapters or int8 weights: `merge` it, or change it before it gets them.
 
     Example:
         >>> import eqxformer as ef, jax
@@ -50,14 +57,17 @@ def check_plain(model: Any) -> None:
 
     Its arrays have other names than those that its config knows.
     """
-    found = jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_linear)
-    for path, part in found:
+
+    def check(names: tuple[str, ...], part: Any) -> None:
         if _is_linear(part) and not isinstance(part, Linear):
+            kind = type(part).__name__
             raise ValueError(
-                f"`{name(path)}` is {_article(type(part).__name__)}, which the model's config does "
-                "not know: `merge` gives a plain model, `save_adapters` writes adapters alone, and "
-                "`without_adapters` the model without them."
+                f"`{names[0]}` is {'an' if kind[0] in 'AEIOU' else 'a'} {kind}, which no config "
+                "makes: `merge` gives a plain model, `save_adapters` writes adapters alone, and "
+                "`without_adapters` gives the model without them."
             )
+
+    with_names(check, model, is_leaf=_is_linear)
 
 
 def with_arrays(skeleton: Any, arrays: Mapping[str, Any]) -> Any:
@@ -89,7 +99,3 @@ def differences(
 
 def _is_linear(node: Any) -> bool:
     return isinstance(node, AbstractLinear)
-
-
-def _article(word: str) -> str:
-    return f"{'an' if word[0] in 'AEIOU' else 'a'} {word}"
