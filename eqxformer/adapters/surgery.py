@@ -48,7 +48,7 @@ def add_lora(model: Any, lora: LoRA, *, to: To, key: PRNGKeyArray) -> Any:
     def change(names: tuple[str, ...], node: Any) -> Any:
         if not is_linear(node) or not all_or_none(names, wanted):
             return node
-        down = _drawn(lora, names, (*_shape(node)[:-1], lora.rank), key)
+        down = _drawn(lora, names, (*node.weight.shape[:-1], lora.rank), key)
         return AdaptedLinear(node, over_stack(_start(lora), node, down))
 
     return with_names(change, model, is_leaf=is_linear)
@@ -176,11 +176,6 @@ def over_stack(function: Callable[..., Any], linear: AbstractLinear, *more: Any)
     return function(linear, *more)
 
 
-def _shape(linear: AbstractLinear) -> tuple[int, ...]:
-    """The shape of the weight that `plain` would give."""
-    return eqx.filter_eval_shape(over_stack, plain, linear).weight.shape
-
-
 def _drawn(lora: LoRA, names: tuple[str, ...], shape: tuple[int, ...], key: PRNGKeyArray) -> Array:
     """What `down` starts as, for one map or for the layers that are stacked in one."""
     keys = [jax.random.fold_in(key, zlib.crc32(each.encode())) for each in names]
@@ -189,9 +184,9 @@ def _drawn(lora: LoRA, names: tuple[str, ...], shape: tuple[int, ...], key: PRNG
     return jnp.stack([lora.init(each, shape[1:]) for each in keys])
 
 
-def _stacked(names: tuple[str, ...], adapters: list[Adapter], base: AbstractLinear) -> Adapter:
+def _stacked(names: tuple[str, ...], adapters: list[Adapter], base: Any) -> Adapter:
     """Adapters of single layers as those of `base`, which may be layers stacked in one."""
-    wanted = _shape(base)
+    wanted = base.weight.shape
     ndim = adapters[0].down.weight.ndim
     if len(wanted) == ndim:
         (found,) = adapters

@@ -1,7 +1,9 @@
 """The linear map under every projection: the one seam for adapters, quantisation and sharding."""
 
 import abc
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -61,6 +63,13 @@ class AbstractLinear(eqx.Module):
         """The maps of stacked experts as one, of rows sorted by their expert."""
 
 
+@functools.cache
+def _structure(bias: bool) -> Any:
+    """That of a `Linear`."""
+    make = functools.partial(Linear, 1, 1, bias=bias)
+    return jax.tree.structure(eqx.filter_eval_shape(lambda key: make(key=key), jax.random.key(0)))
+
+
 class Linear(AbstractLinear):
     """Linear map of the last axis: `y = x @ weight + bias`, over any leading axes.
 
@@ -98,11 +107,8 @@ class Linear(AbstractLinear):
         weight: Float[Array, "in_dim out_dim"], bias: Float[Array, " out_dim"] | None
     ) -> "Linear":
         """The map with these arrays."""
-        shapes = eqx.filter_eval_shape(
-            lambda key: Linear(1, 1, bias=bias is not None, key=key), jax.random.key(0)
-        )
         arrays = [weight] if bias is None else [weight, bias]
-        return jax.tree.unflatten(jax.tree.structure(shapes), arrays)
+        return jax.tree.unflatten(_structure(bias is not None), arrays)
 
     def __call__(self, x: Float[Array, "*batch in_dim"]) -> Float[Array, "*batch out_dim"]:
         y = product(x, self.weight)
