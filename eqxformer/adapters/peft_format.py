@@ -85,7 +85,7 @@ def save_adapters(
         raise ValueError("The model has no adapters; `save` and `save_pretrained` write it whole.")
     if len({isinstance(adapter.config, DoRA) for adapter in adapters.values()}) > 1:
         raise ValueError("PEFT has one kind of adapter per model; this has `LoRA` and `DoRA`.")
-    known = _known(model, model_type)
+    known = known_as(model, model_type)
     used = _modules_with(adapters, known)
     lengths = _lengths(model, adapters, used)
     found = {module.name: module.together(adapters, lengths) for module in used}
@@ -127,7 +127,7 @@ def load_adapters(
     settings that are not known, or not supported and not turned off, and tensors that are missing,
     left over or misshapen. Other errors as in `with_adapters`.
     """
-    known = _known(model, model_type)
+    known = known_as(model, model_type)
     files = Adapted(locate(directory, revision=revision), known.written.task.prefix)
     files.account(known.modules, known.bindings)
     arrays = files.whole(known.bindings)
@@ -135,7 +135,8 @@ def load_adapters(
     return with_adapters(_with_whole(model, arrays), adapters)
 
 
-def _known(model: Any, model_type: str | None) -> Known:
+def known_as(model: Any, model_type: str | None) -> Known:
+    """A model, adapted or not, as transformers has it; errors as in `save_adapters`."""
     config = getattr(model, "config", None)
     if not isinstance(config, Config) or not hasattr(config, "origin"):
         raise CheckpointError(f"{type(model).__name__} is no whole model, which has a config.")
