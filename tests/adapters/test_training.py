@@ -6,11 +6,13 @@ import equinox as eqx
 import jax
 import jax.extend
 import jax.numpy as jnp
+import optax
 import pytest
 
 import eqxformer as ef
 from tests.adapters.made import ADAPTERS, KINDS, adapted, plain
 from tests.helpers.compare import same_bits
+from tests.helpers.hot import cast
 from tests.helpers.models import tokens
 
 
@@ -38,6 +40,13 @@ def test_steps_change_adapters_alone_and_the_optimizer_remembers_nothing_else():
     for path, old in before.items():
         for one, other in zip(jax.tree.leaves(old), jax.tree.leaves(after[path]), strict=True):
             assert bool((one != other).any()), path
+
+
+def test_frozen_weights_stay_in_the_type_they_have():
+    start = adapted(cast(plain(), jnp.bfloat16), KINDS["LoRA"], "**.query")
+    state = ef.TrainState.create(start, optax.sgd(0.1), key=jax.random.key(0), trains=ADAPTERS)
+    assert same_bits(state.model, start)
+    assert state.model.blocks[0].attention.query.lora.up.weight.dtype == jnp.float32
 
 
 def products(jaxpr):
