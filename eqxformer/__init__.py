@@ -12,6 +12,7 @@ from eqxformer.__about__ import __version__
 from eqxformer.checks import ShapeError, check_shapes
 
 if TYPE_CHECKING:  # what `__getattr__` finds, said to editors and type checkers
+    from eqxformer.adapters import *  # noqa: F403
     from eqxformer.architectures import *  # noqa: F403
     from eqxformer.axes import GLOSSARY, Axes, leaf_axes
     from eqxformer.blocks import *  # noqa: F403
@@ -39,6 +40,7 @@ _ROOMS = (
     "architectures",
     "sharding",
     "pretrained",
+    "adapters",
     "inspect",
     "generation",
     "text",

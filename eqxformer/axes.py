@@ -42,6 +42,7 @@ GLOSSARY: dict[str, str] = {
     "labels": "classes of a classification head",
     "slots": "places for tokens in a cache",
     "layers": "equal blocks stacked for a scan",
+    "rank": "inner width of an adapter beside a linear map",
 }
 
 

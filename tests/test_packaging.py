@@ -32,7 +32,7 @@ ORDER = [
     "architectures",
     "sharding",
     "pretrained",
-    "lora",
+    "adapters",
     "inspect",
     "generation",
     "text",
@@ -109,7 +109,7 @@ def test_a_package_imports_only_from_packages_above_it():
 
 def test_the_order_of_packages_names_only_what_exists_or_is_planned():
     exists = {name.partition(".")[0] for name, _ in modules()} - {"__init__"}
-    planned = {"architectures", "lora", "pretrained", "sharding", "__main__"}
+    planned = {"adapters", "architectures", "pretrained", "sharding", "__main__"}
     assert exists | planned == set(ORDER) | planned
 
 

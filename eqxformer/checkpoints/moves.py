@@ -28,6 +28,13 @@ class Move(abc.ABC):
     def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
         """The shapes of their tensors, given those of our arrays."""
 
+    def outputs(self) -> "Fused | None":
+        """How the outputs of linear maps lie in their tensor, stored as [out, in]; None for others.
+
+        Adapters of a map are stored so, whichever way its weight is turned.
+        """
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Same(Move):
@@ -42,6 +49,9 @@ class Same(Move):
     def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
         return list(ours)
 
+    def outputs(self) -> "Fused":
+        return Fused()
+
 
 @dataclasses.dataclass(frozen=True)
 class Turned(Move):
@@ -55,6 +65,9 @@ class Turned(Move):
 
     def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
         return [turn_shape(shape) for shape in ours]
+
+    def outputs(self) -> "Fused":
+        return Fused()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +133,9 @@ class Fused(Move):
             raise ValueError(f"`groups` must divide all outputs; got {self.groups} for {[*ours]}.")
         whole = (*ours[0][:-1], sum(shape[-1] for shape in ours))
         return [turn_shape(whole) if self.turned else whole]
+
+    def outputs(self) -> "Fused":
+        return dataclasses.replace(self, turned=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The names of a model's arrays: the same whether its blocks are stacked or stored one by one."""
 
+import fnmatch
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -32,28 +34,67 @@ def every_name(model: Any) -> Any:
 
     An array has one name, but for layers that are stacked in one array: these have one each.
     """
+    return with_names(lambda names, leaf: names if is_array(leaf) else None, model)
+
+
+def with_names(
+    change: Callable[[tuple[str, ...], Any], Any],
+    model: Any,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
+    """The model with `change(names, leaf)` in place of every leaf, stacks stored as they are.
+
+    Arguments:
+        change: is given all names of a leaf: one, or one for each of the layers stacked in it.
+        is_leaf: what counts as a leaf besides, as in `jax.tree.map`.
+    """
 
     def of(path: tuple[Any, ...], node: Any) -> Any:
         if not isinstance(node, Stack):
-            return (name(path),) if is_array(node) else None
+            return change((name(path),), node)
         groups, first = [], 0
         for group, size in zip(node.groups, node.sizes, strict=True):
             numbers = range(first, first + (size or 1))
             fronts = tuple(f"{name(path)}.{number}".removeprefix(".") for number in numbers)
             groups.append(
                 jax.tree_util.tree_map_with_path(
-                    lambda below, leaf, fronts=fronts: (
-                        tuple(f"{front}.{name(below)}" for front in fronts)
-                        if is_array(leaf)
-                        else None
+                    lambda below, leaf, fronts=fronts: change(
+                        tuple(f"{front}.{name(below)}" for front in fronts), leaf
                     ),
                     group,
+                    is_leaf=is_leaf,
                 )
             )
             first += size or 1
         return Stack(tuple(groups), node.sizes, node.layout)
 
-    return jax.tree_util.tree_map_with_path(of, model, is_leaf=lambda n: isinstance(n, Stack))
+    def stops(node: Any) -> bool:
+        return isinstance(node, Stack) or (is_leaf is not None and is_leaf(node))
+
+    return jax.tree_util.tree_map_with_path(of, model, is_leaf=stops)
+
+
+def leads_to(path: str, name: str) -> bool:
+    """Whether a path leads to what has this name, or to something that it is in.
+
+    `*` stands for any one name or number, also within a name, and `**` for any number of names.
+
+    Example:
+        >>> from eqxformer.checkpoints.names import leads_to
+        >>> leads_to("blocks.*.attention", "blocks.3.attention.query.weight")
+        True
+        >>> leads_to("**.bias", "head.linear.weight")
+        False
+    """
+    return _leads(path.split("."), name.split("."))
+
+
+def _leads(path: list[str], names: list[str]) -> bool:
+    if not path:
+        return True
+    if path[0] == "**":
+        return any(_leads(path[1:], names[i:]) for i in range(len(names) + (len(path) == 1)))
+    return bool(names) and fnmatch.fnmatchcase(names[0], path[0]) and _leads(path[1:], names[1:])
 
 
 def unrolled(model: Any) -> Any:

@@ -21,7 +21,13 @@ from eqxformer.checkpoints._writing import write_file
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.names import named_arrays
 from eqxformer.checkpoints.placing import Where, by_name, place
-from eqxformer.checkpoints.rebuild import differences, expected, shapes, with_arrays
+from eqxformer.checkpoints.rebuild import (
+    check_plain,
+    differences,
+    expected,
+    shapes,
+    with_arrays,
+)
 from eqxformer.checkpoints.tensor_files import WEIGHTS, TensorFiles, read_json
 from eqxformer.config import Config
 
@@ -44,12 +50,13 @@ def save(model: eqx.Module, directory: str | os.PathLike[str]) -> None:
         model: any model with a `config` that builds it.
         directory: where `config.json` and `model.safetensors` go. Other files stay as they are.
 
-    Raises `ValueError` for what `load` could not read: arrays that the config would not make, and
-    more than 2,048 blocks.
+    Raises `ValueError` for what `load` could not read: arrays that the config would not make,
+    adapters and int8 weights among them, and more than 2,048 blocks.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, Config):
         raise ValueError(f"`save` needs a model with a `config`; {type(model).__name__} has none.")
+    check_plain(model)
     arrays = named_arrays(model)
     wrong = differences({k: v.shape for k, v in arrays.items()}, expected(shapes(config)))
     if wrong:

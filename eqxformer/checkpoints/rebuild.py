@@ -6,7 +6,15 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from eqxformer.checkpoints.names import is_array, name, named_arrays, restacked, unrolled
+from eqxformer.checkpoints.names import (
+    is_array,
+    name,
+    named_arrays,
+    restacked,
+    unrolled,
+    with_names,
+)
+from eqxformer.layers.linear import AbstractLinear, Linear
 
 
 def shapes(config: Any) -> Any:
@@ -25,7 +33,8 @@ def rebuild(model: Any, config: Any) -> Any:
     """The arrays of `model` in the model of another config: for what a config can change later.
 
     Layouts, rematerialisation, dropout, windows, backends: everything that leaves the names and
-    shapes of the arrays as they are. Raises `ValueError` with a list of what differs otherwise.
+    shapes of the arrays as they are. Raises `ValueError` with a list of what differs otherwise,
+    and for a model with adapters or int8 weights: `merge` it, or change it before it gets them.
 
     Example:
         >>> import eqxformer as ef, jax
@@ -35,11 +44,30 @@ def rebuild(model: Any, config: Any) -> Any:
         >>> scanned.blocks.sizes
         (2,)
     """
+    check_plain(model)
     skeleton, arrays = shapes(config), named_arrays(model)
     wrong = differences({k: v.shape for k, v in arrays.items()}, expected(skeleton))
     if wrong:
         raise ValueError("The arrays do not fit this config:\n  " + "\n  ".join(wrong))
     return with_arrays(skeleton, arrays)
+
+
+def check_plain(model: Any) -> None:
+    """Raises `ValueError` for a model with linear maps that no config makes, such as adapted ones.
+
+    Its arrays have other names than those that its config knows.
+    """
+
+    def check(names: tuple[str, ...], part: Any) -> None:
+        if _is_linear(part) and not isinstance(part, Linear):
+            kind = type(part).__name__
+            raise ValueError(
+                f"`{names[0]}` is {'an' if kind[0] in 'AEIOU' else 'a'} {kind}, which no config "
+                "makes: `merge` gives a plain model, `save_adapters` writes adapters alone, and "
+                "`without_adapters` gives the model without them."
+            )
+
+    with_names(check, model, is_leaf=_is_linear)
 
 
 def with_arrays(skeleton: Any, arrays: Mapping[str, Any]) -> Any:
@@ -67,3 +95,7 @@ def differences(
         if key in found and tuple(found[key]) != tuple(shape)
     ]
     return lines
+
+
+def _is_linear(node: Any) -> bool:
+    return isinstance(node, AbstractLinear)

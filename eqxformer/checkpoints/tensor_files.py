@@ -18,7 +18,7 @@ from eqxformer.checkpoints._header import Span, read_header
 from eqxformer.checkpoints._json import read_json, read_json_list, read_json_text
 from eqxformer.checkpoints._opening import Stamp, contained, opened, read_into, shown
 from eqxformer.checkpoints._replacing import replaced_directory
-from eqxformer.checkpoints._writing import INDEX, WEIGHTS, parse_size, write_tensors
+from eqxformer.checkpoints._writing import INDEX, WEIGHTS, parse_size, write_file, write_tensors
 from eqxformer.checkpoints.errors import CheckpointError, MissingFile
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "read_json_text",
     "replaced_directory",
     "shown",
+    "write_file",
     "write_tensors",
 ]
 
@@ -94,6 +95,14 @@ class TensorFiles:
         if os.path.lexists(folder / INDEX):
             return cls(_in_shards(folder))
         raise MissingFile(f"No {WEIGHTS} in {folder}, nor {INDEX}. {_instead(folder)}")
+
+    @classmethod
+    def open_one(cls, directory: str | os.PathLike[str], name: str) -> "TensorFiles":
+        """The tensors of the file of this name; links and errors as in `open`."""
+        folder = pathlib.Path(directory)
+        if not os.path.lexists(folder / name):
+            raise MissingFile(f"No {name} in {folder}. {_instead(folder, name)}")
+        return cls(_in_file(folder, name))
 
     def __contains__(self, name: object) -> bool:
         return name in self._places
@@ -175,7 +184,7 @@ def _listing(title: str, lines: list[str]) -> str:
     return "\n  ".join([f"{title}:", *lines[:_MAX_LISTED], *rest])
 
 
-def _instead(folder: pathlib.Path) -> str:
+def _instead(folder: pathlib.Path, wanted: str = WEIGHTS) -> str:
     """A sentence on what lies in a directory that has no tensors."""
     try:
         with os.scandir(folder) as entries:
@@ -185,7 +194,7 @@ def _instead(folder: pathlib.Path) -> str:
     pickles = [name for name in there if name.endswith(_PICKLES)]
     others = [name for name in there if name.endswith(".safetensors")]
     if others:
-        return f"{_first(others)} would have to be named {WEIGHTS}."
+        return f"{_first(others)} would have to be named {wanted}."
     if pickles:
         return (
             f"{_first(pickles)} is a pickle, which can run code and is never opened; convert it to "

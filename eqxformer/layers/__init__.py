@@ -36,7 +36,7 @@ from eqxformer.layers.initializers import (
     Zeros,
 )
 from eqxformer.layers.latent_attention import LatentAttention
-from eqxformer.layers.linear import GroupedLinear, Groups, Linear
+from eqxformer.layers.linear import AbstractLinear, GroupedLinear, Groups, Linear
 from eqxformer.layers.masks import (
     Causal,
     Explicit,
@@ -66,6 +66,7 @@ __all__ = [
     "MLP",
     "ALiBi",
     "AbstractAttention",
+    "AbstractLinear",
     "Activation",
     "Attention",
     "Cache",

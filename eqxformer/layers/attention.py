@@ -16,7 +16,7 @@ from eqxformer.layers.dot_product import Backend, attend
 from eqxformer.layers.dropout import check_rate
 from eqxformer.layers.head_axis import HeadSum, SumHeads, merge_heads, split_heads
 from eqxformer.layers.initializers import Initializer
-from eqxformer.layers.linear import Linear
+from eqxformer.layers.linear import AbstractLinear, Linear
 from eqxformer.layers.masks import (
     Mask,
     Window,
@@ -117,10 +117,10 @@ class Attention(AbstractAttention):
             """Attention in a model of width `dim`, over a source of width `source_dim` or `dim`."""
             return Attention(dim, self, source_dim=source_dim, key=key)
 
-    query: Annotated[Linear, Axes(in_dim="dim", out_dim="heads*head_dim")]
-    key: Annotated[Linear, Axes(in_dim="source_dim", out_dim="kv_heads*head_dim")]
-    value: Annotated[Linear, Axes(in_dim="source_dim", out_dim="kv_heads*value_dim")]
-    out: Annotated[Linear | HeadSum, Axes(in_dim="heads*value_dim", out_dim="dim")]
+    query: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="heads*head_dim")]
+    key: Annotated[AbstractLinear, Axes(in_dim="source_dim", out_dim="kv_heads*head_dim")]
+    value: Annotated[AbstractLinear, Axes(in_dim="source_dim", out_dim="kv_heads*value_dim")]
+    out: Annotated[AbstractLinear | HeadSum, Axes(in_dim="heads*value_dim", out_dim="dim")]
     query_norm: Annotated[Norm, Axes(dim="head_dim")]
     key_norm: Annotated[Norm, Axes(dim="head_dim")]
     bias: PositionBias | None

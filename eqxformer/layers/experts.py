@@ -18,7 +18,7 @@ from eqxformer.keys import split
 from eqxformer.layers.expert_parallel import by_rows, over_mesh
 from eqxformer.layers.feed_forward import FeedForward, RouterLosses
 from eqxformer.layers.initializers import Initializer
-from eqxformer.layers.linear import GroupedLinear, Groups, Linear, along_last
+from eqxformer.layers.linear import AbstractLinear, Groups, Linear, along_last
 from eqxformer.layers.norms import widen
 
 Chosen = tuple[Float[Array, "tokens top"], Int[Array, "tokens top"], Float[Array, "tokens experts"]]
@@ -176,7 +176,7 @@ class Experts(FeedForward):
             """A mixture of experts for this width."""
             return Experts(dim, self, key=key)
 
-    router: Annotated[Linear, Axes(in_dim="dim", out_dim="experts")]
+    router: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="experts")]
     experts: Annotated[FeedForward, Axes(stacked="experts")]
     shared: FeedForward | None
     correction: Float[Array, " experts"] | None
@@ -294,6 +294,6 @@ def _grouped(experts: FeedForward, groups: Groups) -> FeedForward:
     """The stacked experts as one feed-forward over rows sorted by expert."""
 
     def swap(part: object) -> object:
-        return GroupedLinear(part.weight, part.bias, groups) if isinstance(part, Linear) else part
+        return part.grouped(groups) if isinstance(part, AbstractLinear) else part
 
-    return jax.tree.map(swap, experts, is_leaf=lambda part: isinstance(part, Linear))
+    return jax.tree.map(swap, experts, is_leaf=lambda part: isinstance(part, AbstractLinear))

@@ -12,7 +12,7 @@ from eqxformer.axes import Axes
 from eqxformer.config import Config, takes_options
 from eqxformer.layers.activations import Activation, activation
 from eqxformer.layers.dropout import check_rate, dropout
-from eqxformer.layers.linear import Linear
+from eqxformer.layers.linear import AbstractLinear, Linear
 
 
 class RouterLosses(eqx.Module):
@@ -72,8 +72,8 @@ class MLP(FeedForward):
             """An `MLP` for this width."""
             return MLP(dim, self, key=key)
 
-    up: Annotated[Linear, Axes(in_dim="dim", out_dim="hidden")]
-    down: Annotated[Linear, Axes(in_dim="hidden", out_dim="dim")]
+    up: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="hidden")]
+    down: Annotated[AbstractLinear, Axes(in_dim="hidden", out_dim="dim")]
     config: Config = eqx.field(static=True)
 
     @takes_options
@@ -111,9 +111,9 @@ class GatedMLP(FeedForward):
             """A `GatedMLP` for this width."""
             return GatedMLP(dim, self, key=key)
 
-    gate: Annotated[Linear, Axes(in_dim="dim", out_dim="hidden")]
-    up: Annotated[Linear, Axes(in_dim="dim", out_dim="hidden")]
-    down: Annotated[Linear, Axes(in_dim="hidden", out_dim="dim")]
+    gate: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="hidden")]
+    up: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="hidden")]
+    down: Annotated[AbstractLinear, Axes(in_dim="hidden", out_dim="dim")]
     config: Config = eqx.field(static=True)
 
     @takes_options
@@ -164,9 +164,9 @@ class ClampedGatedMLP(FeedForward):
             """A `ClampedGatedMLP` for this width."""
             return ClampedGatedMLP(dim, self, key=key)
 
-    gate: Annotated[Linear, Axes(in_dim="dim", out_dim="hidden")]
-    up: Annotated[Linear, Axes(in_dim="dim", out_dim="hidden")]
-    down: Annotated[Linear, Axes(in_dim="hidden", out_dim="dim")]
+    gate: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="hidden")]
+    up: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="hidden")]
+    down: Annotated[AbstractLinear, Axes(in_dim="hidden", out_dim="dim")]
     config: Config = eqx.field(static=True)
 
     @takes_options

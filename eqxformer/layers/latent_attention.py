@@ -15,7 +15,7 @@ from eqxformer.layers.cache import Cache, Seen, empty_cache
 from eqxformer.layers.dot_product import attend
 from eqxformer.layers.dropout import check_rate
 from eqxformer.layers.head_axis import merge_heads, split_heads
-from eqxformer.layers.linear import Linear
+from eqxformer.layers.linear import AbstractLinear, Linear
 from eqxformer.layers.masks import Mask, blank_padding, for_cache, valid_keys
 from eqxformer.layers.norms import Norm, RMSNorm, build_norm
 from eqxformer.layers.plain_attention import Scoring
@@ -92,15 +92,15 @@ class LatentAttention(AbstractAttention):
             """Latent attention in a model of width `dim`."""
             return LatentAttention(dim, self, key=key)
 
-    to_query_latent: Annotated[Linear, Axes(in_dim="dim", out_dim="query_latent")] | None
+    to_query_latent: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="query_latent")] | None
     query_norm: Annotated[Norm, Axes(dim="query_latent")]
-    query: Annotated[Linear, Axes(in_dim="query_latent", out_dim="heads*head_dim")]
-    to_latent: Annotated[Linear, Axes(in_dim="dim", out_dim="latent")]
+    query: Annotated[AbstractLinear, Axes(in_dim="query_latent", out_dim="heads*head_dim")]
+    to_latent: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="latent")]
     latent_norm: Annotated[Norm, Axes(dim="latent")]
-    rotary_key: Annotated[Linear, Axes(in_dim="dim", out_dim="rotary_dim")]
-    key: Annotated[Linear, Axes(in_dim="latent", out_dim="heads*plain_dim")]
-    value: Annotated[Linear, Axes(in_dim="latent", out_dim="heads*value_dim")]
-    out: Annotated[Linear, Axes(in_dim="heads*value_dim", out_dim="dim")]
+    rotary_key: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="rotary_dim")]
+    key: Annotated[AbstractLinear, Axes(in_dim="latent", out_dim="heads*plain_dim")]
+    value: Annotated[AbstractLinear, Axes(in_dim="latent", out_dim="heads*value_dim")]
+    out: Annotated[AbstractLinear, Axes(in_dim="heads*value_dim", out_dim="dim")]
     value_dim: int = eqx.field(static=True)
     config: Config = eqx.field(static=True)
 

@@ -13,7 +13,7 @@ from eqxformer.config import Config, takes_options
 from eqxformer.layers.dropout import check_rate, dropout
 from eqxformer.layers.embedding import Embedding, lookup
 from eqxformer.layers.initializers import Initializer, Normal
-from eqxformer.layers.linear import Linear
+from eqxformer.layers.linear import AbstractLinear, Linear
 from eqxformer.layers.norms import Norm, build_norm, scaled
 from eqxformer.layers.positions import Positions
 
@@ -95,7 +95,7 @@ class InputEmbedding(eqx.Module):
     positions: Positions | None
     types: TypeEmbedding | None
     norm: Norm
-    project: Annotated[Linear, Axes(in_dim="width", out_dim="dim")] | None
+    project: Annotated[AbstractLinear, Axes(in_dim="width", out_dim="dim")] | None
     scale: float = eqx.field(static=True)
     config: Config = eqx.field(static=True)
 

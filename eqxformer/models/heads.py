@@ -14,7 +14,7 @@ from eqxformer.keys import split
 from eqxformer.layers.activations import Activation, activation
 from eqxformer.layers.dropout import check_rate, dropout
 from eqxformer.layers.embedding import Embedding
-from eqxformer.layers.linear import Linear, along_last
+from eqxformer.layers.linear import AbstractLinear, Linear, along_last
 from eqxformer.layers.norms import LayerNorm, Norm, build_norm, scaled, widen
 
 
@@ -74,7 +74,7 @@ class TiedHead(TokenHead):
             """The head; raises `ValueError` for a table of another width without `project`."""
             return TiedHead(dim, vocab, self, width=width, key=key)
 
-    project: Annotated[Linear, Axes(in_dim="dim", out_dim="width")] | None
+    project: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="width")] | None
     bias: Float[Array, " vocab"] | None
     scale: float = eqx.field(static=True)
     config: Config = eqx.field(static=True)
@@ -123,7 +123,7 @@ class LinearHead(TokenHead):
             """The head of a model of this width and vocabulary."""
             return LinearHead(dim, vocab, self, key=key)
 
-    linear: Annotated[Linear, Axes(in_dim="dim", out_dim="vocab")]
+    linear: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="vocab")]
     config: Config = eqx.field(static=True)
 
     @takes_options
@@ -157,7 +157,7 @@ class MaskedLMHead(TokenHead):
             """The head of a model of this width and vocabulary, with a token table of `width`."""
             return MaskedLMHead(dim, vocab, self, width=width, key=key)
 
-    dense: Annotated[Linear, Axes(in_dim="dim", out_dim="dim")]
+    dense: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="dim")]
     norm: Norm
     output: TokenHead
     width: int | None = eqx.field(static=True)
@@ -220,7 +220,7 @@ class Pooling(eqx.Module):
             """The pooling of a model of this width."""
             return Pooling(dim, self, key=key)
 
-    dense: Annotated[Linear, Axes(in_dim="dim", out_dim="dim")] | None
+    dense: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="dim")] | None
     norm: Norm
     config: Config = eqx.field(static=True)
 
@@ -274,7 +274,7 @@ class SequenceHead(eqx.Module):
             return SequenceHead(dim, self, key=key)
 
     pooling: Pooling
-    linear: Annotated[Linear, Axes(in_dim="dim", out_dim="labels")]
+    linear: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="labels")]
     config: Config = eqx.field(static=True)
 
     @takes_options
@@ -319,9 +319,9 @@ class LabelHead(eqx.Module):
             """The head of a model of this width."""
             return LabelHead(dim, self, key=key)
 
-    dense: Annotated[Linear, Axes(in_dim="dim", out_dim="dim")] | None
+    dense: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="dim")] | None
     norm: Norm
-    linear: Annotated[Linear, Axes(in_dim="dim", out_dim="labels")]
+    linear: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="labels")]
     config: Config = eqx.field(static=True)
 
     @takes_options

@@ -1,12 +1,11 @@
 """Which arrays of a model are trained: all, some, or all but some, by their paths."""
 
-import fnmatch
 from typing import Any
 
 import equinox as eqx
 import jax
 
-from eqxformer.checkpoints.names import every_name
+from eqxformer.checkpoints.names import every_name, leads_to
 from eqxformer.config import Config, nearest
 
 
@@ -72,7 +71,7 @@ class _Paths(Trainable):
 
     def check_names(self, names: tuple[str, ...]) -> None:
         for path in self.paths:
-            if not any(_matches(name, path) for name in names):
+            if not any(leads_to(path, name) for name in names):
                 raise ValueError(
                     f"`{path}` leads to no array of the model.{nearest(path, names)} "
                     "`print(ef.table(model))` shows them all."
@@ -80,7 +79,7 @@ class _Paths(Trainable):
 
     def named(self, name: str) -> bool:
         """Whether one of the paths leads to the array of this name."""
-        return any(_matches(name, path) for path in self.paths)
+        return any(leads_to(path, name) for path in self.paths)
 
 
 class Only(_Paths):
@@ -120,16 +119,3 @@ def _learns(leaf: Any) -> bool:
 
 def _is_names(node: Any) -> bool:
     return isinstance(node, tuple) and all(isinstance(name, str) for name in node)
-
-
-def _matches(name: str, path: str) -> bool:
-    """Whether a path leads to an array or to something that it is in."""
-    return _match(name.split("."), path.split("."))
-
-
-def _match(names: list[str], path: list[str]) -> bool:
-    if not path:
-        return True
-    if path[0] == "**":
-        return any(_match(names[i:], path[1:]) for i in range(len(names) + (len(path) == 1)))
-    return bool(names) and fnmatch.fnmatchcase(names[0], path[0]) and _match(names[1:], path[1:])

@@ -14,7 +14,7 @@ import numpy as np
 
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.names import named_arrays
-from eqxformer.checkpoints.rebuild import differences, expected, shapes
+from eqxformer.checkpoints.rebuild import check_plain, differences, expected, shapes
 from eqxformer.checkpoints.rules import Binding
 from eqxformer.checkpoints.settings import Settings
 from eqxformer.checkpoints.stored import Computed
@@ -99,6 +99,10 @@ def _checked(model: Any) -> dict[str, Any]:
     config = getattr(model, "config", None)
     if not isinstance(config, Config) or not hasattr(config, "origin"):
         raise CheckpointError(f"{type(model).__name__} is no whole model, which has a config.")
+    try:
+        check_plain(model)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
     arrays = named_arrays(model)
     found = {path: tuple(array.shape) for path, array in arrays.items()}
     wrong = differences(found, expected(shapes(config)))

@@ -19,6 +19,7 @@ class Precision(Config):
     Arguments:
         parameters: the type of the weights that are kept and updated, and of the optimizer's memory
             of them. Updates are small against weights: bfloat16, with 8 bits, loses most of them.
+            Those that are not trained stay in the type they have.
         compute: the type that weights are cast to for a forward and backward pass.
         output: the type of losses and metrics. Gradients have that of the parameters; those of a
             batch in parts are summed in float32.
@@ -34,7 +35,7 @@ class Precision(Config):
     output: Floating = "float32"
 
     def kept(self, model: Any) -> Any:
-        """The model as it is kept and updated."""
+        """What is trained of a model as it is kept and updated."""
         return cast(model, self.parameters)
 
     def computing(self, model: Any) -> Any:

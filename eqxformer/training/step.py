@@ -75,11 +75,12 @@ class TrainState(eqx.Module):
 
         The arrays are copied: a step gives the memory of its state away, and `model` and `key`
         stay yours. `trains` says which arrays are trained, all by default; `precision` in which
-        type they are kept.
+        type these are kept.
         """
         model = jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, model)
-        model = precision.kept(model)
-        memory = beside(optimizer.init, trains.of(model))
+        trained, frozen = eqx.partition(model, trains.mask(model))
+        trained = precision.kept(trained)
+        model, memory = eqx.combine(trained, frozen), beside(optimizer.init, trained)
         numbers, kind = jnp.copy(jax.random.key_data(key)), jax.random.key_impl(key)
         own_key = jax.random.wrap_key_data(numbers, impl=kind)
         step, own_key = everywhere((jnp.zeros((), jnp.int32), own_key), like=model)

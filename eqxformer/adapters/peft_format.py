@@ -1,0 +1,228 @@
+"""Adapters by themselves on disk, in the format of PEFT, for a model of transformers.
+
+`adapter_config.json` says what they are, `adapter_model.safetensors` has their numbers under the
+names of transformers' modules. Files are read as strictly as checkpoints are: everything is
+accounted for before any number is read.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from eqxformer.adapters.choosing import is_linear, places
+from eqxformer.adapters.lora import Adapter, DoRA, norms
+from eqxformer.adapters.peft_config import CONFIG, settings_of
+from eqxformer.adapters.peft_modules import Module, modules_of
+from eqxformer.adapters.peft_reading import PREFIX, WEIGHTS, Adapted
+from eqxformer.adapters.surgery import adapters_of, over_stack, with_adapters
+from eqxformer.checkpoints.errors import CheckpointError
+from eqxformer.checkpoints.names import leads_to, named_arrays, with_names
+from eqxformer.checkpoints.rebuild import expected, shapes, with_arrays
+from eqxformer.checkpoints.rules import Binding
+from eqxformer.checkpoints.tensor_files import replaced_directory, write_file
+from eqxformer.config import Config
+from eqxformer.layers.linear import AbstractLinear
+from eqxformer.pretrained.express import Expression, expression
+from eqxformer.pretrained.locate import locate
+
+_TASKS = {"CausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
+_TASKS |= {"ConditionalGeneration": "SEQ_2_SEQ_LM", "MTModel": "SEQ_2_SEQ_LM"}
+
+
+class Known(NamedTuple):
+    """A model in the words of its architecture."""
+
+    written: Expression
+    bindings: list[Binding]
+    modules: dict[str, Module]
+
+
+def save_adapters(
+    model: Any,
+    directory: str | os.PathLike[str],
+    *,
+    whole: tuple[str, ...] = (),
+    model_type: str | None = None,
+    base_model: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a model's adapters alone, in the format of PEFT, under the names of transformers.
+
+    `PeftModel.from_pretrained(base, directory)` of peft puts them into the base model, with equal
+    results, and `load_adapters` puts them into ours. Adapters beside maps that transformers holds
+    as one (GPT-2's `c_attn`) are written as one of their ranks together, which computes the same.
+
+    Arguments:
+        model: an adapted model with a config.
+        directory: where it goes; it appears whole or not at all.
+        whole: paths of parts that are written whole, since they were trained beside the adapters: a
+            new head, say. PEFT calls them `modules_to_save`.
+        model_type: the architecture whose names are used; that of `save_pretrained` if None.
+        base_model: what PEFT is told of where the base model is: an id of the Hub, say.
+        overwrite: whether a directory that is there and not empty is replaced.
+
+    Raises `ValueError` for a model without adapters, and for adapters of two kinds;
+    `CheckpointError` for a model that no architecture expresses; `NotImplementedError` for adapters
+    beside experts, which are no modules there; and `FileExistsError`.
+
+    Example:
+        >>> import eqxformer as ef, jax, tempfile
+        >>> config = ef.families.llama(vocab=65, dim=16, layers=2, heads=2, hidden=32)
+        >>> model = config.build(key=jax.random.key(0))
+        >>> adapted = ef.add_lora(model, ef.LoRA(), to="**.query", key=jax.random.key(1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ef.save_adapters(adapted, f"{folder}/adapters")
+        ...     again = ef.load_adapters(model, f"{folder}/adapters")
+        >>> list(ef.adapters_of(again))
+        ['blocks.0.attention.query', 'blocks.1.attention.query']
+    """
+    adapters = adapters_of(model)
+    if not adapters:
+        raise ValueError("The model has no adapters; `save` and `save_pretrained` write it whole.")
+    if len({isinstance(adapter.config, DoRA) for adapter in adapters.values()}) > 1:
+        raise ValueError("PEFT has one kind of adapter per model; this has `LoRA` and `DoRA`.")
+    known = known_as(model, model_type)
+    used = _modules_with(adapters, known)
+    lengths = _lengths(model, adapters, used)
+    found = {module.name: module.together(adapters, lengths) for module in used}
+    stored = dict(_whole_tensors(model, whole, known.bindings))
+    saved = sorted({name.rpartition(".")[0] for name in stored})
+    loras = {name: lora for name, (lora, _) in found.items()}
+    about = {"base_model_name_or_path": base_model, "task_type": _task(known.written.class_name)}
+    turned = all(module.turned for module in used)
+    settings = settings_of(loras, saved, turned=turned, about=about)
+    for name, (_, tensors) in found.items():
+        stored |= {f"{name}.{kind}": numbers for kind, numbers in tensors.items()}
+    with replaced_directory(directory, overwrite=overwrite) as folder:
+        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        write_file(folder / WEIGHTS, _sources(stored), {"format": "pt"})
+
+
+def load_adapters(
+    model: Any,
+    directory: str | os.PathLike[str],
+    *,
+    model_type: str | None = None,
+    revision: str | None = None,
+) -> Any:
+    """The model with the adapters that PEFT or `save_adapters` wrote, and what was saved whole.
+
+    An adapter on a projection that transformers holds as one and we as several becomes one for each
+    of ours, which computes the same. `lora_dropout` is not carried over: it acts in training alone,
+    and adapters here have none.
+
+    Arguments:
+        model: the base model, loaded or built, also with int8 weights; layers may be stacked.
+        directory: where `adapter_config.json` and `adapter_model.safetensors` lie, or an id of the
+            Hub.
+        model_type: the architecture whose names they have; that of `save_pretrained` if None.
+        revision: a branch, tag or commit on the Hub.
+
+    Raises `CheckpointError` for everything that is wrong with the files, before numbers are read:
+    settings that are not known, or not supported and not turned off, and tensors that are missing,
+    left over or misshapen. Other errors as in `with_adapters`.
+    """
+    known = known_as(model, model_type)
+    files = Adapted(locate(directory, revision=revision), known.written.task.prefix)
+    files.account(known.modules, known.bindings)
+    arrays = files.whole(known.bindings)
+    adapters = files.adapters(known.modules)
+    return with_adapters(_with_whole(model, arrays), adapters)
+
+
+def known_as(model: Any, model_type: str | None) -> Known:
+    """A model, adapted or not, as transformers has it; errors as in `save_adapters`."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, Config) or not hasattr(config, "origin"):
+        raise CheckpointError(f"{type(model).__name__} is no whole model, which has a config.")
+    skeleton = shapes(config)
+    arrays = expected(skeleton)
+    written = expression(config, arrays, model_type)
+    bindings = written.bindings(config, arrays)
+    return Known(written, bindings, modules_of(bindings, places(skeleton)))
+
+
+def _modules_with(adapters: Mapping[str, Adapter], known: Known) -> list[Module]:
+    """The modules of transformers that have these adapters."""
+    by_path = {path: module for module in known.modules.values() for path in module.paths}
+    for path in adapters:
+        if path not in by_path:
+            holding = (b.theirs for b in known.bindings if f"{path}.weight" in b.ours)
+            stored = [name for names in holding for name in names]
+            raise NotImplementedError(
+                f"`{path}` is no linear map by itself in a {known.written.class_name} of "
+                f"transformers, where it is {', '.join(stored[:3])}: its adapter cannot be "
+                "written alone. `merge` the model and save it whole."
+            )
+    return list({by_path[path].name: by_path[path] for path in adapters}.values())
+
+
+def _lengths(
+    model: Any, adapters: Mapping[str, Adapter], modules: list[Module]
+) -> dict[str, np.ndarray]:
+    """Of maps without an adapter whose neighbours in a module have magnitudes, the lengths."""
+    wanted = {path for module in modules for path in module.paths if path not in adapters}
+    if not any(isinstance(adapter.config, DoRA) for adapter in adapters.values()):
+        return {}
+
+    def of(names: tuple[str, ...], node: Any) -> Any:
+        if not is_linear(node) or not wanted.intersection(names):
+            return None
+        return over_stack(_norms, node)
+
+    found = named_arrays(with_names(of, model, is_leaf=is_linear))
+    return {path: np.asarray(numbers) for path, numbers in found.items()}
+
+
+def _norms(linear: AbstractLinear) -> Any:
+    return norms(linear.plain().weight)
+
+
+def _whole_tensors(
+    model: Any, whole: tuple[str, ...], bindings: list[Binding]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of the parts that are written whole, by their names in transformers."""
+    arrays = named_arrays(model) if whole else {}
+    for path in whole:
+        if not any(leads_to(path, name) for binding in bindings for name in binding.ours):
+            raise ValueError(f"`{path}` leads to no array of the model.")
+    for binding in bindings:
+        asked = [name for name in binding.ours if any(leads_to(path, name) for path in whole)]
+        if not asked:
+            continue
+        lost = [name for name in binding.ours if name not in asked or name not in arrays]
+        if lost:
+            raise ValueError(
+                f"`{asked[0]}` cannot be written whole, since `{lost[0]}`, which is stored with "
+                "it, is not asked for, or has an adapter or int8 weights."
+            )
+        numbers = binding.move.write([np.asarray(arrays[name]) for name in binding.ours])
+        yield from zip(binding.theirs, numbers, strict=True)
+
+
+def _with_whole(model: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The model with arrays in place of its own, in the types of these."""
+    if not arrays:
+        return model
+    known = named_arrays(model)
+    for path, numbers in arrays.items():
+        there = known.get(path)
+        if there is None or there.shape != numbers.shape:
+            raise ValueError(f"`{path}` cannot be replaced: it has an adapter or int8 weights.")
+    new = {path: jnp.asarray(numbers, known[path].dtype) for path, numbers in arrays.items()}
+    return with_arrays(model, {**known, **new})
+
+
+def _sources(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Any, Any, Any]]:
+    for name, numbers in sorted(tensors.items()):
+        yield PREFIX + name, lambda numbers=numbers: numbers, numbers.shape, numbers.dtype
+
+
+def _task(class_name: str) -> str | None:
+    """PEFT's word for what a class of transformers does, for those that change nothing."""
+    return next((task for end, task in _TASKS.items() if class_name.endswith(end)), None)

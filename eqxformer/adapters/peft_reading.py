@@ -1,0 +1,134 @@
+"""A directory with adapters of PEFT, opened: all of it checked, the numbers still on disk."""
+
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from eqxformer.adapters.lora import Adapter
+from eqxformer.adapters.peft_config import CONFIG, described, ends
+from eqxformer.adapters.peft_modules import DOWN, MAGNITUDE, UP, Module
+from eqxformer.checkpoints.errors import CheckpointError
+from eqxformer.checkpoints.rules import Binding
+from eqxformer.checkpoints.settings import nearest
+from eqxformer.checkpoints.stored import Stored
+from eqxformer.checkpoints.tensor_files import TensorFiles, read_json
+
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of every name
+_KINDS = (DOWN, UP, MAGNITUDE)
+_LIMIT = 2**20  # bytes of a config
+_MOST = 20  # lines of an error
+
+
+class Adapted:
+    """The adapters in a directory, and what was saved whole beside them.
+
+    Arguments:
+        folder: where the two files lie.
+        prefix: what stands before the names of the base model's parts in a model with a head.
+    """
+
+    def __init__(self, folder: pathlib.Path, prefix: str) -> None:
+        self.where = str(folder / CONFIG)
+        self.described = described(read_json(folder / CONFIG, limit_bytes=_LIMIT), self.where)
+        self.files = TensorFiles.open_one(folder, WEIGHTS)
+        self.stored = Stored(_Bare(self.files), prefix)
+
+    def account(self, modules: Mapping[str, Module], bindings: Iterable[Binding]) -> None:
+        """Raises `CheckpointError` with all that is missing, left over or misshapen."""
+        there = [module for module in modules.values() if self._has_some(module)]
+        wanted = {
+            f"{module.name}.{kind}": shape
+            for module in there
+            for kind, shape in module.tensors(self.described.of(module.name)).items()
+        }
+        for binding in bindings:
+            of = binding.their_shapes()
+            wanted |= {name: of[name] for name in of if _within(name, self.described.saved)}
+        found = {name: self.stored.find(name) for name in wanted}
+        used = set(found.values())
+        left = [PREFIX + name for name in self.stored.names if name not in used]
+        left += [name for name in self.files.names if not name.startswith(PREFIX)]
+        lines = [f"missing: {name} {wanted[name]}" for name, at in found.items() if at is None]
+        lines += [
+            f"unexpected: {name} {self.files.shape(name)}"
+            f"{nearest(name, (PREFIX + known for known in wanted))}"
+            for name in sorted(left)[: _MOST + 1]
+        ]
+        lines += [
+            f"shape: {name} is {self.stored.shape(name)}, expected {wanted[name]}"
+            for name, at in found.items()
+            if at is not None and self.stored.shape(name) != wanted[name]
+        ]
+        lines += self._targets(modules, {module.name for module in there})
+        if lines:
+            more = [f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
+            raise CheckpointError(
+                f"{self.where}: the tensors beside it are not those that it describes for this "
+                "model:\n  " + "\n  ".join([*lines[:_MOST], *more])
+            )
+
+    def adapters(self, modules: Mapping[str, Module]) -> dict[str, Adapter]:
+        """The adapters, by the paths of our linear maps."""
+        found: dict[str, Adapter] = {}
+        for module in modules.values():
+            if self._has_some(module):
+                lora = self.described.of(module.name)
+                names = {kind: f"{module.name}.{kind}" for kind in module.tensors(lora)}
+                tensors = {kind: self._read(name) for kind, name in names.items()}
+                found |= module.apart(lora, tensors)
+        return found
+
+    def whole(self, bindings: Iterable[Binding]) -> dict[str, np.ndarray]:
+        """The arrays that were saved whole, by their paths in our model."""
+        found: dict[str, np.ndarray] = {}
+        for binding in bindings:
+            if all(self.stored.find(name) is not None for name in binding.theirs):
+                theirs = [self.stored.read(name) for name in binding.theirs]
+                read = binding.move.read(theirs, binding.shapes)
+                found |= dict(zip(binding.ours, read, strict=True))
+        return found
+
+    def _read(self, name: str) -> np.ndarray:
+        return self.stored.read(name).astype(np.float32)
+
+    def _has_some(self, module: Module) -> bool:
+        return any(self.stored.find(f"{module.name}.{kind}") is not None for kind in _KINDS)
+
+    def _targets(self, modules: Iterable[str], there: set[str]) -> Iterator[str]:
+        """Where a list of targets and the modules with adapters disagree."""
+        if self.described.targets is None:
+            return
+        targets = set(self.described.targets)
+        hit = {end for name in there for end in ends(name)}
+        yield from (f"no tensors for the target {end!r}" for end in sorted(targets - hit))
+        for name in modules:
+            meant = bool(targets & ends(name))
+            if name in there and not meant:
+                yield f"no target means {name}, which has tensors"
+            if meant and name not in there and not self.described.restricted:
+                yield f"no tensors for {name}, which a target means"
+
+
+class _Bare:
+    """The tensors of a file under their names without PEFT's prefix; those without it left out."""
+
+    def __init__(self, files: TensorFiles) -> None:
+        self.files = files
+        prefixed = (name for name in files.names if name.startswith(PREFIX))
+        self.names = tuple(name.removeprefix(PREFIX) for name in prefixed)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self.files.shape(PREFIX + name)
+
+    def read(self, name: str) -> np.ndarray:
+        """The numbers of a tensor."""
+        return self.files.read(PREFIX + name)
+
+
+def _within(tensor: str, modules: Iterable[str]) -> bool:
+    """Whether a tensor is in one of some modules, which are called by the ends of their names."""
+    words, known = tensor.split("."), set(modules)
+    return any(known & ends(".".join(words[:i])) for i in range(1, len(words)))

@@ -1,0 +1,101 @@
+"""Linear maps with int8 weights: how near they are, how small, and that they stay as they are."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from tests.adapters.made import plain, small
+from tests.helpers.compare import same_bits
+from tests.helpers.hot import drawn, normal
+from tests.helpers.models import close, logits, tokens
+
+LINEAR = drawn(ef.Linear.Config(), 64, 48)
+QUANTISED = ef.QuantisedLinear.of(LINEAR)
+
+
+def test_a_weight_is_off_by_half_its_outputs_scale_at_most_and_the_largest_is_exact():
+    weight, numbers = np.asarray(LINEAR.weight), np.asarray(QUANTISED.weight)
+    scale = np.abs(weight).max(0) / 127
+    np.testing.assert_allclose(QUANTISED.scale, scale, rtol=1e-6)
+    error = np.abs(np.asarray(QUANTISED.plain().weight) - weight)
+    assert bool((error <= scale * 0.5001).all())
+    assert bool((np.abs(numbers).max(0) == 127).all())
+    assert error[np.abs(numbers) == 127].max() < 1e-6
+
+
+def test_an_output_is_off_by_no_more_than_its_weights_allow():
+    x = normal(1, 3, 5, 64)
+    allowed = np.abs(x).sum(-1, keepdims=True) * np.asarray(QUANTISED.scale) * 0.5001
+    error = np.abs(np.asarray(QUANTISED(x)) - np.asarray(LINEAR(x)))
+    assert bool((error <= allowed + 1e-5).all())
+    assert error.max() / np.abs(np.asarray(LINEAR(x))).max() < 0.02
+    close(QUANTISED(x), QUANTISED.plain()(x), 1e-6)
+    close(jax.vmap(QUANTISED)(x), QUANTISED(x), 1e-6)
+
+
+def test_outputs_without_weights_are_their_bias():
+    dead = ef.Linear.of(jnp.zeros((3, 2)), jnp.array([0.5, -1.0]))
+    assert np.array_equal(ef.QuantisedLinear.of(dead)(normal(1, 3)), dead.bias)
+
+
+def test_weights_take_a_quarter_of_the_memory():
+    blocks = ef.quantise(plain(), to="**")
+    assert QUANTISED.weight.dtype == jnp.int8
+    assert QUANTISED.weight.nbytes + QUANTISED.scale.nbytes <= 0.27 * LINEAR.weight.nbytes
+    assert all(
+        leaf.dtype == jnp.int8
+        for path, leaf in ef.named_arrays(blocks).items()
+        if path.endswith(("attention.query.weight", "feed_forward.down.weight"))
+    )
+
+
+def test_int8_numbers_compute_in_the_type_of_their_input():
+    x = normal(1, 4, 64).astype(jnp.bfloat16)
+    small = ef.QuantisedLinear.of(ef.Linear.of(LINEAR.weight.astype(jnp.bfloat16), None))
+    assert small(x).dtype == jnp.bfloat16
+    close(small(x).astype(jnp.float32), x.astype(jnp.float32) @ LINEAR.weight, 0.02)
+
+
+def test_the_gradient_passes_to_the_input_and_the_bias_and_stops_at_the_weight():
+    x, plain_again = normal(1, 3, 64), QUANTISED.plain()
+    square = lambda linear, x: jnp.square(linear(x)).sum()  # noqa: E731
+    close(
+        jax.grad(lambda x: square(QUANTISED, x))(x), jax.grad(lambda x: square(plain_again, x))(x)
+    )
+    gradient = eqx.filter_grad(square)(QUANTISED, x)
+    assert gradient.weight is None
+    assert not gradient.scale.any()
+    close(gradient.bias, eqx.filter_grad(square)(plain_again, x).bias)
+
+
+def test_a_quantised_model_with_adapters_on_top_is_its_merged_self():
+    base = ef.quantise(plain(ef.Scanned()), to="blocks")
+    found = ef.with_adapters(base, ef.adapters_of(small("DoRA")))
+    ids = tokens(2, 5)
+    close(logits(ef.merge(found), ids), logits(found, ids))
+    close(logits(ef.merge(base), ids), logits(plain(ef.Scanned()), ids), 0.05)
+
+
+def test_experts_are_quantised_with_a_scale_per_expert():
+    mixture = drawn(ef.Experts.Config(3, 2, ef.MLP.Config(hidden=5)), 6)
+    assert ef.named_arrays(ef.quantise(mixture, to="experts"))["experts.up.scale"].shape == (3, 5)
+
+
+def test_what_is_quantised_stays_so_and_what_is_adapted_is_refused():
+    once = ef.quantise(plain(), to="**.query")
+    assert same_bits(ef.quantise(once, to="**.query"), once)
+    with pytest.raises(ValueError, match=r"`blocks.0.attention.query` has an adapter; quantise fi"):
+        ef.quantise(small(), to="blocks")
+    with pytest.raises(ValueError, match="leads to no linear map"):
+        ef.quantise(plain(), to="embedding")
+
+
+def test_a_quantised_model_is_saved_merged(tmp_path):
+    base = ef.quantise(plain(), to="blocks")
+    with pytest.raises(ValueError, match=r"`blocks.0.attention.query` is a QuantisedLinear"):
+        ef.save(base, tmp_path)
+    ef.save(ef.merge(base), tmp_path)
+    assert same_bits(ef.load(tmp_path), ef.merge(base))

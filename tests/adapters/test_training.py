@@ -1,0 +1,77 @@
+"""Only adapters are trained: memory, gradients and updates are for them alone."""
+
+import collections
+
+import equinox as eqx
+import jax
+import jax.extend
+import jax.numpy as jnp
+import optax
+import pytest
+
+import eqxformer as ef
+from tests.adapters.made import ADAPTERS, KINDS, adapted, plain
+from tests.helpers.compare import same_bits
+from tests.helpers.hot import cast
+from tests.helpers.models import tokens
+
+
+def size(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array)))
+
+
+def test_steps_change_adapters_alone_and_the_optimizer_remembers_nothing_else():
+    """Of both kinds, on int8 weights and on others."""
+    base = ef.quantise(plain(), to=("**.feed_forward.up", "**.query"))
+    start = adapted(
+        adapted(base, KINDS["LoRA"], "**.query"), KINDS["DoRA"], "blocks.*.feed_forward"
+    )
+    optimizer = ef.AdamW(1e-2).build(steps=3)
+    state = ef.TrainState.create(start, optimizer, key=jax.random.key(0), trains=ADAPTERS)
+    assert size(state.optimizer) <= 2 * size(ADAPTERS.of(start)) + 64  # and counts of steps
+    step = ef.make_step(ef.next_token_loss, optimizer)
+    batch, losses = ef.TokenBatch(tokens(4, 9)), []
+    for _ in range(3):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[2] < losses[1] < losses[0]
+    assert same_bits(ef.without_adapters(state.model), base)
+    before, after = ef.adapters_of(start), ef.adapters_of(state.model)
+    for path, old in before.items():
+        for one, other in zip(jax.tree.leaves(old), jax.tree.leaves(after[path]), strict=True):
+            assert bool((one != other).any()), path
+
+
+def test_frozen_weights_stay_in_the_type_they_have():
+    start = adapted(cast(plain(), jnp.bfloat16), KINDS["LoRA"], "**.query")
+    state = ef.TrainState.create(start, optax.sgd(0.1), key=jax.random.key(0), trains=ADAPTERS)
+    assert same_bits(state.model, start)
+    assert state.model.blocks[0].attention.query.lora.up.weight.dtype == jnp.float32
+
+
+def products(jaxpr):
+    """The shapes of what the matrix products of a program give."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.outvars[0].aval.shape
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+@pytest.mark.parametrize(("kind", "forward"), [("LoRA", 0), ("DoRA", 1)])
+def test_no_gradient_of_a_frozen_weight_is_computed(kind, forward):
+    """`DoRA` multiplies `down @ up` once, which has the shape of the weight."""
+    mlp = adapted(ef.MLP(5, hidden=7, key=jax.random.key(0)), KINDS[kind])
+
+    def shapes(trains):
+        trained, rest = eqx.partition(mlp, trains.mask(mlp))
+
+        def loss(trained):
+            return eqx.combine(trained, rest)(jnp.ones((3, 5))).sum()
+
+        program = eqx.filter_make_jaxpr(eqx.filter_grad(loss))(trained)[0]
+        return collections.Counter(products(program.jaxpr))
+
+    weight_of_down = (7, 5)
+    assert shapes(ef.Trainable())[weight_of_down] > forward
+    assert shapes(ADAPTERS)[weight_of_down] == forward
