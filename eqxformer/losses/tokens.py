@@ -78,7 +78,8 @@ class NextToken(TokenLoss):
     """The loss of a decoder-only model: each token from those before it.
 
     `NextToken()(model, batch, key=key)` is a `Loss`. The model gets all tokens but the last and is
-    asked for all but the first; a token counts as a target by its weight.
+    asked for all but the first; a token counts as a target by its weight. Of rows that hold several
+    documents, it gets `mask` and `positions` too: the loss is that of the documents one by one.
     """
 
     def __call__(
@@ -86,8 +87,11 @@ class NextToken(TokenLoss):
     ) -> Loss:
         """The loss over a batch; a key switches dropout on."""
         tokens, targets = shifted(batch.tokens)
-        weights = weights_of(batch.weights, batch.tokens)[..., 1:]
-        return self.measure(model, tokens, targets=targets, weights=weights, key=key)
+        context = batch.context()
+        if not getattr(model, "reads_positions", True):
+            context.pop("positions", None)
+        weights = batch.target_weights()
+        return self.measure(model, tokens, targets=targets, weights=weights, key=key, **context)
 
 
 class SequenceToSequence(TokenLoss):
