@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Int
 
 from eqxformer.config import Config
-from eqxformer.data.corpus import read_text
 from eqxformer.data.documents import Documents, Joined, TokenDocuments, check_number
 from eqxformer.data.fingerprints import digest, digest_of_file
 from eqxformer.strict_json import json_value
@@ -270,3 +269,25 @@ def _field(values: dict[str, Any], name: str) -> Any:
         f"`{name}` must be a text or a list of token ids; "
         f"got {shown if len(shown) < 60 else type(value).__name__}."
     )
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, line ends as newlines. `ValueError` says what is wrong with it."""
+    if path.is_dir():
+        raise ValueError(f"`{path}` is a directory; name a text file.")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"There is no file `{path}`; name a text file that exists.") from None
+    except OSError as error:
+        raise ValueError(f"`{path}` cannot be read: {error.strerror}.") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"`{path}` is not UTF-8 text: byte {data[error.start]:#04x} at position {error.start}. "
+            "Convert it to UTF-8 first."
+        ) from None
+    if "\0" in text:
+        raise ValueError(f"`{path}` is a binary file: it has zero bytes. Name a text file.")
+    return text.replace("\r\n", "\n")
