@@ -13,6 +13,8 @@ from jaxtyping import Int, Integer
 
 from eqxformer.data.fingerprints import digest, digest_of_array
 
+_ENCODE = "Give `lambda text: tokenizer.encode(text).ids` for a tokenizer of `tokenizers`."
+_TEXTS = "Make them of texts with `tokenized(documents, encode)`."
 _MOST = np.iinfo(np.int32).max  # ids are int32 in a batch
 
 
@@ -98,6 +100,8 @@ class TokenDocuments(Documents):
         *,
         name: str = "tokens",
     ) -> None:
+        if tokens.dtype.kind not in "iu":
+            raise ValueError(f"`tokens` must be whole numbers; got {tokens.dtype}.")
         last = int(ends[-1]) if len(ends) else 0
         if last != len(tokens) or (np.diff(ends, prepend=0) < 0).any():
             raise ValueError(
@@ -144,10 +148,12 @@ def tokenized(documents: AnyDocuments, encode: Callable[[Any], Any]) -> TokenDoc
         >>> ef.tokenized(texts, tokenizer.encode)[1].tolist()
         [1, 3, 2, 0]
     """
+    check_documents(documents)
     tokens, ends = array.array("i"), np.zeros(len(documents), np.int64)
     for number in range(len(documents)):
         try:
-            ids = _ids(encode(documents[number]))
+            given = encode(documents[number])
+            ids = _ids(given, "`encode` must give a list of whole numbers", _ENCODE)
         except (ValueError, TypeError, LookupError) as error:
             raise ValueError(f"{_where(documents, number)} has no tokens: {error}") from error
         tokens.frombytes(ids.tobytes())
@@ -156,12 +162,28 @@ def tokenized(documents: AnyDocuments, encode: Callable[[Any], Any]) -> TokenDoc
 
 
 def lengths_of(documents: AnyDocuments) -> Int[np.ndarray, " documents"]:
-    """How many tokens each document has."""
-    if hasattr(documents, "lengths"):
-        return documents.lengths  # pyright: ignore[reportAttributeAccessIssue]
+    """How many tokens each document has. Raises `ValueError` for documents that are not ids."""
+    if isinstance(documents, TokenDocuments):
+        return documents.lengths
     if isinstance(documents, Joined):
         return np.concatenate([lengths_of(part) for part in documents.parts])
-    return np.array([len(documents[i]) for i in range(len(documents))], np.int64)
+    check_documents(documents)
+    lengths = np.zeros(len(documents), np.int64)
+    for number in range(len(documents)):
+        try:
+            lengths[number] = len(_ids(documents[number], "A document must be token ids", _TEXTS))
+        except ValueError as error:
+            raise ValueError(f"{_where(documents, number)} cannot be packed: {error}") from None
+    return lengths
+
+
+def check_documents(documents: Any) -> None:
+    """Raises `TypeError` for what is no list of documents."""
+    if isinstance(documents, str) or not hasattr(documents, "__len__"):
+        raise TypeError(
+            "`documents` must be a list, or what `open` of a source gives; got "
+            f"{type(documents).__name__}. Write `JsonLines(...).open()`, or a list of one text."
+        )
 
 
 def check_number(number: int, count: int) -> None:
@@ -174,16 +196,13 @@ def _where(documents: Any, number: int) -> str:
     return documents.where(number) if hasattr(documents, "where") else f"Document {number}"
 
 
-def _ids(given: Any) -> Int[np.ndarray, " seq"]:
+def _ids(given: Any, wanted: str, hint: str) -> Int[np.ndarray, " seq"]:
     """Ids as int32. Raises `ValueError` for anything else."""
     ids = np.asarray(given)
     if not ids.size and ids.ndim == 1:
         return ids.astype(np.int32)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise ValueError(
-            f"`encode` must give a list of whole numbers; got {type(given).__name__}. "
-            "Give `lambda text: tokenizer.encode(text).ids` for a tokenizer of `tokenizers`."
-        )
+        raise ValueError(f"{wanted}; got {type(given).__name__}. {hint}")
     if ids.min() < 0 or ids.max() > _MOST:
         raise ValueError(f"ids must be from 0 to {_MOST}; got {ids.min()} to {ids.max()}.")
     return ids.astype(np.int32)

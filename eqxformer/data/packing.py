@@ -178,6 +178,8 @@ def shuffled(count: int, seed: int) -> Any:
     `shuffled(count, seed)[place]` is one of them, for any place from 0 on; epoch `e` begins at
     place `e * count`. Raises `ImportError` where Grain is missing.
     """
+    if seed < 0:
+        raise ValueError(f"`seed` must be at least 0; got {seed}.")
     try:
         import grain
     except ImportError:

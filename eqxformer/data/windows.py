@@ -143,7 +143,12 @@ def cut(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 
 
 def check_enough(tokens: Tokens, length: int) -> None:
-    """Raises `ValueError` where not even one window fits."""
+    """Raises `ValueError` where not even one window fits, `TypeError` for what is no array."""
+    if not isinstance(tokens, np.ndarray):
+        raise TypeError(
+            f"`tokens` must be an array of ids; got {type(tokens).__name__}. "
+            "Take `.tokens` of documents, or `np.array` of a list."
+        )
     if len(tokens) <= length:
         raise ValueError(
             f"A text of {len(tokens)} tokens has no window of {length} + 1; "

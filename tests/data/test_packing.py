@@ -191,6 +191,8 @@ def test_what_cannot_be_packed_or_shared_is_refused(monkeypatch):
         Packing(0, 1)
     with pytest.raises(ValueError, match="nothing to predict in 2 documents"):
         PACKING.rows([np.array([3]), np.array([], np.int32)])
+    with pytest.raises(ValueError, match="`seed` must be at least 0; got -1"):
+        PACKING.build(DOCUMENTS, seed=-1)
     with pytest.raises(ValueError, match="`batch` must be a multiple of the 3 processes"):
         PACKING.build(DOCUMENTS, share=Share(0, 3))
     with pytest.raises(ValueError, match="`index` must be from 0 to below `count`"):
@@ -202,3 +204,12 @@ def test_what_cannot_be_packed_or_shared_is_refused(monkeypatch):
 
 def test_a_single_process_has_all_of_a_batch():
     assert Share.of_this_process() == Share()
+
+
+@pytest.mark.parametrize(
+    "document", ["12", np.array([1.5, 2.0]), np.array([-1, 2]), np.array([[1, 2]]), 7], ids=repr
+)
+def test_a_document_that_is_no_row_of_ids_is_refused_before_the_first_batch(document):
+    """NumPy would take the text "12" for two tokens 12, and 1.5 for 1."""
+    with pytest.raises(ValueError, match="Document 1 cannot be packed"):
+        PACKING.rows([np.arange(5), document])

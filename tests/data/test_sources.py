@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import eqxformer as ef
 from eqxformer.data import sources
+from eqxformer.data.documents import check_documents
 
 
 @pytest.fixture(autouse=True)
@@ -253,3 +254,10 @@ def test_ends_that_do_not_end_at_the_last_token_are_refused():
     for ends in ([2, 1, 3], [2], [], [-1, 3]):
         with pytest.raises(ValueError, match="must rise to the number of tokens, 3"):
             ef.TokenDocuments(np.arange(3), np.array(ends, np.int64))
+
+
+def test_what_are_no_documents_is_refused():
+    with pytest.raises(TypeError, match="got str"):
+        ef.tokenized("one text", len)
+    with pytest.raises(TypeError, match=r"got JsonLines. Write `JsonLines\(...\).open\(\)`"):
+        check_documents(ef.JsonLines("a.jsonl"))
