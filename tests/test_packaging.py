@@ -48,8 +48,9 @@ ORDER = [
 
 # Modules of the extras, and of base dependencies that a first import has no need of.
 LATER = [
-    *("click", "filelock", "huggingface_hub", "jinja2", "matplotlib", "optax", "orbax"),
+    *("click", "filelock", "grain", "huggingface_hub", "jinja2", "matplotlib", "optax"),
     *(
+        "orbax",
         "outlines_core",
         "rich",
         "safetensors",

@@ -62,7 +62,11 @@ Examples:
 
 @click.command(help=_HELP, epilog=_EXAMPLES)
 @click.argument("name", metavar="[RECIPE]", required=False)
-@click.option("--data", type=click.Path(path_type=Path), help="UTF-8 text to learn from.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="What to learn from: a UTF-8 text, a directory of .txt files, or a .jsonl file.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory to make.")
 @click.option(
     "--resume",

@@ -1,12 +1,16 @@
 """What one training step learns from: token ids, and how much each of them counts."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from eqxformer.config import Config
-from eqxformer.layers.masks import Padding
+from eqxformer.layers.masks import Padding, Segments
 
 Ids = Int[Array, "*batch seq"] | Int[np.ndarray, "*batch seq"]
 Weights = (
@@ -26,6 +30,25 @@ class Data(Config):
         raise NotImplementedError(f"{self.type_name} must say how large its batches are.")
 
 
+class StepBatches:
+    """The batches of a step, as a function of its number, and a fingerprint of all of them.
+
+    `Data.build` makes one; `feed` takes the `fingerprint` from here.
+    """
+
+    def __init__(self, make: Callable[[int], Any], fingerprint: Callable[[], str]) -> None:
+        self._make, self._fingerprint = make, fingerprint
+
+    def __call__(self, step: int) -> Any:
+        """The batch of this step, from 0 on."""
+        return self._make(step)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the data and of how batches are made of them; all data are read for it."""
+        return self._fingerprint()
+
+
 class TokenBatch(eqx.Module):
     """Sequences for a decoder-only model.
 
@@ -36,16 +59,38 @@ class TokenBatch(eqx.Module):
         tokens: the ids.
         weights: how much each token counts as a target, 1 for all by default. 0 for padding, and
             for a prompt that should be read but not learned.
+        segments: for rows that hold several documents, which one a token is of. A token sees its
+            own document alone, and the first token of a document is no target.
+        positions: the place of each token in its document; counted from the start of a row if None.
     """
 
     tokens: Ids
     weights: Weights | None = None
+    segments: Ids | None = None
+    positions: Ids | None = None
 
     @property
     def token_count(self) -> int:
         """Tokens that the model reads."""
         *batch, seq = self.tokens.shape
         return int(np.prod(batch)) * (seq - 1)
+
+    def target_weights(self) -> Float[Array, "*batch targets"]:
+        """How much each token but the first counts; 0 where a document begins."""
+        weights = weights_of(self.weights, self.tokens)[..., 1:]
+        if self.segments is None:
+            return weights
+        before, here = shifted(self.segments)
+        return jnp.where(before == here, weights, 0.0)
+
+    def context(self) -> dict[str, Any]:
+        """The `mask` and `positions` of what a model reads, as far as there are any."""
+        given = {}
+        if self.segments is not None:
+            given["mask"] = Segments(shifted(self.segments)[0])
+        if self.positions is not None:
+            given["positions"] = shifted(self.positions)[0]
+        return given
 
 
 class PairBatch(eqx.Module):

@@ -1,9 +1,11 @@
-"""Text to learn from: the one that comes with Python, or any UTF-8 file, and its split."""
+"""Text to learn from: the one that comes with Python, or any UTF-8 files, and its split."""
 
 import hashlib
 import re
 from pathlib import Path
 from typing import NamedTuple
+
+from eqxformer.data.sources import JsonLines, TextFiles, read_text
 
 VALIDATION_SHARE = 0.1
 
@@ -25,34 +27,24 @@ class Corpus(NamedTuple):
 
 
 def read_corpus(path: Path | None) -> Corpus:
-    """The text in a file, or the default corpus; `ValueError` where that is nothing to learn."""
-    corpus = default_corpus() if path is None else Corpus(path.name, read_text(path))
+    """The text in a file or directory, or the default one; `ValueError` for nothing to learn."""
+    corpus = default_corpus() if path is None else Corpus(path.name, _text(path))
     if len(set(corpus.text)) < 2:
         what = f"only {corpus.text[0]!r}" if corpus.text else "no text"
         raise ValueError(f"`{path}` holds {what}; a corpus needs at least two characters to tell.")
     return corpus
 
 
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, line ends as newlines. `ValueError` says what is wrong with it."""
-    if path.is_dir():
-        raise ValueError(f"`{path}` is a directory; name a text file.")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"There is no file `{path}`; name a text file that exists.") from None
-    except OSError as error:
-        raise ValueError(f"`{path}` cannot be read: {error.strerror}.") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"`{path}` is not UTF-8 text: byte {data[error.start]:#04x} at position {error.start}. "
-            "Convert it to UTF-8 first."
-        ) from None
-    if "\0" in text:
-        raise ValueError(f"`{path}` is a binary file: it has zero bytes. Name a text file.")
-    return text.replace("\r\n", "\n")
+def _text(path: Path) -> str:
+    """A file's text, or those of a directory's `.txt` files or of a `.jsonl` file's lines."""
+    if not path.is_dir() and path.suffix != ".jsonl":
+        return read_text(path)
+    source = TextFiles(str(path)) if path.is_dir() else JsonLines(str(path))
+    documents = source.open()
+    texts = [documents[number] for number in range(len(documents))]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`{path}` holds token ids for `text`; name a file of texts.")
+    return "\n\n".join(text.strip("\n") for text in texts) + "\n"
 
 
 def default_corpus() -> Corpus:

@@ -52,8 +52,9 @@ class Feed(abc.ABC):
         before = place.pop("fingerprint", None)
         if before != self.fingerprint:
             raise ValueError(
-                f"The data are not those of this position: their fingerprint was {before}, and is "
-                f"now {self.fingerprint}. Go on with the same data, or begin anew."
+                "The data are not those of this position, or other batches are made of them: the "
+                f"fingerprint was {_brief(before)}, and is now {_brief(self.fingerprint)}. "
+                "Go on with the same data and settings, or begin anew."
             )
         here = self.place()
         try:
@@ -71,7 +72,7 @@ def feed(batches: Any, *, ahead: int = 0, fingerprint: str | None = None) -> Fee
 
     Arguments:
         batches: a function from the number of a step, from 0 on, to its batch, such as
-            `RandomWindows(...).build(tokens)`; a `grain.MapDataset` whose elements are batches; a
+            `Packing(...).build(documents)`; a `grain.MapDataset` whose elements are batches; a
             `grain.IterDataset`, or an iterator with `get_state` and `set_state` as Grain's have; or
             a `Feed`, which stays as it is.
         ahead: how many batches are made before they are asked for, by threads in the background:
@@ -83,16 +84,16 @@ def feed(batches: Any, *, ahead: int = 0, fingerprint: str | None = None) -> Fee
     Raises `TypeError` for anything else.
 
     Example:
-        >>> import eqxformer as ef, numpy as np
-        >>> batches = ef.RandomWindows(length=4, batch=2).build(np.arange(100))
-        >>> feed = ef.feed(batches)
-        >>> first = feed.next_batch()
+        >>> import eqxformer as ef
+        >>> feed = ef.feed(lambda step: f"batch {step}", ahead=2)
+        >>> feed.next_batch(), feed.next_batch()
+        ('batch 0', 'batch 1')
         >>> feed.position()
-        {'step': 1}
-        >>> other = ef.feed(batches, ahead=2)
-        >>> other.move_to({"step": 1})
-        >>> bool((other.next_batch().tokens == feed.next_batch().tokens).all())
-        True
+        {'step': 2}
+        >>> feed.move_to({"step": 1})
+        >>> feed.next_batch()
+        'batch 1'
+        >>> feed.close()
     """
     if ahead < 0:
         raise ValueError(f"`ahead` must be at least 0 batches; got {ahead}.")
@@ -190,6 +191,10 @@ class IteratorFeed(Feed):
     def close(self) -> None:
         if hasattr(self._iterator, "close"):
             self._iterator.close()
+
+
+def _brief(fingerprint: Any) -> str:
+    return str(fingerprint)[:12]
 
 
 def _reading(ahead: int) -> Any:

@@ -8,12 +8,13 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
-from eqxformer.data.batches import Data, TokenBatch
+from eqxformer.data.batches import Data, StepBatches, TokenBatch
+from eqxformer.data.fingerprints import digest, digest_of_array
+from eqxformer.data.share import Share
 
-Tokens = Int[np.ndarray, " tokens"]
-Batches = Callable[[int], TokenBatch]
+Tokens = Integer[np.ndarray, " tokens"]
 
 
 class Windows(Data):
@@ -37,8 +38,25 @@ class Windows(Data):
         """Windows, and the tokens predicted in each."""
         return self.batch, self.length
 
-    def build(self, tokens: Tokens, *, seed: int = 0) -> Batches:
-        """A function from the number of a step to its batch."""
+    def build(self, tokens: Tokens, *, seed: int = 0, share: Share = Share()) -> StepBatches:
+        """A function from the number of a step to its batch.
+
+        Arguments:
+            tokens: the text, which may be a mapped file: only what a batch holds is read of it.
+            seed: what the order of the windows follows from.
+            share: the part of every batch that is made here; all of it by default.
+        """
+        check_enough(tokens, self.length)
+        rows = share.rows(self.batch)
+        starts = self.starts(tokens, seed)
+
+        def batch(step: int) -> TokenBatch:
+            return TokenBatch(cut(tokens, starts(step)[rows], self.length).astype(np.int32))
+
+        return StepBatches(batch, lambda: digest(self.to_dict(), seed, digest_of_array(tokens)))
+
+    def starts(self, tokens: Tokens, seed: int) -> Callable[[int], Int[np.ndarray, " batch"]]:
+        """A function from the number of a step to where its windows begin."""
         raise NotImplementedError(f"{type(self).__name__} must say which windows a batch has.")
 
 
@@ -52,16 +70,14 @@ class RandomWindows(Windows):
         ((2, 5), True)
     """
 
-    def build(self, tokens: Tokens, *, seed: int = 0) -> Batches:
-        """A function from the number of a step to its batch."""
-        check_enough(tokens, self.length)
+    def starts(self, tokens: Tokens, seed: int) -> Callable[[int], Int[np.ndarray, " batch"]]:
+        """Any places, drawn anew for every step."""
 
-        def batch(step: int) -> TokenBatch:
+        def of_step(step: int) -> Int[np.ndarray, " batch"]:
             random = np.random.default_rng((seed, step))
-            starts = random.integers(0, len(tokens) - self.length, self.batch)
-            return TokenBatch(cut(tokens, starts, self.length))
+            return random.integers(0, len(tokens) - self.length, self.batch)
 
-        return batch
+        return of_step
 
 
 class Epochs(Windows):
@@ -79,25 +95,24 @@ class Epochs(Windows):
         """Steps after which `epochs` epochs are through."""
         return -(-epochs * self.count(tokens) // self.batch)
 
-    def build(self, tokens: Tokens, *, seed: int = 0) -> Batches:
-        """A function from the number of a step to its batch."""
-        check_enough(tokens, self.length)
+    def starts(self, tokens: Tokens, seed: int) -> Callable[[int], Int[np.ndarray, " batch"]]:
+        """The next of the epoch's windows in their order of the epoch."""
         windows = self.count(tokens)
 
         @functools.lru_cache(maxsize=2)
         def order(epoch: int) -> Int[np.ndarray, " windows"]:
             return np.random.default_rng((seed, epoch)).permutation(windows)
 
-        def batch(step: int) -> TokenBatch:
+        def of_step(step: int) -> Int[np.ndarray, " batch"]:
             places = np.arange(step * self.batch, (step + 1) * self.batch)
             epochs, places = np.divmod(places, windows)
             chosen = np.empty(self.batch, np.int64)
             for epoch in np.unique(epochs):
                 here = epochs == epoch
                 chosen[here] = order(int(epoch))[places[here]]
-            return TokenBatch(cut(tokens, chosen * self.length, self.length))
+            return chosen * self.length
 
-        return batch
+        return of_step
 
 
 def consecutive(
@@ -109,6 +124,7 @@ def consecutive(
     only so many batches, made of windows evenly spread over the text.
     """
     check_enough(tokens, 1)
+    tokens = tokens.astype(np.int32)
     starts = np.arange(0, len(tokens) - 1, length)
     if most is not None and len(starts) > most * batch:
         starts = starts[np.linspace(0, len(starts) - 1, most * batch).astype(np.int64)]
@@ -127,7 +143,12 @@ def cut(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 
 
 def check_enough(tokens: Tokens, length: int) -> None:
-    """Raises `ValueError` where not even one window fits."""
+    """Raises `ValueError` where not even one window fits, `TypeError` for what is no array."""
+    if not isinstance(tokens, np.ndarray):
+        raise TypeError(
+            f"`tokens` must be an array of ids; got {type(tokens).__name__}. "
+            "Take `.tokens` of documents, or `np.array` of a list."
+        )
     if len(tokens) <= length:
         raise ValueError(
             f"A text of {len(tokens)} tokens has no window of {length} + 1; "

@@ -2,6 +2,7 @@
 
 from eqxformer.losses.chunked import cross_entropy_of
 from eqxformer.losses.cross_entropy import Loss, cross_entropy
+from eqxformer.losses.scores import NextTokenScores
 from eqxformer.losses.tokens import (
     LossFunction,
     NextToken,
@@ -15,6 +16,7 @@ __all__ = [
     "Loss",
     "LossFunction",
     "NextToken",
+    "NextTokenScores",
     "SequenceToSequence",
     "TokenLoss",
     "cross_entropy",

@@ -134,8 +134,8 @@ def _total_in_chunks(
     That rule is linear in what it multiplies, so that JAX can run it forwards and backwards.
     """
     rows = hidden.reshape(-1, hidden.shape[-1])
-    count = _count(rows.shape[0], chunk)
-    one = jax.eval_shape(lambda x: _cut(x, count)[0], rows)
+    count = chunk_count(rows.shape[0], chunk)
+    one = jax.eval_shape(lambda x: dealt_out(x, count)[0], rows)
     program = jax.make_jaxpr(head)(one)  # its constants are the arrays that the head reads
     learned, known = eqx.partition(program.consts, eqx.is_inexact_array)
     sums = functools.partial(_sums, program.jaxpr, settings, count)
@@ -183,7 +183,7 @@ def _sums(
     zero = jnp.zeros((), jnp.float32)
     empty = jax.tree.map(lambda x: jnp.zeros(x.shape, wide_dtype(x)), learned)
     start = (zero, empty if wanted[2] else None)
-    each = tuple(_cut(x, count) for x in (rows, weights, targets))
+    each = tuple(dealt_out(x, count) for x in (rows, weights, targets))
     (total, head), others = jax.lax.scan(step, start, each)
     hidden, of_weights = jax.tree.map(lambda x: _joined(x, rows.shape[0]), others)
     return Parts(total, hidden, of_weights, head)
@@ -246,13 +246,13 @@ def _one_hot(targets: Int[Array, " rows"], vocab: int) -> Array:
     return (ids[None, :] == targets.astype(jnp.int32)[:, None]).astype(jnp.float32)
 
 
-def _count(rows: int, chunk: int) -> int:
+def chunk_count(rows: int, chunk: int) -> int:
     """How many chunks of at most so many rows: if it can be, so many that none is left over."""
     least = max(-(-rows // chunk), 1)
     return next((n for n in range(least, 2 * least) if rows % n == 0), least)
 
 
-def _cut(x: Array, count: int) -> Array:
+def dealt_out(x: Array, count: int) -> Array:
     """Rows dealt out to chunks: from each of several devices, a chunk gets equally many."""
     rows = -(-x.shape[0] // count)
     filled = jnp.pad(x, [(0, rows * count - x.shape[0])] + [(0, 0)] * (x.ndim - 1))

@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.config import Config
 from eqxformer.data.batches import PairBatch, TokenBatch, shifted, weights_of
@@ -78,16 +78,28 @@ class NextToken(TokenLoss):
     """The loss of a decoder-only model: each token from those before it.
 
     `NextToken()(model, batch, key=key)` is a `Loss`. The model gets all tokens but the last and is
-    asked for all but the first; a token counts as a target by its weight.
+    asked for all but the first; a token counts as a target by its weight. Of rows that hold several
+    documents, it gets `mask` and `positions` too: the loss is that of the documents one by one.
     """
 
     def __call__(
         self, model: Any, batch: TokenBatch, /, *, key: PRNGKeyArray | None = None
     ) -> Loss:
         """The loss over a batch; a key switches dropout on."""
-        tokens, targets = shifted(batch.tokens)
-        weights = weights_of(batch.weights, batch.tokens)[..., 1:]
-        return self.measure(model, tokens, targets=targets, weights=weights, key=key)
+        tokens, targets, context = asked(model, batch)
+        weights = batch.target_weights()
+        return self.measure(model, tokens, targets=targets, weights=weights, key=key, **context)
+
+
+def asked(
+    model: Any, batch: TokenBatch
+) -> tuple[Int[Array, "*batch prefix"], Int[Array, "*batch prefix"], dict[str, Any]]:
+    """What a decoder-only model reads, what it should say to it, and what else it is told."""
+    tokens, targets = shifted(batch.tokens)
+    context = batch.context()
+    if not getattr(model, "reads_positions", True):
+        context.pop("positions", None)
+    return tokens, targets, context
 
 
 class SequenceToSequence(TokenLoss):

@@ -220,6 +220,11 @@ class DecoderLM(eqx.Module):
             length = cache.length + valid.sum(-1, dtype=cache.length.dtype)
         return self.norm(x), ModelCache(caches, length, cache.sizes), losses
 
+    @property
+    def reads_positions(self) -> bool:
+        """Whether `positions` make a difference to this model; if not, it refuses them."""
+        return reads_positions(self.config)
+
     def logits(
         self, x: Float[Array, "*batch dim"], *, table: Embedding | None = None
     ) -> Float[Array, "*batch vocab"]:
@@ -311,13 +316,17 @@ def check_reads_source(blocks: tuple[AbstractBlock.Config, ...]) -> None:
 
 def check_reads_positions(config: Any, positions: Array | None) -> None:
     """Raises `ValueError` for positions given to a model in which they would change nothing."""
+    if positions is not None and not reads_positions(config):
+        raise ValueError(
+            "`positions` were given, and nothing in this model depends on them; set `positions` in "
+            "its embedding, or `rotary` or `bias` in its attention."
+        )
+
+
+def reads_positions(config: Any) -> bool:
+    """Whether anything in a model depends on the positions of its tokens."""
     somewhere = config.embedding.positions is not None or config.bias is not None
-    if positions is None or somewhere or any(b.reads_positions for b in config.blocks):
-        return
-    raise ValueError(
-        "`positions` were given, and nothing in this model depends on them; set `positions` in its "
-        "embedding, or `rotary` or `bias` in its attention."
-    )
+    return somewhere or any(block.reads_positions for block in config.blocks)
 
 
 def check_sizes(**sizes: int) -> None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from eqxformer.training.trainer import Trainer
 
 
+_LARGEST_EXPONENT = 709.0  # of a float
+
+
 class Record(NamedTuple):
     """Numbers measured at a step.
 
@@ -58,7 +61,11 @@ class Callback:
 
 
 class Validate(Callback):
-    """Publishes `validation_loss`: the mean per token over some batches, without dropout."""
+    """Publishes `validation_loss`: the mean per token over some batches, without dropout.
+
+    What the loss measures besides is published likewise, such as `validation_accuracy` with
+    `NextTokenScores`; of a `cross_entropy` the exponential, as `validation_perplexity`.
+    """
 
     def __init__(
         self, batches: Iterable[Any], *, every: int, loss: LossFunction | None = None
@@ -67,8 +74,16 @@ class Validate(Callback):
         self._measure = evaluator(NextToken() if loss is None else loss)
 
     def reached(self, trainer: "Trainer") -> None:
-        loss = self._measure(trainer.state.averaged, self.batches)
-        trainer.publish({"validation_loss": float(loss.mean)})
+        means = self._measure(trainer.state.averaged, self.batches).means()
+        values = {f"validation_{name}": float(value) for name, value in means.items()}
+        if "cross_entropy" in means:
+            values["validation_perplexity"] = perplexity(values.pop("validation_cross_entropy"))
+        trainer.publish(values)
+
+
+def perplexity(cross_entropy: float) -> float:
+    """`exp(cross_entropy)`: between how many equally likely tokens a model is as uncertain."""
+    return math.inf if cross_entropy > _LARGEST_EXPONENT else math.exp(cross_entropy)
 
 
 def evaluator(loss: LossFunction) -> Callable[[Any, Iterable[Any]], Loss]:

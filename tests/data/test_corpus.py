@@ -66,8 +66,26 @@ def test_what_is_no_text_to_learn_from_is_refused(tmp_path, data, message):
 def test_missing_files_and_directories_are_refused(tmp_path):
     with pytest.raises(ValueError, match="There is no file"):
         read_corpus(tmp_path / "missing")
-    with pytest.raises(ValueError, match="is a directory"):
+    with pytest.raises(ValueError, match="is a directory without .txt files"):
         read_corpus(tmp_path)
+    with pytest.raises(ValueError, match="is a directory; name a text file"):
+        read_text(tmp_path)
+
+
+def test_a_directory_and_lines_of_json_are_one_text(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "b.txt").write_text("second\n")
+    (tmp_path / "a.txt").write_text("first\n\n")
+    (tmp_path / "deep" / "c.txt").write_text("third")
+    corpus = read_corpus(tmp_path)
+    assert corpus.text == "first\n\nsecond\n\nthird\n"
+    assert corpus.name == tmp_path.name
+    lines = tmp_path / "some.jsonl"
+    lines.write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert read_corpus(lines).text == "one\n\ntwo\n"
+    lines.write_text('{"text": [1, 2]}\n')
+    with pytest.raises(ValueError, match="holds token ids for `text`"):
+        read_corpus(lines)
 
 
 def test_a_file_without_permission_is_refused(tmp_path, monkeypatch):

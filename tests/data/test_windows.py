@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eqxformer.data.share import Share
 from eqxformer.data.windows import Epochs, RandomWindows, consecutive
 
 TOKENS = np.arange(1000, dtype=np.int32)
@@ -87,3 +88,30 @@ def test_a_text_shorter_than_a_window_is_refused(windows):
 def test_sizes_must_be_positive(sizes):
     with pytest.raises(ValueError, match="must be at least 1; got 0"):
         RandomWindows(**sizes)
+
+
+@pytest.mark.parametrize("windows", [RandomWindows(length=7, batch=6), Epochs(length=7, batch=6)])
+def test_the_shares_of_processes_are_together_the_batch_of_one(windows):
+    whole = windows.build(TOKENS, seed=3)
+    shares = [windows.build(TOKENS, seed=3, share=Share(index, 3)) for index in range(3)]
+    for step in range(60):
+        parts = [share(step).tokens for share in shares]
+        assert [len(part) for part in parts] == [2, 2, 2]
+        np.testing.assert_array_equal(np.concatenate(parts), whole(step).tokens)
+    assert {share.fingerprint for share in shares} == {whole.fingerprint}
+
+
+def test_the_fingerprint_notices_text_settings_and_seed():
+    changed = TOKENS.copy()
+    changed[500] = 3
+    windows = Epochs(length=7, batch=5)
+    made = [
+        windows.build(TOKENS),
+        windows.build(TOKENS, seed=1),
+        windows.build(changed),
+        windows.build(TOKENS[:-1]),
+        windows.edit(batch=4).build(TOKENS),
+        RandomWindows(length=7, batch=5).build(TOKENS),
+    ]
+    assert len({batches.fingerprint for batches in made}) == len(made)
+    assert windows.build(TOKENS.copy()).fingerprint == made[0].fingerprint

@@ -1,0 +1,89 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from eqxformer.losses import scores
+from eqxformer.training.callbacks import perplexity
+from tests.helpers.hot import drawn
+
+CONFIG = ef.families.gpt(vocab=13, dim=8, layers=1, heads=2, context=8)
+RANDOM = np.random.default_rng(0)
+BATCH = ef.TokenBatch(
+    jnp.asarray(RANDOM.integers(0, 13, (3, 9))),
+    jnp.asarray(RANDOM.uniform(0, 2, (3, 9)), jnp.float32),
+)
+
+
+class OnlyCallable(eqx.Module):
+    """A model of one's own: it gives logits and no more."""
+
+    model: ef.DecoderLM
+
+    def __call__(self, tokens, *, key=None):
+        return self.model(tokens, key=key)
+
+
+def twin(logits, targets, weights):
+    """Sums over tokens, one by one."""
+    total = right = 0.0
+    for row in np.ndindex(targets.shape):
+        scores = np.asarray(logits[row], np.float64)
+        total += weights[row] * (np.log(np.exp(scores).sum()) - scores[targets[row]])
+        right += weights[row] * (int(np.argmax(scores)) == targets[row])
+    return total, right
+
+
+def test_scores_are_those_of_each_token():
+    model = drawn(CONFIG)
+    targets, weights = np.asarray(BATCH.tokens[:, 1:]), np.asarray(BATCH.weights[:, 1:])
+    total, right = twin(np.asarray(model(BATCH.tokens[:, :-1])), targets, weights)
+    assert 0 < right < weights.sum()
+    for each in (model, OnlyCallable(model)):
+        found = ef.NextTokenScores()(each, BATCH)
+        assert set(found.metrics) == {"cross_entropy", "accuracy"}
+        np.testing.assert_allclose(found.total, total, rtol=1e-6)
+        np.testing.assert_allclose(found.metrics["cross_entropy"], total, rtol=1e-6)
+        np.testing.assert_allclose(found.metrics["accuracy"], right, rtol=1e-6)
+        np.testing.assert_allclose(found.weight, weights.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [5, 8, 24])
+def test_scores_in_chunks_are_those_of_all_tokens_at_once(chunk, monkeypatch):
+    logits = jnp.asarray(RANDOM.standard_normal((3, 8, 13)), jnp.float32)
+    hidden = logits.at[1, 2].set(jnp.nan)  # where nothing counts not even this does
+    targets, weights = BATCH.tokens[:, 1:], BATCH.weights[:, 1:].at[1, 2].set(0.0)
+    expected = twin(np.asarray(logits), np.asarray(targets), np.asarray(weights))
+    monkeypatch.setattr(scores, "_CHUNK", chunk)
+    found = scores._scores(lambda x: x, hidden, targets, weights)
+    np.testing.assert_allclose((found.total, found.metrics["accuracy"]), expected, rtol=1e-6)
+
+
+def test_validation_publishes_perplexity_and_accuracy():
+    published = {}
+
+    class Log(ef.Callback):
+        def recorded(self, record):
+            published.update(record.values)
+
+    ef.Trainer(
+        drawn(CONFIG),
+        lambda step: BATCH,
+        ef.AdamW(1e-3).build(1),
+        1,
+        key=jax.random.key(0),
+        callbacks=[Log(), ef.Validate([BATCH, BATCH], every=1, loss=ef.NextTokenScores())],
+    ).fit()
+    names = {"validation_loss", "validation_accuracy", "validation_perplexity"}
+    assert {name for name in published if name.startswith("validation")} == names
+    assert 0 <= published["validation_accuracy"] <= 1
+    expected = np.exp(published["validation_loss"])
+    np.testing.assert_allclose(published["validation_perplexity"], expected, rtol=1e-6)
+
+
+def test_a_perplexity_too_large_for_a_number_is_infinite():
+    assert perplexity(1e5) == np.inf
+    assert perplexity(709.0) < np.inf
+    assert np.isnan(perplexity(np.nan))
