@@ -18,10 +18,10 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.losses.cross_entropy import Loss
-from eqxformer.losses.tokens import LossFunction
+from eqxformer.losses.objective import LossFunction
 from eqxformer.optimizers.averaged import average_in
 from eqxformer.optimizers.trainable import Trainable
-from eqxformer.training.accumulation import accumulated, check_microbatch
+from eqxformer.training.accumulation import accumulated, check_microbatch, check_splits
 from eqxformer.training.flat import Flat
 from eqxformer.training.precision import Precision
 
@@ -112,10 +112,15 @@ def make_step(
     """
 
     check_microbatch(microbatch)
+    check_splits(loss, microbatch)
+    # Arrays that a loss holds, such as a teacher's, are arguments and no constants of the program.
+    held, called = eqx.partition(loss, eqx.is_array)
+    flat_held = Flat.of(held)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update(flat_state: Flat, flat_batch: Flat) -> tuple[Flat, Metrics]:
+    def update(flat_state: Flat, flat_batch: Flat, flat_held: Flat) -> tuple[Flat, Metrics]:
         state, batch = flat_state.tree(), flat_batch.tree()
+        loss = eqx.combine(flat_held.tree(), called)
         key = jax.random.fold_in(state.key, state.step)
         trained, frozen = eqx.partition(state.model, state.trains.mask(state.model))
 
@@ -136,7 +141,7 @@ def make_step(
         return Flat.of(TrainState(model, memory, state.step + 1, state.key, state.trains)), metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        new, metrics = update(Flat.of(state), Flat.of(batch))
+        new, metrics = update(Flat.of(state), Flat.of(batch), flat_held)
         return new.tree(), metrics
 
     return step
