@@ -115,12 +115,12 @@ def make_step(
     check_splits(loss, microbatch)
     # Arrays that a loss holds, such as a teacher's, are arguments and no constants of the program.
     held, called = eqx.partition(loss, eqx.is_array)
-    flat_held = Flat.of(held)
+    held, structure = jax.tree.flatten(held)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update(flat_state: Flat, flat_batch: Flat, flat_held: Flat) -> tuple[Flat, Metrics]:
+    def update(flat_state: Flat, flat_batch: Flat, held: list[Array]) -> tuple[Flat, Metrics]:
         state, batch = flat_state.tree(), flat_batch.tree()
-        loss = eqx.combine(flat_held.tree(), called)
+        loss = eqx.combine(jax.tree.unflatten(structure, held), called)
         key = jax.random.fold_in(state.key, state.step)
         trained, frozen = eqx.partition(state.model, state.trains.mask(state.model))
 
@@ -141,7 +141,7 @@ def make_step(
         return Flat.of(TrainState(model, memory, state.step + 1, state.key, state.trains)), metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        new, metrics = update(Flat.of(state), Flat.of(batch), flat_held)
+        new, metrics = update(Flat.of(state), Flat.of(batch), held)
         return new.tree(), metrics
 
     return step
