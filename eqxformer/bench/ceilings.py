@@ -180,7 +180,7 @@ def step_numbers(config: Any, tokens: int) -> int:
     from eqxformer.inspect.table import count
     from eqxformer.losses.chunked import LARGE
 
-    writer = config.decoder if hasattr(config, "decoder") else config
+    writer = getattr(config, "decoder", getattr(config, "encoder", config))
     logits = min(tokens * writer.vocab, LARGE)
     return 4 * count(shapes(config)) + tokens * writer.dim * len(writer.blocks) + 2 * logits
 

@@ -2,24 +2,46 @@
 
 from eqxformer.data.batches import PairBatch, StepBatches, TokenBatch
 from eqxformer.data.characters import Characters
+from eqxformer.data.corruption import CorruptedWindows, Corruption
+from eqxformer.data.denoising import Denoising, Infill, Noise, PermuteSentences
 from eqxformer.data.documents import Documents, TokenDocuments, tokenized
 from eqxformer.data.feed import Feed, feed
+from eqxformer.data.labelled import LabelledBatch
+from eqxformer.data.masking import MaskTokens
 from eqxformer.data.packing import PackedRows, Packing
+from eqxformer.data.preferences import PreferenceBatch
+from eqxformer.data.prefixes import PrefixBatch, SplitAnywhere
+from eqxformer.data.sentences import ContrastiveBatch, Sentences
 from eqxformer.data.share import Share
 from eqxformer.data.sources import JsonLines, TextFiles, TokenFiles
+from eqxformer.data.spans import SpanCorruption
 from eqxformer.data.windows import Epochs, RandomWindows, Windows, consecutive
 
 __all__ = [
     "Characters",
+    "ContrastiveBatch",
+    "CorruptedWindows",
+    "Corruption",
+    "Denoising",
     "Documents",
     "Epochs",
     "Feed",
+    "Infill",
     "JsonLines",
+    "LabelledBatch",
+    "MaskTokens",
+    "Noise",
     "PackedRows",
     "Packing",
     "PairBatch",
+    "PermuteSentences",
+    "PreferenceBatch",
+    "PrefixBatch",
     "RandomWindows",
+    "Sentences",
     "Share",
+    "SpanCorruption",
+    "SplitAnywhere",
     "StepBatches",
     "TextFiles",
     "TokenBatch",

@@ -1,11 +1,23 @@
 """Losses: what a training step minimises, as values that are called with a model and a batch."""
 
+from eqxformer.losses.against import Against, Comparison
 from eqxformer.losses.chunked import cross_entropy_of
+from eqxformer.losses.contrastive import Contrastive
 from eqxformer.losses.cross_entropy import Loss, cross_entropy
+from eqxformer.losses.distillation import Distillation
+from eqxformer.losses.labels import (
+    LabelLoss,
+    SequenceClassification,
+    SequenceRegression,
+    TokenClassification,
+)
+from eqxformer.losses.objective import Answer, LossFunction, Objective, Question, Supervised
+from eqxformer.losses.preference import DirectPreference
 from eqxformer.losses.scores import NextTokenScores
 from eqxformer.losses.tokens import (
-    LossFunction,
+    MaskedLM,
     NextToken,
+    PrefixLM,
     SequenceToSequence,
     TokenLoss,
     next_token_loss,
@@ -13,11 +25,26 @@ from eqxformer.losses.tokens import (
 )
 
 __all__ = [
+    "Against",
+    "Answer",
+    "Comparison",
+    "Contrastive",
+    "DirectPreference",
+    "Distillation",
+    "LabelLoss",
     "Loss",
     "LossFunction",
+    "MaskedLM",
     "NextToken",
     "NextTokenScores",
+    "Objective",
+    "PrefixLM",
+    "Question",
+    "SequenceClassification",
+    "SequenceRegression",
     "SequenceToSequence",
+    "Supervised",
+    "TokenClassification",
     "TokenLoss",
     "cross_entropy",
     "cross_entropy_of",

@@ -89,10 +89,23 @@ def cross_entropy(
         >>> float(loss.total), float(loss.weight)
         (2.7725887298583984, 2.0)
     """
-    check_share("label_smoothing", label_smoothing)
     if weights is None:
         weights = jnp.ones(targets.shape, jnp.float32)
     weights = weights.astype(jnp.float32)
+    options = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+    return Loss(jnp.sum(cross_entropies(logits, targets, weights, **options)), jnp.sum(weights))
+
+
+def cross_entropies(
+    logits: Float[Array, "*batch vocab"],
+    targets: Int[Array, "*batch"],
+    weights: Float[Array, "*batch"],
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Float[Array, "*batch"]:
+    """The weighted cross-entropy at each place, before `cross_entropy` adds them up."""
+    check_share("label_smoothing", label_smoothing)
     counted = weights != 0
     check_targets(targets, counted, logits.shape[-1])
     # Not only the result is masked but the logits too: 0 x NaN would be NaN in the gradient.
@@ -103,7 +116,7 @@ def cross_entropy(
         loss = loss - label_smoothing * logits.mean(axis=-1)
     if z_loss:
         loss = loss + z_loss * jnp.square(log_sum)
-    return Loss(jnp.sum(weights * loss), jnp.sum(weights))
+    return weights * loss
 
 
 def _at(logits: Array, targets: Array, counted: Array) -> Array:

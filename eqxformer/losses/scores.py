@@ -1,17 +1,17 @@
 """How well the next token is known: cross-entropy and accuracy, for validation."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from eqxformer.config import Config
 from eqxformer.data.batches import TokenBatch
 from eqxformer.losses.chunked import chunk_count, dealt_out
 from eqxformer.losses.cross_entropy import Loss, cross_entropy
-from eqxformer.losses.tokens import asked
+from eqxformer.losses.objective import Answer, Question
+from eqxformer.losses.tokens import NextToken
 
 _CHUNK = 2048  # tokens whose logits exist at once
 
@@ -36,28 +36,21 @@ class NextTokenScores(Config):
         self, model: Any, batch: TokenBatch, /, *, key: PRNGKeyArray | None = None
     ) -> Loss:
         """The scores over a batch; a key switches dropout on."""
-        tokens, targets, context = asked(model, batch)
-        weights = batch.target_weights()
-        if not hasattr(model, "run"):
-            return _scores(lambda x: x, model(tokens, key=key, **context), targets, weights)
-        hidden, *_ = model.run(tokens, key=key, **context)
-        return _scores(model.logits, hidden, targets, weights)
+        question = NextToken().question(batch)
+        answer = NextToken().answer(model, question, key=key)
+        return _scores(answer, question)
 
 
-def _scores(
-    head: Callable[[Array], Array],
-    hidden: Float[Array, "*batch dim"],
-    targets: Int[Array, "*batch"],
-    weights: Float[Array, "*batch"],
-) -> Loss:
+def _scores(answer: Answer, question: Question) -> Loss:
     """The scores of hidden states, some tokens at a time, so that not all logits exist."""
 
     def of(hidden: Array, targets: Array, weights: Array) -> Loss:
-        logits = head(hidden)
+        logits = answer.scored(hidden)
         loss = cross_entropy(logits, targets, weights=weights)
         right = jnp.where(logits.argmax(-1) == targets, weights, 0.0)
         return Loss(loss.total, loss.weight, {"cross_entropy": loss.total, "accuracy": right.sum()})
 
+    hidden, targets, weights = answer.hidden, question.targets, question.weights
     rows = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), weights.reshape(-1)
     count = chunk_count(len(rows[0]), _CHUNK)
     sums = jax.lax.map(lambda each: of(*each), tuple(dealt_out(x, count) for x in rows))

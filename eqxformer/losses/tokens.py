@@ -1,29 +1,21 @@
-"""What language models are trained on: cross-entropy of the next token, and of an answer."""
+"""What language models are trained on: cross-entropy of tokens that are to come or were hidden."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from eqxformer.config import Config
 from eqxformer.data.batches import PairBatch, TokenBatch, shifted, weights_of
+from eqxformer.data.labelled import LabelledBatch
+from eqxformer.data.prefixes import PrefixBatch
 from eqxformer.losses.chunked import cross_entropy_of
 from eqxformer.losses.cross_entropy import Loss, check_share, cross_entropy
+from eqxformer.losses.labels import of_labels
+from eqxformer.losses.objective import Answer, Question, Supervised
 
 
-class LossFunction(Protocol):
-    """What a training step minimises: a `Loss`, or simply a scalar.
-
-    `key` switches dropout on and is absent when the model is evaluated.
-    """
-
-    def __call__(
-        self, model: Any, batch: Any, /, *, key: PRNGKeyArray | None = None
-    ) -> Loss | Float[Array, ""]: ...
-
-
-class TokenLoss(Config):
-    """What the losses below have in common.
+class TokenLoss(Supervised):
+    """Cross-entropy of tokens: what the losses below have in common.
 
     Arguments:
         label_smoothing, z_loss: see `cross_entropy`.
@@ -39,39 +31,31 @@ class TokenLoss(Config):
     def check(self) -> None:
         check_share("label_smoothing", self.label_smoothing)
 
-    def __call__(self, model: Any, batch: Any, /, *, key: PRNGKeyArray | None = None) -> Loss:
-        """The loss over a batch; a key switches dropout on."""
-        raise NotImplementedError(f"{self.type_name} must say what it asks the model.")
-
-    def measure(
-        self, model: Any, *inputs: Array, targets: Array, weights: Array, **more: Any
-    ) -> Loss:
-        """The loss of a model's answer to `inputs`.
+    def answer(self, model: Any, question: Question, *, key: PRNGKeyArray | None = None) -> Answer:
+        """What the model answers.
 
         A model with `run`, which gives hidden states, routers' losses last (or None), and `logits`
         of hidden states, is asked through these; the logits then need not all exist at once.
         """
         if not hasattr(model, "run"):
-            return cross_entropy(
-                model(*inputs, **more),
-                targets,
-                weights=weights,
-                label_smoothing=self.label_smoothing,
-                z_loss=self.z_loss,
-            )
-        hidden, *_, routers = model.run(*inputs, **more)
-        loss = cross_entropy_of(
-            hidden,
-            model.logits,
-            targets,
-            weights=weights,
-            label_smoothing=self.label_smoothing,
-            z_loss=self.z_loss,
-        )
-        if routers is None:
+            return super().answer(model, question, key=key)
+        hidden, *_, routers = model.run(*question.inputs, **question.options, key=key)
+        return Answer(hidden, model.logits, routers)
+
+    def judge(self, answer: Answer, question: Question) -> Loss:
+        """The cross-entropy of the targets."""
+        counts, smoothing, z = question.weights, self.label_smoothing, self.z_loss
+        options = {"weights": counts, "label_smoothing": smoothing, "z_loss": z}
+        if answer.head is None:
+            return cross_entropy(answer.hidden, question.targets, **options)
+        return cross_entropy_of(answer.hidden, answer.head, question.targets, **options)
+
+    def penalised(self, loss: Loss, answer: Answer) -> Loss:
+        """The loss with what the routers of the model add to it."""
+        if answer.routers is None:
             return loss
-        balance, z = self.load_balance * routers.load_balance, self.router_z * routers.z
-        return loss.plus({"load_balance": balance, "router_z": z})
+        balance = self.load_balance * answer.routers.load_balance
+        return loss.plus({"load_balance": balance, "router_z": self.router_z * answer.routers.z})
 
 
 class NextToken(TokenLoss):
@@ -82,24 +66,60 @@ class NextToken(TokenLoss):
     documents, it gets `mask` and `positions` too: the loss is that of the documents one by one.
     """
 
-    def __call__(
-        self, model: Any, batch: TokenBatch, /, *, key: PRNGKeyArray | None = None
-    ) -> Loss:
-        """The loss over a batch; a key switches dropout on."""
-        tokens, targets, context = asked(model, batch)
-        weights = batch.target_weights()
-        return self.measure(model, tokens, targets=targets, weights=weights, key=key, **context)
+    def question(self, batch: TokenBatch, /) -> Question:
+        """Each token but the first, from those before it."""
+        tokens, targets = shifted(batch.tokens)
+        return Question((tokens,), batch.context(), targets, batch.target_weights())
+
+    def answer(self, model: Any, question: Question, *, key: PRNGKeyArray | None = None) -> Answer:
+        """What the model answers; one in which positions would change nothing is not told them."""
+        if not getattr(model, "reads_positions", True):
+            told = {name: x for name, x in question.options.items() if name != "positions"}
+            question = question._replace(options=told)
+        return super().answer(model, question, key=key)
 
 
-def asked(
-    model: Any, batch: TokenBatch
-) -> tuple[Int[Array, "*batch prefix"], Int[Array, "*batch prefix"], dict[str, Any]]:
-    """What a decoder-only model reads, what it should say to it, and what else it is told."""
-    tokens, targets = shifted(batch.tokens)
-    context = batch.context()
-    if not getattr(model, "reads_positions", True):
-        context.pop("positions", None)
-    return tokens, targets, context
+class PrefixLM(TokenLoss):
+    """The loss of a decoder that sees its prompt both ways (Raffel et al. 2020, section 3.2.1).
+
+    The first tokens of a row, its prefix, see each other; what follows sees all before it, and it
+    alone is learned.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> config = ef.families.gpt(vocab=65, dim=16, layers=1, heads=2, context=8)
+        >>> model = config.build(key=jax.random.key(0))
+        >>> batch = ef.PrefixBatch(jnp.arange(18).reshape(2, 9), prefix=jnp.array([3, 5]))
+        >>> float(ef.PrefixLM()(model, batch).weight)
+        10.0
+    """
+
+    def question(self, batch: PrefixBatch, /) -> Question:
+        """Each token behind the prefix, from those before it."""
+        tokens, targets = shifted(batch.tokens)
+        weights = batch.target_weights()[..., 1:]
+        return Question((tokens,), {"mask": batch.mask()}, targets, weights)
+
+
+class MaskedLM(TokenLoss):
+    """The loss of an encoder that restores hidden tokens (Devlin et al. 2019, section 3.1).
+
+    `MaskTokens` makes batches for it. The model is an `EncoderWithHead` whose head scores tokens.
+
+    Example:
+        >>> import eqxformer as ef, jax, numpy as np
+        >>> inner = ef.families.bert(vocab=66, dim=16, layers=1, heads=2, hidden=32)
+        >>> config = ef.EncoderWithHead.Config(inner, ef.MaskedLMHead.Config())
+        >>> model = config.build(key=jax.random.key(0))
+        >>> hide = ef.MaskTokens(mask=65, vocab=65)
+        >>> batch = hide(np.arange(40).reshape(2, 20), random=np.random.default_rng(0))
+        >>> float(ef.MaskedLM()(model, batch).weight)
+        6.0
+    """
+
+    def question(self, batch: LabelledBatch, /) -> Question:
+        """The tokens that were there, where they count."""
+        return of_labels(batch)
 
 
 class SequenceToSequence(TokenLoss):
@@ -109,14 +129,12 @@ class SequenceToSequence(TokenLoss):
     but the last, the first being the start token, and is asked for all but the first.
     """
 
-    def __call__(self, model: Any, batch: PairBatch, /, *, key: PRNGKeyArray | None = None) -> Loss:
-        """The loss over a batch; a key switches dropout on."""
+    def question(self, batch: PairBatch, /) -> Question:
+        """Each target token but the first, from the source and those before it."""
         tokens, targets = shifted(batch.target)
         weights = weights_of(batch.target_weights, batch.target)[..., 1:]
         source, mask = jnp.asarray(batch.source), batch.source_mask()
-        return self.measure(
-            model, source, tokens, targets=targets, weights=weights, source_mask=mask, key=key
-        )
+        return Question((source, tokens), {"source_mask": mask}, targets, weights)
 
 
 def next_token_loss(

@@ -137,9 +137,12 @@ class Encoder(eqx.Module):
         *,
         mask: Mask | None = None,
         types: Int[Array, "*batch seq"] | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch dim"]:
         """One vector per sequence, as `pooling` makes it; arguments as in a call."""
-        return self.pooling(self(tokens, mask=mask, types=types), valid_keys(mask))
+        states_key, pooling_key = split(key, 2)
+        states = self(tokens, mask=mask, types=types, key=states_key)
+        return self.pooling(states, valid_keys(mask), key=pooling_key)
 
 
 class EncoderWithHead(eqx.Module):
@@ -190,5 +193,32 @@ class EncoderWithHead(eqx.Module):
         encoder_key, head_key = split(key, 2)
         x = self.encoder(tokens, mask=mask, positions=positions, types=types, key=encoder_key)
         if isinstance(self.head, TokenHead):
-            return self.head(x, self.encoder.embedding.table())
+            return self.logits(x)
         return self.head(x, valid_keys(mask), key=head_key)
+
+    def run(
+        self,
+        tokens: Int[Array, "*batch seq"],
+        *,
+        mask: Mask | None = None,
+        positions: Int[Array, "*#batch seq"] | None = None,
+        types: Int[Array, "*batch seq"] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "*batch seq dim"], RouterLosses | None]:
+        """The encoder's hidden states, and the losses of routers; arguments as in a call."""
+        encoder_key, _ = split(key, 2)
+        return self.encoder.run(
+            tokens, mask=mask, positions=positions, types=types, key=encoder_key
+        )
+
+    def logits(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
+        """The scores of every token, given hidden states, by a head that scores tokens.
+
+        Raises `ValueError` for a head of labels.
+        """
+        if isinstance(self.head, TokenHead):
+            return self.head(x, self.encoder.embedding.table())
+        raise ValueError(
+            f"This model has a {type(self.head).__name__}, which scores labels and not tokens; "
+            "call it, or use SequenceClassification or TokenClassification as the loss."
+        )

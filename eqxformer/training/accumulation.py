@@ -9,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from eqxformer.constraints import constrain
 from eqxformer.losses.cross_entropy import Loss
-from eqxformer.losses.tokens import LossFunction
+from eqxformer.losses.objective import LossFunction
 
 
 def accumulated(
@@ -79,6 +79,15 @@ def check_microbatch(microbatch: int | None) -> None:
     """Raises `ValueError` for less than a row."""
     if microbatch is not None and microbatch < 1:
         raise ValueError(f"`microbatch` must be at least 1 row, or None; got {microbatch}.")
+
+
+def check_splits(loss: LossFunction, microbatch: int | None) -> None:
+    """Raises `ValueError` for microbatches of a loss whose rows depend on one another."""
+    if microbatch is not None and not getattr(loss, "splits", True):
+        raise ValueError(
+            f"`microbatch` must be None with {type(loss).__name__}, in which every row of a batch "
+            f"depends on all others; got {microbatch}. Make the batch itself smaller."
+        )
 
 
 def _total(loss: LossFunction, model: Any, batch: Any, key: PRNGKeyArray | None) -> Any:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 
-from eqxformer.losses.tokens import Loss, LossFunction, NextToken
+from eqxformer.losses.cross_entropy import Loss
+from eqxformer.losses.objective import LossFunction
+from eqxformer.losses.tokens import NextToken
 
 if TYPE_CHECKING:
     from eqxformer.training.trainer import Trainer
@@ -90,7 +92,7 @@ def evaluator(loss: LossFunction) -> Callable[[Any, Iterable[Any]], Loss]:
     """A function from a model and batches to their `Loss` together, weighted by token."""
 
     @eqx.filter_jit
-    def measure(model: Any, batch: Any) -> Loss:
+    def measure(loss: LossFunction, model: Any, batch: Any) -> Loss:
         value = loss(model, batch, key=None)
         if not isinstance(value, Loss):
             raise TypeError(
@@ -100,7 +102,7 @@ def evaluator(loss: LossFunction) -> Callable[[Any, Iterable[Any]], Loss]:
         return value
 
     def evaluate(model: Any, batches: Iterable[Any]) -> Loss:
-        return sum((measure(model, batch) for batch in batches), Loss.zero())
+        return sum((measure(loss, model, batch) for batch in batches), Loss.zero())
 
     return evaluate
 

@@ -13,7 +13,7 @@ from eqxformer.config import Config
 from eqxformer.data.batches import Data
 from eqxformer.data.characters import Characters
 from eqxformer.generation.samplers import Sampler
-from eqxformer.losses.tokens import TokenLoss
+from eqxformer.losses.objective import Objective
 from eqxformer.optimizers.optimizer import Optimizer
 from eqxformer.optimizers.trainable import Trainable
 from eqxformer.sharding.placement import Placement
@@ -49,7 +49,7 @@ class Experiment(Config):
     model: Config
     optimizer: Optimizer
     data: Data
-    loss: TokenLoss
+    loss: Objective
     steps: int
     validate_every: int
     sample_every: int | None = None

@@ -17,12 +17,12 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.losses.cross_entropy import Loss
-from eqxformer.losses.tokens import LossFunction
+from eqxformer.losses.objective import LossFunction
 from eqxformer.optimizers.averaged import average_in
 from eqxformer.optimizers.trainable import Trainable
 from eqxformer.sharding.mirror import beside, everywhere
 from eqxformer.sharding.placement import Placement
-from eqxformer.training.accumulation import accumulated, check_microbatch
+from eqxformer.training.accumulation import accumulated, check_microbatch, check_splits
 from eqxformer.training.flat import Flat, Spread
 from eqxformer.training.precision import Precision
 
@@ -161,9 +161,14 @@ def make_step(
     """
 
     check_microbatch(microbatch)
+    check_splits(loss, microbatch)
+    # Arrays that a loss holds, such as a teacher's, are arguments and no constants of the program.
+    held, called = eqx.partition(loss, eqx.is_array)
+    held, structure = jax.tree.flatten(held)
 
-    def update(flat_state: Flat, flat_batch: Flat) -> tuple[Flat, Metrics]:
+    def update(flat_state: Flat, flat_batch: Flat, held: list[Array]) -> tuple[Flat, Metrics]:
         state, batch = flat_state.tree(), flat_batch.tree()
+        loss = eqx.combine(jax.tree.unflatten(structure, held), called)
         key = jax.random.fold_in(state.key, state.step)
         trained, frozen = eqx.partition(state.model, state.trains.mask(state.model))
 
@@ -193,19 +198,19 @@ def make_step(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         flat = Flat.of(state)
         if flat.spread is None:
-            new, metrics = alone(flat, Flat.of(batch))
+            new, metrics = alone(flat, Flat.of(batch), held)
         else:
             with jax.set_mesh(flat.spread.mesh):
-                new, metrics = together(flat.spread)(flat, Flat.of(batch))
+                new, metrics = together(flat.spread)(flat, Flat.of(batch), held)
         new.spread = flat.spread
         return new.tree(), metrics
 
     def lower(state: TrainState, batch: Any) -> Any:
         flat, flat_batch = Flat.of(state), Flat.of(batch)
         if flat.spread is None:
-            return alone.lower(flat, flat_batch)
+            return alone.lower(flat, flat_batch, held)
         with jax.set_mesh(flat.spread.mesh):
-            return together(flat.spread).lower(flat, flat_batch)
+            return together(flat.spread).lower(flat, flat_batch, held)
 
     step.lower = lower  # pyright: ignore[reportFunctionMemberAccess]
     return step  # pyright: ignore[reportReturnType]

@@ -13,7 +13,8 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from eqxformer.data.feed import Feed, feed
-from eqxformer.losses.tokens import LossFunction, NextToken
+from eqxformer.losses.objective import LossFunction
+from eqxformer.losses.tokens import NextToken
 from eqxformer.optimizers.trainable import Trainable
 from eqxformer.sharding.placement import Placement
 from eqxformer.training.accumulation import check_microbatch

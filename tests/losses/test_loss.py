@@ -6,14 +6,14 @@ import pytest
 
 from eqxformer.data.batches import PairBatch, TokenBatch
 from eqxformer.layers.feed_forward import RouterLosses
+from eqxformer.losses.cross_entropy import Loss
+from eqxformer.losses.cross_entropy import cross_entropy as eager_cross_entropy
 from eqxformer.losses.tokens import (
-    Loss,
     NextToken,
     SequenceToSequence,
     next_token_loss,
     sequence_to_sequence_loss,
 )
-from eqxformer.losses.tokens import cross_entropy as eager_cross_entropy
 from tests.training.tiny import Bigram
 
 cross_entropy = eqx.filter_jit(eager_cross_entropy)

@@ -1,0 +1,60 @@
+"""Sequences with a label each, or one for every token."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Num
+
+from eqxformer.data.batches import Ids
+from eqxformer.layers.masks import Padding
+
+Valid = Bool[Array, "*batch seq"] | Bool[np.ndarray, "*batch seq"]
+Labels = Num[Array, "*labels"] | Num[np.ndarray, "*labels"]
+Shares = (
+    Float[Array, "*labels"]
+    | Float[np.ndarray, "*labels"]
+    | Bool[Array, "*labels"]
+    | Bool[np.ndarray, "*labels"]
+)
+
+
+class LabelledBatch(eqx.Module):
+    """Sequences and their labels, for an encoder with a head.
+
+    Arguments:
+        tokens: the ids, `*batch seq`.
+        labels: a class per sequence, `*batch`, or per token, `*batch seq`; or the numbers to
+            predict of each sequence, `*batch values`.
+        weights: how much each label counts. By default 1, and 0 for the labels of padding.
+        valid: False where the tokens are padding; all valid by default.
+        types: the type (segment) of every token, as in a pair of sentences; all 0 by default.
+    """
+
+    tokens: Ids
+    labels: Labels
+    weights: Shares | None = None
+    valid: Valid | None = None
+    types: Ids | None = None
+
+    def options(self) -> dict[str, Array | Padding]:
+        """What a model is told beside the tokens: its mask and the types, where there are any."""
+        told: dict[str, Array | Padding] = {}
+        if self.valid is not None:
+            told["mask"] = Padding(jnp.asarray(self.valid))
+        if self.types is not None:
+            told["types"] = jnp.asarray(self.types)
+        return told
+
+    def label_weights(self) -> Float[Array, "*labels"]:
+        """How much each label counts, in float32."""
+        if self.weights is not None:
+            return jnp.asarray(self.weights).astype(jnp.float32)
+        are_classes = jnp.issubdtype(self.labels.dtype, jnp.integer)
+        if self.valid is not None and are_classes and self.labels.shape == self.tokens.shape:
+            return jnp.asarray(self.valid).astype(jnp.float32)
+        return jnp.ones(self.labels.shape, jnp.float32)
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that the model reads, padding included."""
+        return int(np.prod(self.tokens.shape))
