@@ -1,10 +1,10 @@
 """Recipes: each a config and the data it is for, in one short file."""
 
 from eqxformer.training.experiment import Recipe
-from eqxformer.training.recipes import nanogpt, rot13, text, vpj
+from eqxformer.training.recipes import nanogpt, rot13, text, translate, vpj
 
 RECIPES: dict[str, Recipe] = {
-    module.recipe.name: module.recipe for module in (text, rot13, vpj, nanogpt)
+    module.recipe.name: module.recipe for module in (text, rot13, vpj, nanogpt, translate)
 }
 
 
