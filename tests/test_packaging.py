@@ -52,7 +52,7 @@ LATER = [
     *(
         "outlines_core",
         "rich",
-        "safetensors",
+        "sacrebleu", "safetensors",
         "tensorboardX",
         "tokenizers",
         "torch",

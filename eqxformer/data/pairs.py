@@ -25,7 +25,7 @@ class Rows(NamedTuple):
     ends: Int[np.ndarray, " rows"]
 
     @classmethod
-    def of(cls, rows: Sequence[Int[np.ndarray, " seq"]]) -> "Rows":
+    def of(cls, rows: Sequence[Int[np.ndarray, "_"]]) -> "Rows":
         """These sequences."""
         ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
         return cls(np.concatenate([np.zeros(0, np.int32), *rows]).astype(np.int32), ends)
@@ -34,6 +34,11 @@ class Rows(NamedTuple):
     def lengths(self) -> Int[np.ndarray, " rows"]:
         """How many ids each row has."""
         return np.diff(self.ends, prepend=0)
+
+    def only(self, chosen: Bool[np.ndarray, " rows"]) -> "Rows":
+        """Some of the rows."""
+        lengths = self.lengths
+        return Rows(self.ids[np.repeat(chosen, lengths)], np.cumsum(lengths[chosen]))
 
     def padded(
         self, rows: Int[np.ndarray, " chosen"], width: int, padding: int
@@ -83,12 +88,8 @@ class TokenPairs(NamedTuple):
 
     def only(self, chosen: Bool[np.ndarray, " rows"]) -> "TokenPairs":
         """Some of the pairs."""
-        places = np.flatnonzero(chosen)
-        source, target = (
-            Rows.of(np.split(side.ids, side.ends[:-1])) if chosen.all() else _taken(side, places)
-            for side in (self.source, self.target)
-        )
-        return self._replace(source=source, target=target, lines=self.lines[places])
+        source, target = (side.only(chosen) for side in (self.source, self.target))
+        return self._replace(source=source, target=target, lines=self.lines[chosen])
 
     def batch(self, rows: Int[np.ndarray, " chosen"], width: int) -> PairBatch:
         """Some pairs as a batch; row -1 is padding that counts nowhere."""
@@ -119,23 +120,23 @@ class Pairs(Data):
         for name in ("tokens", "buckets", "longest"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
-        if self.longest > self.tokens:
-            raise ValueError(
-                f"`longest` may be at most `tokens`, so that every pair fits into a batch; "
-                f"got longest={self.longest}, tokens={self.tokens}."
-            )
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows of the widest batch, and the tokens predicted in each."""
-        return self.tokens // self.longest, self.longest
+        return max(self.tokens // self.longest, 1), self.longest
 
     def fitting(self, pairs: TokenPairs) -> TokenPairs:
         """The pairs that are not too long and not empty on one side.
 
         Raises `ValueError` that counts the others and names the first one's line, unless they are
-        to be dropped, and where no pair is left.
+        to be dropped; where no pair is left; and where the longest would fit into no batch.
         """
+        if self.longest > self.tokens:
+            raise ValueError(
+                f"`longest` may be at most `tokens`, so that every pair fits into a batch; "
+                f"got longest={self.longest}, tokens={self.tokens}."
+            )
         fits = (pairs.widths <= self.longest) & (pairs.source.lengths > 1)
         fits &= pairs.target.lengths > 2
         if not fits.all() and self.unfit == "refuse":
@@ -149,8 +150,7 @@ class Pairs(Data):
 
     def build(self, pairs: TokenPairs, *, seed: int = 0) -> Callable[[int], PairBatch]:
         """A function from the number of a step to its batch."""
-        widths = best_widths(pairs.widths, self.buckets)
-        steps = len(self._plan(pairs, widths, None))
+        widths, steps = best_widths(pairs.widths, self.buckets), self.steps(pairs, epochs=1)
 
         @functools.lru_cache(maxsize=2)
         def plan(epoch: int) -> list[tuple[int, np.ndarray]]:
@@ -165,7 +165,8 @@ class Pairs(Data):
 
     def steps(self, pairs: TokenPairs, epochs: int) -> int:
         """Steps after which `epochs` epochs are through."""
-        return epochs * len(self.in_turn(pairs))
+        widths = best_widths(pairs.widths, self.buckets)
+        return epochs * len(self._plan(pairs, widths, None))
 
     def in_turn(self, pairs: TokenPairs) -> list[PairBatch]:
         """Batches that have every pair exactly once, for validation."""
@@ -224,11 +225,6 @@ def best_widths(lengths: Int[np.ndarray, " rows"], count: int) -> tuple[int, ...
         widths.append(int(sizes[end - 1]))
         end = choice[end]
     return tuple(reversed(widths))
-
-
-def _taken(side: Rows, places: np.ndarray) -> Rows:
-    begins = side.ends - side.lengths
-    return Rows.of([side.ids[begins[i] : side.ends[i]] for i in places])
 
 
 def _unfit(pairs: TokenPairs, fits: np.ndarray, longest: int) -> str:

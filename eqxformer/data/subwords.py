@@ -107,7 +107,7 @@ class Subwords:
         """The ids of a text, without special tokens."""
         return self.encode_all([text])[0]
 
-    def encode_all(self, texts: list[str]) -> list[Int[np.ndarray, " seq"]]:
+    def encode_all(self, texts: list[str]) -> list[Int[np.ndarray, "_"]]:
         """The ids of every text, on all cores."""
         found = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(each.ids, np.int32) for each in found]

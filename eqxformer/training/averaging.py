@@ -45,10 +45,10 @@ def average(models: Iterable[Any]) -> Any:
         arrays, _ = eqx.partition(model, eqx.is_inexact_array)
         if first is None:
             first = model
-            total = jax.tree.map(widen, arrays)
+            total = jax.tree.map(_wide, arrays)
         else:
             _check_alike(first, model)
-            total = jax.tree.map(lambda a, b: a + widen(b), total, arrays)
+            total = jax.tree.map(lambda a, b: a + _wide(b), total, arrays)
         count += 1
     if first is None:
         raise ValueError("`average` needs at least one model; got none.")
@@ -97,6 +97,10 @@ class AverageLast(Callback):
         found = self.folder.glob(f"{_NAME}*") if self.folder.is_dir() else ()
         names = {path: path.name.removeprefix(_NAME) for path in found}
         return {int(name): path for path, name in names.items() if name.isdigit()}
+
+
+def _wide(x: Any) -> jax.Array:
+    return widen(jnp.asarray(x))
 
 
 def _check_alike(first: Any, other: Any) -> None:
