@@ -53,6 +53,7 @@ LATER = [
         "orbax",
         "outlines_core",
         "rich",
+        "sacrebleu",
         "safetensors",
         "tensorboardX",
         "tokenizers",

@@ -46,7 +46,7 @@ from eqxformer.training.trainer import NonFiniteLoss, Trainer
 
 _HELP = (
     "Train a model as RECIPE says; the first one if none is named.\n\n\b\nRecipes:\n"
-    + "\n".join(f"  {each.name:<8} {each.summary}" for each in RECIPES.values())
+    + "\n".join(f"  {each.name:<9} {each.summary}" for each in RECIPES.values())
 )
 _EXAMPLES = """\b
 Examples:
@@ -65,7 +65,7 @@ Examples:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="What to learn from: a UTF-8 text, a directory of .txt files, or a .jsonl file.",
+    help="What to learn from: a UTF-8 text, .jsonl, or a directory of texts, as the recipe says.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory to make.")
 @click.option(
@@ -110,7 +110,7 @@ def train(
             refuse_existing(out)
         task = chosen.prepare(_data(data, before))
         suggested = task.experiment if before is None else before.experiment()
-        experiment = edited(suggested, given + settings)
+        experiment = task.fitted(edited(suggested, given + settings))
         if before is not None:
             _refuse_changes(before, {"experiment": experiment.identity(), "data": task.about})
         task.check(experiment)
@@ -185,6 +185,7 @@ def _conduct(
 ) -> int:
     """Trains, shows what came out and says where it is; returns the exit code."""
     save = Save(run.save, every=experiment.validate_every)
+    own = task.callbacks(experiment, run.path)
     evaluate = Evaluate(lambda model: task.evaluate(model, experiment))
     trainer = Trainer(
         model,
@@ -197,7 +198,7 @@ def _conduct(
         trains=experiment.trains,
         precision=experiment.precision,
         skips=experiment.skips,
-        callbacks=[save, evaluate, *_callbacks(task, experiment, run, console), *also],
+        callbacks=[*own, save, evaluate, *_callbacks(task, experiment, run, console), *also],
         checkpoints=Checkpoints(
             run.checkpoints,
             every=experiment.checkpoint_every or experiment.validate_every,
@@ -207,12 +208,12 @@ def _conduct(
         placement=placement,
     )
     try:
-        state = trainer.fit()
+        trainer.fit()
         if not trainer.interrupted:
             if trainer.stopped:
                 console.print(f"\nStopped after step {trainer.step:,}: {trainer.stopped}.")
             console.print(f"\n{task.conclude(evaluate.values, experiment)}\n")
-            console.print(f"{task.sample(state.averaged, experiment, trainer.step)}\n")
+            console.print(f"{task.sample(trainer.outcome, experiment, trainer.step)}\n")
     except NonFiniteLoss as error:
         raise Failure(f"{error} The model of step {save.step} is in {run.path}.") from error
     except (CheckpointNotWritten, DamagedCheckpoints) as error:

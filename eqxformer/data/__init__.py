@@ -9,15 +9,20 @@ from eqxformer.data.feed import Feed, feed
 from eqxformer.data.labelled import LabelledBatch
 from eqxformer.data.masking import MaskTokens
 from eqxformer.data.packing import PackedRows, Packing
+from eqxformer.data.pairs import Pairs, TokenPairs
+from eqxformer.data.parallel import ParallelFiles, ParallelText
 from eqxformer.data.preferences import PreferenceBatch
 from eqxformer.data.prefixes import PrefixBatch, SplitAnywhere
 from eqxformer.data.sentences import ContrastiveBatch, Sentences
 from eqxformer.data.share import Share
 from eqxformer.data.sources import JsonLines, TextFiles, TokenFiles
 from eqxformer.data.spans import SpanCorruption
+from eqxformer.data.subwords import ByteLevelBPE, Subwords, Unigram, WordBPE
+from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.data.windows import Epochs, RandomWindows, Windows, consecutive
 
 __all__ = [
+    "ByteLevelBPE",
     "Characters",
     "ContrastiveBatch",
     "CorruptedWindows",
@@ -34,6 +39,9 @@ __all__ = [
     "PackedRows",
     "Packing",
     "PairBatch",
+    "Pairs",
+    "ParallelFiles",
+    "ParallelText",
     "PermuteSentences",
     "PreferenceBatch",
     "PrefixBatch",
@@ -43,11 +51,16 @@ __all__ = [
     "SpanCorruption",
     "SplitAnywhere",
     "StepBatches",
+    "Subwords",
     "TextFiles",
     "TokenBatch",
     "TokenDocuments",
     "TokenFiles",
+    "TokenPairs",
+    "Tokenizer",
+    "Unigram",
     "Windows",
+    "WordBPE",
     "consecutive",
     "feed",
     "tokenized",

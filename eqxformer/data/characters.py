@@ -39,6 +39,13 @@ class Characters(Config):
         """How many ids there are."""
         return len(self.alphabet)
 
+    @property
+    def padding(self) -> None:
+        """There is no id for padding, nor for start, end and unknown characters."""
+        return None
+
+    start = end = unknown = padding
+
     def encode(self, text: str) -> Int[np.ndarray, " seq"]:
         """The ids of a text. Raises `ValueError` that lists the characters without one."""
         points, known = _code_points(text), _code_points(self.alphabet)

@@ -3,6 +3,8 @@
 Start reading at `step.py`.
 """
 
+from eqxformer.training.averaging import AverageLast, average
+from eqxformer.training.bleu import bleu
 from eqxformer.training.callbacks import (
     Callback,
     EarlyStopping,
@@ -22,8 +24,10 @@ from eqxformer.training.records import LossPlot, MetricsFile
 from eqxformer.training.sinks import TensorBoard, WeightsAndBiases
 from eqxformer.training.step import Step, TrainState, abstract_state, make_step
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
+from eqxformer.training.translation import translate
 
 __all__ = [
+    "AverageLast",
     "Callback",
     "CheckpointNotWritten",
     "Checkpoints",
@@ -47,7 +51,10 @@ __all__ = [
     "Validate",
     "WeightsAndBiases",
     "abstract_state",
+    "average",
+    "bleu",
     "estimate",
     "evaluator",
     "make_step",
+    "translate",
 ]

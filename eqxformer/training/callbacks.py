@@ -131,7 +131,7 @@ class Evaluate(Callback):
 
     def finished(self, trainer: "Trainer") -> None:
         if not trainer.interrupted:
-            self.values = self.measure(trainer.state.averaged)
+            self.values = self.measure(trainer.outcome)
             trainer.publish(self.values)
 
 
@@ -146,11 +146,15 @@ class Save(Callback):
 
     def reached(self, trainer: "Trainer") -> None:
         if self.step != trainer.step:
-            self.save(trainer.state.averaged)
-            self.step = trainer.step
+            self._save(trainer.state.averaged, trainer.step)
 
     def finished(self, trainer: "Trainer") -> None:
-        self.reached(trainer)
+        if self.step != trainer.step or trainer.outcome is not trainer.state.model:
+            self._save(trainer.outcome, trainer.step)
+
+    def _save(self, model: Any, step: int) -> None:
+        self.save(model)
+        self.step = step
 
 
 class SaveBest(Callback):

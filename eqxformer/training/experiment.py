@@ -11,13 +11,13 @@ from jaxtyping import PRNGKeyArray
 
 from eqxformer.config import Config
 from eqxformer.data.batches import Data
-from eqxformer.data.characters import Characters
 from eqxformer.generation.samplers import Sampler
 from eqxformer.losses.objective import Objective
 from eqxformer.optimizers.optimizer import Optimizer
 from eqxformer.optimizers.trainable import Trainable
 from eqxformer.sharding.placement import Placement
 from eqxformer.training.accumulation import check_microbatch
+from eqxformer.training.callbacks import Callback
 from eqxformer.training.precision import Precision
 
 
@@ -100,13 +100,17 @@ class Task(abc.ABC, Generic[Made]):
     Arguments:
         experiment: what the recipe suggests for this data. The methods take the experiment that
             is really made, which may have been edited.
-        tokenizer: how text becomes ids.
+        tokenizer: how text becomes ids: a `Tokenizer`.
         about: what the data is, as plain JSON values.
     """
 
     experiment: Made
-    tokenizer: Characters
+    tokenizer: Any
     about: dict[str, Any]
+
+    def fitted(self, experiment: Made) -> Made:
+        """The experiment with what follows from the data; before any other method."""
+        return experiment
 
     @abc.abstractmethod
     def check(self, experiment: Made) -> None:
@@ -123,6 +127,10 @@ class Task(abc.ABC, Generic[Made]):
     @abc.abstractmethod
     def validation(self, experiment: Made) -> list[Any]:
         """A few batches to validate with now and then."""
+
+    def callbacks(self, experiment: Made, folder: Path) -> list[Callback]:
+        """What happens besides the steps in this task alone; `folder` is the run's."""
+        return []
 
     @abc.abstractmethod
     def evaluate(self, model: Any, experiment: Made) -> dict[str, float]:

@@ -7,6 +7,7 @@ model.safetensors   and its arrays: `ef.load` of the directory gives the model
 metrics.jsonl       a line of numbers per step
 loss.png            the loss curve
 checkpoints/        what training goes on from
+last/               the last few models, where a recipe averages them
 best/               the model with the best validation loss: `ef.load` of it gives that
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 from eqxformer.checkpoints.native import load, save
 from eqxformer.config import Config
+from eqxformer.data.tokenizer import Tokenizer, tokenizer_of
 
 RUN, TOKENIZER = "run.json", "tokenizer.json"
 
@@ -28,7 +30,7 @@ class RunDirectory:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, *, about: dict[str, Any], tokenizer: Config) -> "RunDirectory":
+    def create(cls, path: Path, *, about: dict[str, Any], tokenizer: Tokenizer) -> "RunDirectory":
         """A new directory. Raises `ValueError`, having touched nothing, where something is there.
 
         Arguments:
@@ -78,9 +80,9 @@ class RunDirectory:
         """The experiment that `run.json` tells of."""
         return Config.from_dict(self.about()["experiment"])
 
-    def tokenizer(self) -> Config:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer."""
-        return Config.from_dict(_read_json(self.path / TOKENIZER))
+        return tokenizer_of(_read_json(self.path / TOKENIZER))
 
 
 def refuse_existing(path: Path) -> None:

@@ -62,6 +62,8 @@ class Trainer:
         placement: the mesh of devices that share the work, and the rules by which; None for one
             device. A checkpoint is read to whatever mesh there is.
 
+    `outcome` is the model that comes out, once the last step is done.
+
     The numbers of a step are read some steps later, so that the device never waits for the host.
     Ctrl-C and SIGTERM end training after the current step, as if it had been the last; a second one
     at once. `interrupted` says that it was so, and `signal` by which.
@@ -101,6 +103,7 @@ class Trainer:
     signal: int | None = dataclasses.field(default=None, init=False)
     stopped: str | None = dataclasses.field(default=None, init=False)
     state: TrainState = dataclasses.field(init=False)
+    outcome: Any = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -147,6 +150,7 @@ class Trainer:
             self._loop(asked)
             if self.checkpoints is not None:
                 self.checkpoints.wait()
+            self.outcome = self.state.averaged  # or what a callback puts in its place
             for callback in self.callbacks:
                 callback.finished(self)
         return self.state

@@ -1,11 +1,20 @@
 """Recipes: each a config and the data it is for, in one short file."""
 
 from eqxformer.training.experiment import Recipe
-from eqxformer.training.recipes import denoise, mlm, nanogpt, rot13, shakespeare, text, vpj
+from eqxformer.training.recipes import (
+    denoise,
+    mlm,
+    nanogpt,
+    rot13,
+    shakespeare,
+    text,
+    translate,
+    vpj,
+)
 
 RECIPES: dict[str, Recipe] = {
     module.recipe.name: module.recipe
-    for module in (text, rot13, vpj, nanogpt, shakespeare, mlm, denoise)
+    for module in (text, rot13, vpj, nanogpt, shakespeare, translate, mlm, denoise)
 }
 
 

@@ -1,0 +1,252 @@
+"""Batches of pairs of texts, in a few shapes, each a pure function of the seed and the step.
+
+Pairs of about the same length share a batch. Their widths are few, since each is a shape that a
+step is compiled for, and are those under which the least is padding.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from eqxformer.data.batches import Data, PairBatch
+from eqxformer.data.parallel import ParallelText
+from eqxformer.data.tokenizer import Tokenizer, encoded
+
+_EVEN = 8  # rows of a batch are a multiple of this where there are as many: devices share them
+
+
+class Rows(NamedTuple):
+    """Sequences of ids of any lengths, one behind the other; row `i` is from `ends[i - 1]` on."""
+
+    ids: Int[np.ndarray, " tokens"]
+    ends: Int[np.ndarray, " rows"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Int[np.ndarray, "_"]]) -> "Rows":
+        """These sequences."""
+        ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
+        return cls(np.concatenate([np.zeros(0, np.int32), *rows]).astype(np.int32), ends)
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " rows"]:
+        """How many ids each row has."""
+        return np.diff(self.ends, prepend=0)
+
+    def only(self, chosen: Bool[np.ndarray, " rows"]) -> "Rows":
+        """Some of the rows."""
+        lengths = self.lengths
+        return Rows(self.ids[np.repeat(chosen, lengths)], np.cumsum(lengths[chosen]))
+
+    def padded(
+        self, rows: Int[np.ndarray, " chosen"], width: int, padding: int
+    ) -> tuple[Int[np.ndarray, "chosen width"], Bool[np.ndarray, "chosen width"]]:
+        """Some rows from the left, and which places hold an id; nothing but padding for row -1."""
+        lengths = np.where(rows < 0, 0, self.lengths[rows])
+        places = (self.ends[rows] - self.lengths[rows])[:, None] + np.arange(width)[None]
+        valid = np.arange(width)[None] < lengths[:, None]
+        ids = self.ids[np.where(valid, places, 0)]
+        return np.where(valid, ids, padding).astype(np.int32), valid
+
+
+class TokenPairs(NamedTuple):
+    """Sources that end with the end, and targets between start and end, as ids.
+
+    Arguments:
+        lines: the number of each pair in its file, from 1 on.
+        padding: the id behind the shorter ones.
+    """
+
+    source: Rows
+    target: Rows
+    lines: Int[np.ndarray, " rows"]
+    padding: int
+
+    @classmethod
+    def of(cls, text: ParallelText, tokenizer: Tokenizer) -> "TokenPairs":
+        """The ids of parallel text.
+
+        Raises `ValueError` for a tokenizer without an id for padding, start or end, or with the
+        same one for padding and end: the end would then never be learned.
+        """
+        padding, start, end = _specials(tokenizer)
+        first, last = np.array([start], np.int32), np.array([end], np.int32)
+        source, target = (encoded(tokenizer, list(side)) for side in (text.source, text.target))
+        return cls(
+            Rows.of([np.concatenate([ids, last]) for ids in source]),
+            Rows.of([np.concatenate([first, ids, last]) for ids in target]),
+            np.arange(1, len(text.source) + 1),
+            padding,
+        )
+
+    @property
+    def widths(self) -> Int[np.ndarray, " rows"]:
+        """Tokens that are read, or predicted, of each pair: of its longer side."""
+        return np.maximum(self.source.lengths, self.target.lengths - 1)
+
+    def only(self, chosen: Bool[np.ndarray, " rows"]) -> "TokenPairs":
+        """Some of the pairs."""
+        source, target = (side.only(chosen) for side in (self.source, self.target))
+        return self._replace(source=source, target=target, lines=self.lines[chosen])
+
+    def batch(self, rows: Int[np.ndarray, " chosen"], width: int) -> PairBatch:
+        """Some pairs as a batch; row -1 is padding that counts nowhere."""
+        source, valid = self.source.padded(rows, width, self.padding)
+        target, weights = self.target.padded(rows, width + 1, self.padding)
+        return PairBatch(source, target, valid, weights)
+
+
+class Pairs(Data):
+    """How pairs are put into batches; `build(pairs, seed=seed)` is a function of the step.
+
+    An epoch has every pair exactly once, in a new order each time. What is left over of a width
+    goes into the next one; the last batch of the widest is filled up with rows that do not count.
+
+    Arguments:
+        tokens: tokens of a batch on one side, padding included: rows times width at most.
+        buckets: how many widths there are at most.
+        longest: tokens that a side may have at most, its end included.
+        unfit: what is done with pairs that are longer, or empty on one side.
+    """
+
+    tokens: int = 2048
+    buckets: int = 10
+    longest: int = 128
+    unfit: Literal["refuse", "drop"] = "refuse"
+
+    def check(self) -> None:
+        for name in ("tokens", "buckets", "longest"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows of the widest batch, and the tokens predicted in each."""
+        return max(self.tokens // self.longest, 1), self.longest
+
+    def fitting(self, pairs: TokenPairs) -> TokenPairs:
+        """The pairs that are not too long and not empty on one side.
+
+        Raises `ValueError` that counts the others and names the first one's line, unless they are
+        to be dropped; where no pair is left; and where the longest would fit into no batch.
+        """
+        if self.longest > self.tokens:
+            raise ValueError(
+                f"`longest` may be at most `tokens`, so that every pair fits into a batch; "
+                f"got longest={self.longest}, tokens={self.tokens}."
+            )
+        fits = (pairs.widths <= self.longest) & (pairs.source.lengths > 1)
+        fits &= pairs.target.lengths > 2
+        if not fits.all() and self.unfit == "refuse":
+            raise ValueError(
+                f"{_unfit(pairs, fits, self.longest)}. Raise `data.longest`, or leave them out: "
+                "--set data.unfit=drop"
+            )
+        if not fits.any():
+            raise ValueError(f"No pair is left: of {len(fits):,}, all are longer or empty.")
+        return pairs.only(fits)
+
+    def build(self, pairs: TokenPairs, *, seed: int = 0) -> Callable[[int], PairBatch]:
+        """A function from the number of a step to its batch."""
+        widths, steps = best_widths(pairs.widths, self.buckets), self.steps(pairs, epochs=1)
+
+        @functools.lru_cache(maxsize=2)
+        def plan(epoch: int) -> list[tuple[int, np.ndarray]]:
+            return self._plan(pairs, widths, np.random.default_rng((seed, epoch)))
+
+        def batch(step: int) -> PairBatch:
+            epoch, place = divmod(step, steps)
+            width, rows = plan(epoch)[place]
+            return pairs.batch(rows, width)
+
+        return batch
+
+    def steps(self, pairs: TokenPairs, epochs: int) -> int:
+        """Steps after which `epochs` epochs are through."""
+        widths = best_widths(pairs.widths, self.buckets)
+        return epochs * len(self._plan(pairs, widths, None))
+
+    def in_turn(self, pairs: TokenPairs) -> list[PairBatch]:
+        """Batches that have every pair exactly once, for validation."""
+        widths = best_widths(pairs.widths, self.buckets)
+        return [pairs.batch(rows, width) for width, rows in self._plan(pairs, widths, None)]
+
+    def _plan(
+        self, pairs: TokenPairs, widths: Sequence[int], random: np.random.Generator | None
+    ) -> list[tuple[int, np.ndarray]]:
+        """The batches of an epoch, as widths and rows: in order, or in a random one."""
+        found, left = [], np.zeros(0, np.int64)
+        bucket = np.searchsorted(np.array(widths), pairs.widths)
+        for number, width in enumerate(widths):
+            own = np.concatenate([left, np.flatnonzero(bucket == number)])
+            own = own if random is None else random.permutation(own)
+            rows, last = self._rows(width), number == len(widths) - 1
+            full = len(own) // rows * rows
+            found += [(width, part) for part in own[:full].reshape(-1, rows)]
+            left = own[full:]
+            if last and len(left):
+                filled = np.concatenate([left, np.full(rows - len(left), -1)])
+                found.append((width, filled))
+        return found if random is None else [found[i] for i in random.permutation(len(found))]
+
+    def _rows(self, width: int) -> int:
+        rows = self.tokens // width
+        return rows // _EVEN * _EVEN or rows
+
+
+def best_widths(lengths: Int[np.ndarray, " rows"], count: int) -> tuple[int, ...]:
+    """At most `count` widths that hold sequences of these lengths with the least padding.
+
+    Every sequence goes into the narrowest width that holds it. Of all ways to choose `w_1 < w_2 <
+    ...`, the one with the smallest sum of widths over all sequences, by dynamic programming.
+
+    Example:
+        >>> import numpy as np
+        >>> from eqxformer.data.pairs import best_widths
+        >>> best_widths(np.array([3, 3, 3, 4, 9, 10]), 2)
+        (4, 10)
+    """
+    sizes, counts = np.unique(lengths, return_counts=True)
+    below = np.concatenate([[0], np.cumsum(counts)])
+    cost = np.concatenate([[0.0], np.full(len(sizes), np.inf)])  # of the first so many sizes
+    choices = []
+    for _ in range(min(count, len(sizes))):
+        new, choice = np.full_like(cost, np.inf), np.zeros(len(cost), np.int64)
+        for end in range(1, len(sizes) + 1):
+            totals = cost[:end] + (below[end] - below[:end]) * sizes[end - 1]
+            choice[end] = np.argmin(totals)
+            new[end] = totals[choice[end]]
+        choices.append(choice)
+        cost = new
+    widths, end = [], len(sizes)
+    for choice in reversed(choices):
+        widths.append(int(sizes[end - 1]))
+        end = choice[end]
+    return tuple(reversed(widths))
+
+
+def _unfit(pairs: TokenPairs, fits: np.ndarray, longest: int) -> str:
+    """How many pairs do not fit, and where the first is."""
+    count, line = int((~fits).sum()), int(pairs.lines[np.argmin(fits)])
+    what = "pair is" if count == 1 else "pairs are"
+    return (
+        f"{count:,} {what} longer than {longest} tokens or empty on one side, "
+        f"the first on line {line:,}"
+    )
+
+
+def _specials(tokenizer: Tokenizer) -> tuple[int, int, int]:
+    """The ids of padding, start and end."""
+    named = {name: getattr(tokenizer, name) for name in ("padding", "start", "end")}
+    missing = [name for name, id in named.items() if id is None]
+    if missing:
+        raise ValueError(f"Pairs need a tokenizer with an id for {', '.join(missing)}.")
+    padding, start, end = named.values()
+    if padding == end:
+        raise ValueError(
+            f"Padding and end have the same id, {end}: what is padded does not count, and the end "
+            "would never be learned. Give padding an id of its own."
+        )
+    return padding, start, end

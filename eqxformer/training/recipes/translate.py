@@ -1,0 +1,220 @@
+"""translate: an encoder-decoder learns to translate from any two files of parallel text.
+
+The sizes and settings are those with which a tiny transformer reaches a BLEU of about 41 on
+Multi30k, English to German (Wu et al. 2021, Good for Misconceived Reasons).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from eqxformer.blocks.residual import pre_norm
+from eqxformer.data.batches import PairBatch
+from eqxformer.data.pairs import Pairs, TokenPairs
+from eqxformer.data.parallel import ParallelFiles, ParallelText, Splits
+from eqxformer.data.subwords import SubwordTraining, WordBPE
+from eqxformer.data.tokenizer import Tokenizer
+from eqxformer.losses.tokens import SequenceToSequence
+from eqxformer.models import EncoderDecoder, TiedHead, families
+from eqxformer.optimizers.optimizer import AdamW, ClipByNorm
+from eqxformer.optimizers.schedules import InverseSquareRoot
+from eqxformer.training.averaging import AverageLast
+from eqxformer.training.bleu import bleu
+from eqxformer.training.callbacks import Callback
+from eqxformer.training.experiment import Experiment, Recipe, Request, Task
+from eqxformer.training.translation import translate
+
+
+class Translating(Experiment):
+    """An encoder-decoder, parallel text, and how translations are made.
+
+    Arguments:
+        files: the languages and the names of the files.
+        tokenizer: how the joint vocabulary of both languages is learned.
+        averaged: how many of the last models are averaged at the end.
+        average_every: steps between two of them.
+        beams, length_penalty: of the beam search.
+    """
+
+    model: EncoderDecoder.Config
+    data: Pairs
+    loss: SequenceToSequence
+    files: ParallelFiles = ParallelFiles()
+    tokenizer: SubwordTraining = WordBPE(vocab=10_000)
+    averaged: int = 10
+    average_every: int = 250
+    beams: int = 5
+    length_penalty: float = 1.0
+
+    def check(self) -> None:
+        super().check()
+        for name in ("averaged", "average_every", "beams"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+
+
+def tiny(vocab: int) -> EncoderDecoder.Config:
+    """Transformer-Tiny: 4 and 4 layers of 4 heads, pre-norm, one table for everything."""
+    wiring = pre_norm(dropout=0.3)
+    model = families.transformer(
+        vocab=vocab, dim=128, layers=4, heads=4, hidden=256, dropout=0.3, wiring=wiring
+    )
+    return model.edit("decoder", head=TiedHead.Config()).edit(tokens="shared")
+
+
+def suggested() -> Translating:
+    """The experiment, before the data is known."""
+    return Translating(
+        model=tiny(WordBPE(vocab=10_000).vocab),
+        optimizer=AdamW(
+            InverseSquareRoot(peak=4e-3, warmup=500),
+            betas=(0.9, 0.98),
+            weight_decay=0.0,
+            clip=ClipByNorm(1.0),
+        ),
+        data=Pairs(),
+        loss=SequenceToSequence(label_smoothing=0.1),
+        steps=8000,
+        validate_every=250,
+    )
+
+
+class Translation(Task[Translating]):
+    """Parallel text in `path`; it is read, and its vocabulary learned, once the settings are known.
+
+    `splits`, `tokenizer` and `about` are there after `fitted`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.experiment = suggested()
+        self._fitting: dict[tuple[Pairs, str], TokenPairs] = {}
+
+    def fitted(self, experiment: Translating) -> Translating:
+        """The experiment for a vocabulary of as many tokens as there are, and with a prompt."""
+        self.splits: Splits = experiment.files.read(self.path)
+        self._fitting.clear()
+        train = self.splits.train
+        self.tokenizer = experiment.tokenizer.train([*train.source, *train.target])
+        self.about = {
+            "name": self.path.name,
+            **{f"{name} pairs": len(text.source) for name, text in self.splits._asdict().items()},
+            "sha256": {name: text.fingerprint() for name, text in self.splits._asdict().items()},
+            "tokenizer": hashlib.sha256(self.tokenizer.to_json().encode()).hexdigest(),
+        }
+        model = experiment.model
+        sizes = {model.encoder.vocab, model.decoder.vocab}  # pyright: ignore[reportAttributeAccessIssue]
+        known = {self.experiment.model.decoder.vocab, self.tokenizer.vocab}
+        if not sizes <= known:
+            raise ValueError(
+                "The model's vocabulary is that of the tokenizer; leave `model.*.vocab` as it is "
+                f"and set tokenizer.vocab. Got {sorted(sizes)}."
+            )
+        experiment = experiment.edit("model.*", vocab=self.tokenizer.vocab)
+        return experiment.edit(prompt=experiment.prompt or self.splits.valid.source[0])
+
+    def check(self, experiment: Translating) -> None:
+        """Raises `ValueError` for pairs that do not fit, where that is not to be overlooked."""
+        self._pairs(experiment.data, "train")
+        self._pairs(experiment.data, "valid")
+
+    def describe(self, experiment: Translating) -> str:
+        """The languages, how much there is of them, and what was left out."""
+        files, counts = experiment.files, self.about
+        kept = [len(self._pairs(experiment.data, name).lines) for name in ("train", "valid")]
+        out = counts["train pairs"] + counts["valid pairs"] - sum(kept)
+        return (
+            f"{self.path.name}: {files.source} to {files.target}, {kept[0]:,} pairs to learn from, "
+            f"{kept[1]:,} to validate and {counts['test pairs']:,} to test with, "
+            f"{self.tokenizer.vocab:,} different tokens"
+            + (f"; {out:,} pairs longer or empty are left out" if out else "")
+        )
+
+    def batches(self, experiment: Translating) -> Callable[[int], PairBatch]:
+        """Pairs of like length, in a new order each epoch."""
+        return experiment.data.build(self._pairs(experiment.data, "train"), seed=experiment.seed)
+
+    def validation(self, experiment: Translating) -> list[PairBatch]:
+        """All pairs to validate with."""
+        return experiment.data.in_turn(self._pairs(experiment.data, "valid"))
+
+    def callbacks(self, experiment: Translating, folder: Path) -> list[Callback]:
+        """The last models are kept, to be averaged."""
+        return [
+            AverageLast(folder / "last", count=experiment.averaged, every=experiment.average_every)
+        ]
+
+    def evaluate(self, model: Any, experiment: Translating) -> dict[str, float]:
+        """BLEU of the translations of all texts to test with."""
+        source, target = self.splits.test
+        return {"test_bleu": bleu(self._translated(model, source, experiment), target)}
+
+    def conclude(self, values: dict[str, float], experiment: Translating) -> str:
+        """The BLEU, and of what."""
+        count = len(self.splits.test.source)
+        return (
+            f"BLEU {values['test_bleu']:.2f} on {count:,} texts to test with, as they stand in "
+            f"their file, with {experiment.beams} beams."
+        )
+
+    def sample(self, model: Any, experiment: Translating, step: int) -> str:
+        """The prompt and its translation."""
+        (answer,) = self._translated(model, (experiment.prompt,), experiment)
+        return f"{experiment.prompt} -> {answer}"
+
+    def _translated(self, model: Any, texts: tuple[str, ...], experiment: Translating) -> list[str]:
+        return translated(model, list(texts), self.tokenizer, experiment)
+
+    def _pairs(self, data: Pairs, split: str) -> TokenPairs:
+        """The pairs of a split that fit."""
+        if (data, split) not in self._fitting:
+            text: ParallelText = getattr(self.splits, split)
+            try:
+                fitting = data.fitting(TokenPairs.of(text, self.tokenizer))
+            except ValueError as error:
+                raise ValueError(f"In the texts of `{split}`: {error}") from None
+            self._fitting[data, split] = fitting
+        return self._fitting[data, split]
+
+
+def translated(
+    model: Any, texts: list[str], tokenizer: Tokenizer, experiment: Translating
+) -> list[str]:
+    """The translations of texts, as the experiment says."""
+    return translate(
+        model,
+        texts,
+        tokenizer,
+        beams=experiment.beams,
+        length_penalty=experiment.length_penalty,
+    )
+
+
+def respond(
+    model: Any, tokenizer: Tokenizer, experiment: Translating, request: Request
+) -> Iterator[str]:
+    """The translation of every line of the prompt, by beam search."""
+    lines = request.prompt.split("\n")
+    if not all(line.strip() for line in lines):
+        raise ValueError('Every line of the prompt must have text, as in --prompt "a man .".')
+    yield "\n".join(translated(model, lines, tokenizer, experiment))
+
+
+def prepare(data: Path | None) -> Translation:
+    """The task of a directory of parallel text, or of one file."""
+    if data is None:
+        raise ValueError(
+            "`translate` needs parallel text: --data DIRECTORY with train.en and train.de, "
+            "valid.en and valid.de, test.en and test.de; or --data FILE.tsv, or FILE.jsonl. Other "
+            "names and languages are settings: --set files.source=fr --set files.train=corpus"
+        )
+    return Translation(data)
+
+
+recipe = Recipe(
+    name="translate",
+    summary="An encoder-decoder that translates, from parallel text: --data DIRECTORY.",
+    prepare=prepare,
+    respond=respond,
+)
