@@ -68,6 +68,9 @@ def refused(step):
     raise AssertionError(step)
 
 
+refused.fingerprint = BATCHES.fingerprint
+
+
 class Stop(Callback):
     """Ends training after a step, as a scheduler does."""
 
