@@ -40,8 +40,7 @@ def _text(path: Path) -> str:
     if not path.is_dir() and path.suffix != ".jsonl":
         return read_text(path)
     source = TextFiles(str(path)) if path.is_dir() else JsonLines(str(path))
-    documents = source.open()
-    texts = [documents[number] for number in range(len(documents))]
+    texts = list(source.open())
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`{path}` holds token ids for `text`; name a file of texts.")
     return "\n\n".join(text.strip("\n") for text in texts) + "\n"

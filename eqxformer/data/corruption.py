@@ -4,14 +4,15 @@ All noise is drawn by NumPy from a generator that the caller gives, so that a ba
 function of the seed and the number of the step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from eqxformer.config import Config
-from eqxformer.data.batches import Data
+from eqxformer.data.batches import Data, StepBatches
+from eqxformer.data.fingerprints import digest, digest_of_array
 from eqxformer.data.windows import Epochs, Tokens
 
 # Behind the seed and the step: what numbers are for, since those of windows follow from these too.
@@ -69,7 +70,7 @@ class CorruptedWindows(Data):
         """Windows, and the tokens of each."""
         return self.batch, self.length
 
-    def build(self, tokens: Tokens, *, seed: int = 0) -> Callable[[int], Any]:
+    def build(self, tokens: Tokens, *, seed: int = 0) -> StepBatches:
         """A function from the number of a step to its batch."""
         windows = Epochs(length=self.length, batch=self.batch).build(tokens, seed=seed)
 
@@ -78,7 +79,7 @@ class CorruptedWindows(Data):
             random = np.random.default_rng((seed, step, _TRAINING))
             return self.corruption(rows, random=random)
 
-        return batch
+        return StepBatches(batch, lambda: digest(self.to_dict(), seed, digest_of_array(tokens)))
 
     def spread(self, tokens: Tokens, *, most: int | None = None, seed: int = 0) -> list[Any]:
         """Batches for validation, the same whenever they are made: windows in their order.

@@ -5,7 +5,7 @@ import array
 import bisect
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,10 @@ class Documents(abc.ABC):
     @abc.abstractmethod
     def __getitem__(self, number: int, /) -> Any:
         """The document of this number, from 0 on."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """One document after the other, each read when it is its turn."""
+        return (self[number] for number in range(len(self)))
 
     @abc.abstractmethod
     def where(self, number: int) -> str:

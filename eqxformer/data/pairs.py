@@ -5,13 +5,14 @@ step is compiled for, and are those under which the least is padding.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from eqxformer.data.batches import Data, PairBatch
+from eqxformer.data.batches import Data, PairBatch, StepBatches
+from eqxformer.data.fingerprints import digest, digest_of_array
 from eqxformer.data.parallel import ParallelText
 from eqxformer.data.tokenizer import Tokenizer, encoded
 
@@ -81,6 +82,11 @@ class TokenPairs(NamedTuple):
             padding,
         )
 
+    def digest(self) -> str:
+        """SHA-256 of all ids and of where each pair is."""
+        arrays = (*self.source, *self.target, self.lines)
+        return digest(*map(digest_of_array, arrays), self.padding)
+
     @property
     def widths(self) -> Int[np.ndarray, " rows"]:
         """Tokens that are read, or predicted, of each pair: of its longer side."""
@@ -148,7 +154,7 @@ class Pairs(Data):
             raise ValueError(f"No pair is left: of {len(fits):,}, all are longer or empty.")
         return pairs.only(fits)
 
-    def build(self, pairs: TokenPairs, *, seed: int = 0) -> Callable[[int], PairBatch]:
+    def build(self, pairs: TokenPairs, *, seed: int = 0) -> StepBatches:
         """A function from the number of a step to its batch."""
         widths, steps = best_widths(pairs.widths, self.buckets), self.steps(pairs, epochs=1)
 
@@ -161,7 +167,7 @@ class Pairs(Data):
             width, rows = plan(epoch)[place]
             return pairs.batch(rows, width)
 
-        return batch
+        return StepBatches(batch, lambda: digest(self.to_dict(), seed, pairs.digest()))
 
     def steps(self, pairs: TokenPairs, epochs: int) -> int:
         """Steps after which `epochs` epochs are through."""

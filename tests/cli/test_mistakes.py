@@ -44,7 +44,7 @@ def test_files_that_hold_nothing_to_learn(command, here, content, message):
     ("arguments", "message"),
     [
         (["--data", "missing.txt"], "There is no file `missing.txt`"),
-        (["--data", "."], "`.` is a directory; name a text file"),
+        (["--data", "."], "`.` is a directory without .txt files"),
         (["rot12"], "no recipe `rot12`; the recipes are text, rot13, vpj, nanogpt"),
         (["rot13", "--data", "../text.txt"], "reads no file; leave --data away"),
         (["translate"], "`translate` needs parallel text: --data DIRECTORY with train.en and"),

@@ -51,6 +51,18 @@ def test_batches_are_a_pure_function_of_seed_and_step(kind):
     assert not same(leaves(1, 5), leaves(2, 5))
 
 
+def test_the_fingerprint_notices_text_noise_and_seed():
+    tokens = np.arange(100, dtype=np.int32)
+    data = CorruptedWindows(10, batch=2, corruption=KINDS["mask"])
+    made = [
+        data.build(tokens),
+        data.build(tokens, seed=1),
+        data.build(tokens[::-1].copy()),
+        data.edit(corruption=MaskTokens(mask=MASK, vocab=51)).build(tokens),
+    ]
+    assert len({batches.fingerprint for batches in made}) == len(made)
+
+
 def test_an_epoch_of_windows_has_every_token_once_and_those_to_validate_with_are_spread():
     tokens = np.arange(103, dtype=np.int32)
     data = CorruptedWindows(10, batch=2, corruption=MaskTokens(mask=999, vocab=103))

@@ -50,6 +50,18 @@ def test_batches_are_a_pure_function_of_seed_and_step():
     assert any(texts(one(step)) != texts(other(step)) for step in range(5))
 
 
+def test_the_fingerprint_notices_pairs_settings_and_seed():
+    swapped = TOKENS._replace(source=TOKENS.target, target=TOKENS.source)
+    made = [
+        DATA.build(TOKENS),
+        DATA.build(TOKENS, seed=1),
+        DATA.build(swapped),
+        DATA.edit(buckets=4).build(TOKENS),
+    ]
+    assert len({batches.fingerprint for batches in made}) == len(made)
+    assert DATA.build(TokenPairs.of(TEXT, TOKENIZER)).fingerprint == made[0].fingerprint
+
+
 def test_shapes_are_few_and_within_the_number_of_tokens():
     batches = [DATA.build(TOKENS)(step) for step in range(DATA.steps(TOKENS, 1))]
     shapes = {(batch.source.shape, batch.target.shape) for batch in batches}

@@ -26,7 +26,9 @@ def write(path, content):
 
 
 def every(documents):
-    return [documents[number] for number in range(len(documents))]
+    found = [documents[number] for number in range(len(documents))]
+    assert [str(one) for one in documents] == [str(one) for one in found]
+    return found
 
 
 def test_texts_come_from_files_directories_and_patterns_each_once_by_name():
