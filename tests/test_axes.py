@@ -1,5 +1,6 @@
 """The axis words of every parameter come from the annotations, in one vocabulary."""
 
+import functools
 from typing import Annotated
 
 import equinox as eqx
@@ -12,16 +13,21 @@ import eqxformer as ef
 from eqxformer.checkpoints.names import name
 from tests.helpers.models import DECODERS, SEQ2SEQ
 
-SHAPES = {key: ef.shapes(config) for key, config in {**DECODERS, **SEQ2SEQ}.items()}
+CONFIGS = {**DECODERS, **SEQ2SEQ}
+
+
+@functools.cache
+def shapes(key):
+    return ef.shapes(CONFIGS[key])
 
 
 def _leaves(model):
     return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
 
-@pytest.mark.parametrize("key", SHAPES)
+@pytest.mark.parametrize("key", CONFIGS)
 def test_every_array_has_a_word_of_the_glossary_for_every_axis(key):
-    model = SHAPES[key]
+    model = shapes(key)
     axes = ef.leaf_axes(model)
     for path, leaf in _leaves(model).items():
         assert len(axes[path]) == len(leaf.shape), path
@@ -30,7 +36,7 @@ def test_every_array_has_a_word_of_the_glossary_for_every_axis(key):
 
 
 def test_words_are_those_of_the_place_where_a_part_is_used():
-    axes = ef.leaf_axes(SHAPES["widths"])
+    axes = ef.leaf_axes(shapes("widths"))
     reader, writer = "encoder.blocks.groups.0", "decoder.blocks.groups.0"
     assert axes["decoder.embedding.tokens.weight"] == ("vocab", "dim")
     assert axes[f"{reader}.attention.key.weight"] == ("dim", "kv_heads*head_dim")
@@ -38,8 +44,8 @@ def test_words_are_those_of_the_place_where_a_part_is_used():
     assert axes[f"{writer}.cross_attention.query.weight"] == ("dim", "heads*head_dim")
     assert axes[f"{writer}.attention.out.weight"] == ("heads*value_dim", "dim")
     assert axes[f"{writer}.feed_forward.up.bias"] == ("hidden",)
-    assert ef.leaf_axes(SHAPES["relative"])["bias.weight"] == ("buckets", "heads")
-    assert ef.leaf_axes(SHAPES["neox"])["blocks.groups.0.attention.query_norm.weight"] == (
+    assert ef.leaf_axes(shapes("relative"))["bias.weight"] == ("buckets", "heads")
+    assert ef.leaf_axes(shapes("neox"))["blocks.groups.0.attention.query_norm.weight"] == (
         "head_dim",
     )
 

@@ -1,5 +1,6 @@
 """What is checked, how checks are turned on, and that nothing is there while they are off."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,9 +9,8 @@ import pytest
 
 import eqxformer
 
-
-def test_what_is_right_passes_through_every_transformation(run):
-    source = """
+CLAIMS = {
+    "what is right passes through every transformation": """
     model = p.Model(key=key)
     logits = model(tokens)
     assert logits.shape == (2, 5, 11)
@@ -38,22 +38,59 @@ def test_what_is_right_passes_through_every_transformation(run):
     p.Config(8, options={"x": 1})
     p.Sparse(None, [1, 2])
     p.Pair("x")
-    print("passed")
-    """
-    assert run(source) == "passed\n"
-
-
-def test_a_stacked_or_described_field_says_nothing_about_the_axes(run):
-    source = """
+    """,
+    "a stacked or described field says nothing about the axes": """
     linear = p.Linear(3, 4, key=key)
     stacked = jax.tree.map(lambda x: jnp.stack([x, x]), linear)
     assert jax.vmap(lambda l, x: l(x))(stacked, jnp.ones((2, 5, 3))).shape == (2, 5, 4)
     coarse = eqx.tree_at(lambda l: l.weight, linear, linear.weight.astype(jnp.int8))
     assert coarse.weight.dtype == jnp.int8
     assert eqx.filter_eval_shape(lambda l: p.Attention(l, l, p.Config(2)).width, linear) == 4
-    print("passed")
+    """,
+    "the source keeps its lines, names, signatures and doctests": """
+    import doctest, inspect, pickle
+    plain = inspect.getsource(p.product)
+    assert plain.startswith("def product(") and "return scale * (a @ b)" in plain
+    assert list(inspect.signature(p.product).parameters) == ["a", "b", "scale"]
+    assert p.product.__name__ == "product" and p.product.__module__ == "demo_package.parts"
+    assert pickle.loads(pickle.dumps(p.product)) is p.product
+    assert p.__doc__.startswith("A small model")
+    names = [t.name.rpartition(".")[2] for t in doctest.DocTestFinder().find(p) if t.examples]
+    assert sorted(names) == ["named", "tree"], names
+    assert list(inspect.signature(p.Config).parameters)[0] == "heads"
+    assert not hasattr(p.unannotated, "__wrapped__") and not hasattr(p.free, "__wrapped__")
+    """,
+    "asking twice is the same as asking once": """
+    ef.check_shapes()
+    ef.check_shapes("demo_package")
+    hooks = [f for f in sys.meta_path if type(f).__module__ == "eqxformer.checks._hook"]
+    assert len(hooks) == 1 and p.product.__wrapped__.__name__ == "product"
+    assert not hasattr(p.product.__wrapped__, "__wrapped__")
+    """,
+}
+
+
+@pytest.fixture(scope="module")
+def failures(run):
+    """What went wrong with each of the claims, all tried in one process with checks turned on."""
+    source = """
+    import json, textwrap, traceback
+    failures = {}
+    for claim, source in %r.items():
+        try:
+            exec(textwrap.dedent(source), dict(globals()))
+        except BaseException:
+            failures[claim] = traceback.format_exc()
+        else:
+            failures[claim] = ""
+    print(json.dumps(failures))
     """
-    assert run(source) == "passed\n"
+    return json.loads(run(source % CLAIMS))
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_with_checks_turned_on(failures, claim):
+    assert not failures[claim], failures[claim]
 
 
 def test_a_call_that_does_not_match_the_signature_gets_pythons_own_message(run):
@@ -67,24 +104,6 @@ def test_the_traceback_shows_the_users_lines_and_one_of_the_checks(run):
     assert "jaxtyping" not in error
     assert error.count("_contract.py") == 1
     assert "\neqxformer.ShapeError: `x` of blocks.1.attention.query" in error
-
-
-def test_the_source_keeps_its_lines_names_signatures_and_doctests(run):
-    source = """
-    import doctest, inspect, pickle
-    plain = inspect.getsource(p.product)
-    assert plain.startswith("def product(") and "return scale * (a @ b)" in plain
-    assert list(inspect.signature(p.product).parameters) == ["a", "b", "scale"]
-    assert p.product.__name__ == "product" and p.product.__module__ == "demo_package.parts"
-    assert pickle.loads(pickle.dumps(p.product)) is p.product
-    assert p.__doc__.startswith("A small model")
-    names = [t.name.rpartition(".")[2] for t in doctest.DocTestFinder().find(p) if t.examples]
-    assert sorted(names) == ["named", "tree"], names
-    assert list(inspect.signature(p.Config).parameters)[0] == "heads"
-    assert not hasattr(p.unannotated, "__wrapped__") and not hasattr(p.free, "__wrapped__")
-    print("passed")
-    """
-    assert run(source) == "passed\n"
 
 
 def test_the_compiled_program_is_the_same_with_and_without(run):
@@ -153,18 +172,6 @@ def test_checks_asked_for_after_the_parts_are_loaded_say_what_to_do(run):
         "else of it is used or imported, or start Python with "
         "EQXFORMER_CHECKS=eqxformer,demo_package."
     )
-
-
-def test_asking_twice_is_the_same_as_asking_once(run):
-    source = """
-    ef.check_shapes()
-    ef.check_shapes("demo_package")
-    hooks = [f for f in sys.meta_path if type(f).__module__ == "eqxformer.checks._hook"]
-    assert len(hooks) == 1 and p.product.__wrapped__.__name__ == "product"
-    assert not hasattr(p.product.__wrapped__, "__wrapped__")
-    print("passed")
-    """
-    assert run(source) == "passed\n"
 
 
 def test_a_name_that_is_no_package_is_refused(run):

@@ -1,5 +1,7 @@
 """Scores in pieces: the same numbers, in the memory of a piece."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +61,13 @@ def value_and_gradients(given, mask, scoring, bias):
     return jax.jit(jax.value_and_grad(bent, wrt, has_aux=True))(given, scoring, bias)
 
 
+@functools.cache
+def whole(extra, mask, keys_of=ROWS):
+    """What `value_and_gradients` gives without pieces, made once; not to be asked for with them."""
+    assert score_pieces.MANY
+    return value_and_gradients(operands(keys_of), MASKS[mask], *EXTRAS[extra])
+
+
 @pytest.fixture
 def pieces(monkeypatch):
     """Sets the bytes of a piece, and has all scores made in pieces."""
@@ -80,18 +89,17 @@ def pieces(monkeypatch):
     ],
 )
 def test_pieces_equal_the_whole_in_value_and_gradient(extra, mask, size, pieces):
-    scoring, bias = EXTRAS[extra]
-    wanted = value_and_gradients(operands(), MASKS[mask], scoring, bias)
+    wanted = whole(extra, mask)
     pieces(PIECES[size])
-    assert_close(value_and_gradients(operands(), MASKS[mask], scoring, bias), wanted, 1e-5)
+    assert_close(value_and_gradients(operands(), MASKS[mask], *EXTRAS[extra]), wanted, 1e-5)
 
 
 @pytest.mark.parametrize("size", PIECES)
 def test_rows_may_share_their_keys(size, pieces):
-    scoring, bias = EXTRAS["soft-cap, sinks, bias of heads"]
-    wanted = value_and_gradients(operands(keys_of=1), None, scoring, bias)
+    extra = "soft-cap, sinks, bias of heads"
+    wanted = whole(extra, "none", keys_of=1)
     pieces(PIECES[size])
-    assert_close(value_and_gradients(operands(keys_of=1), None, scoring, bias), wanted, 1e-5)
+    assert_close(value_and_gradients(operands(keys_of=1), None, *EXTRAS[extra]), wanted, 1e-5)
 
 
 @pytest.mark.parametrize("size", PIECES)
