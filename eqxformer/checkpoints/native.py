@@ -20,7 +20,7 @@ from eqxformer.checkpoints._replacing import sync
 from eqxformer.checkpoints._writing import write_file
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.names import named_arrays
-from eqxformer.checkpoints.placing import Where, by_name, place
+from eqxformer.checkpoints.placing import Where, by_name, gathered, one_writes, place
 from eqxformer.checkpoints.rebuild import (
     check_plain,
     differences,
@@ -46,6 +46,9 @@ def save(model: eqx.Module, directory: str | os.PathLike[str]) -> None:
     comes last: a process killed in between leaves no config, and never weights beside the config of
     another model.
 
+    A model may lie on many devices, also of several processes: all of these call this, the first
+    of them writes, and none goes on before that is done.
+
     Arguments:
         model: any model with a `config` that builds it.
         directory: where `config.json` and `model.safetensors` go. Other files stay as they are.
@@ -65,7 +68,13 @@ def save(model: eqx.Module, directory: str | os.PathLike[str]) -> None:
     text = (json.dumps(values, indent=2) + "\n").encode()
     if len(text) > _MAX_CONFIG or _listed(values) > _MAX_BLOCKS:
         raise ValueError(f"The format has room for {_MAX_BLOCKS:,} blocks; the model has more.")
-    folder = pathlib.Path(directory)
+    arrays = gathered(arrays)
+    with one_writes() as writes:
+        if writes:
+            _write_all(pathlib.Path(directory), arrays, text)
+
+
+def _write_all(folder: pathlib.Path, arrays: Mapping[str, Any], text: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with _hidden(folder, WEIGHTS) as weights, _hidden(folder, CONFIG) as settings:
         write_file(weights, _tensors(arrays), {"format": _FORMAT})

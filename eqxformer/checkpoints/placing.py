@@ -1,6 +1,7 @@
-"""Numbers read from a file become arrays, in their type, on the devices that they belong to."""
+"""Numbers of a file on the devices that they belong to, and back from the devices of all hosts."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -41,3 +42,31 @@ def place(numbers: np.ndarray, sharding: Sharding | None) -> Array:
     if sharding is None:
         return jnp.asarray(numbers)
     return jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
+
+
+def gathered(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays whose numbers this process can read: those that lie on other hosts too are fetched.
+
+    A process then holds all of them; every process must ask.
+    """
+
+    def whole(array: Any) -> Any:
+        if not isinstance(array, jax.Array) or array.is_fully_addressable:
+            return array
+        from jax.experimental.multihost_utils import process_allgather
+
+        return process_allgather(array, tiled=True)
+
+    return {name: whole(array) for name, array in arrays.items()}
+
+
+@contextlib.contextmanager
+def one_writes() -> Iterator[bool]:
+    """Whether this process is the one that writes; all go on when it has done so, or has failed."""
+    try:
+        yield jax.process_index() == 0
+    finally:
+        if jax.process_count() > 1:
+            from jax.experimental.multihost_utils import sync_global_devices
+
+            sync_global_devices("eqxformer: written")

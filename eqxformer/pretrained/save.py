@@ -14,6 +14,7 @@ import numpy as np
 
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.names import named_arrays
+from eqxformer.checkpoints.placing import gathered, one_writes
 from eqxformer.checkpoints.rebuild import check_plain, differences, expected, shapes
 from eqxformer.checkpoints.rules import Binding
 from eqxformer.checkpoints.settings import Settings
@@ -81,17 +82,20 @@ def save_pretrained(
     written = expression(model.config, known, model_type)
     bindings = written.bindings(model.config, known)
     settings = {**written.settings, **_dtype(written.settings, arrays.values())}
-    shard_bytes = parse_size(shard_size)
-    with replaced_directory(directory, overwrite=overwrite) as folder:
-        carry(model.config, folder)
-        text = written.text if settings == written.settings else None
-        text = json.dumps(settings, indent=2) + "\n" if text is None else text
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-        write_tensors(
-            folder,
-            sorted((*_tensors(bindings, arrays), *_computed(written, arrays)), key=_name),
-            shard_bytes=shard_bytes,
-        )
+    shard_bytes, arrays = parse_size(shard_size), gathered(arrays)
+    text = written.text if settings == written.settings else None
+    text = json.dumps(settings, indent=2) + "\n" if text is None else text
+    with one_writes() as writes:
+        if not writes:
+            return
+        with replaced_directory(directory, overwrite=overwrite) as folder:
+            carry(model.config, folder)
+            (folder / CONFIG).write_text(text, encoding="utf-8")
+            write_tensors(
+                folder,
+                sorted((*_tensors(bindings, arrays), *_computed(written, arrays)), key=_name),
+                shard_bytes=shard_bytes,
+            )
 
 
 def _checked(model: Any) -> dict[str, Any]:

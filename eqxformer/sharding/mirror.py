@@ -8,6 +8,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eqxformer.checkpoints.names import is_array
+from eqxformer.sharding.moving import moved
 from eqxformer.sharding.rules import Place, short
 
 Path = tuple[str, ...]
@@ -64,7 +65,10 @@ def beside(make: Callable[[Any], Any], parameters: Any) -> Any:
 def everywhere(tree: Any, *, like: Any) -> Any:
     """Arrays whole on every device of the mesh that those of `like` lie on, if it is one."""
     found = lying(like)
-    return tree if found is None else jax.device_put(tree, NamedSharding(found[0], PartitionSpec()))
+    if found is None:
+        return tree
+    where = NamedSharding(found[0], PartitionSpec())
+    return jax.tree.map(lambda x: moved(x, where), tree)
 
 
 def on_mesh(leaf: Any) -> bool:

@@ -15,6 +15,7 @@ from eqxformer.checkpoints.names import is_array, unrolled
 from eqxformer.constraints import MESH_AXES, ROWS
 from eqxformer.sharding.mesh import make_mesh, spelled
 from eqxformer.sharding.mirror import Path, mirrored, parts
+from eqxformer.sharding.moving import moved
 from eqxformer.sharding.rules import Place, Rules
 
 
@@ -65,7 +66,7 @@ class Placement:
     def put(self, tree: Any) -> Any:
         """A model or a `TrainState` that is there already, moved to where it belongs."""
         return jax.tree.map(
-            lambda leaf, where: leaf if where is None else jax.device_put(leaf, where),
+            lambda leaf, where: leaf if where is None else moved(leaf, where),
             tree,
             self.shardings(tree),
         )
@@ -190,11 +191,9 @@ class Placement:
     def _rows(self, x: Any) -> Any:
         if not isinstance(x, (jax.Array, np.ndarray)):
             return x
-        where = self._row_sharding(x.shape[0]) if x.ndim else self._sharding(PartitionSpec())
-        if isinstance(x, jax.Array) and jax.process_count() == 1:
-            return jax.device_put(x, where)
-        numbers = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, where, lambda index: numbers[index])
+        return moved(
+            x, self._row_sharding(x.shape[0]) if x.ndim else self._sharding(PartitionSpec())
+        )
 
     def _row_sharding(self, rows: int) -> NamedSharding:
         self.check_rows(rows)
