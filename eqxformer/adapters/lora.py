@@ -150,8 +150,8 @@ class Decomposed(Adapter):
     def __call__(
         self, x: Float[Array, "*batch in_dim"], base: AbstractLinear
     ) -> Float[Array, "*batch out_dim"]:
-        plain = in_type(base.plain(), x.dtype)
-        y = Linear.of(plain.weight, None)(x) + added(self.down, self.up, self.config.factor, x)
+        plain = base.plain()
+        y = base.bare()(x) + added(self.down, self.up, self.config.factor, x)
         y = y * along_last(self._lengths(plain).astype(x.dtype), y)
         return y if plain.bias is None else y + along_last(plain.bias, y)
 
@@ -171,8 +171,8 @@ class Decomposed(Adapter):
 
     def _lengths(self, base: Linear) -> Float[Array, " out_dim"]:
         """What each output is multiplied by; a direction of zeros has none and stays zero."""
-        norm = norms(base.weight.astype(jnp.float32) + self.delta())
-        norm = jax.lax.stop_gradient(norm)
+        adapter, base = jax.tree.map(jax.lax.stop_gradient, (self, base))
+        norm = norms(base.weight.astype(jnp.float32) + adapter.delta())
         magnitude = self.magnitude.astype(jnp.float32)
         return magnitude / jnp.where(norm == 0.0, 1.0, norm)
 
@@ -200,6 +200,9 @@ class AdaptedLinear(AbstractLinear):
 
     def plain(self) -> Linear:
         return self.lora.merged(self.base.plain())
+
+    def bare(self) -> "AdaptedLinear":
+        return AdaptedLinear(self.base.bare(), self.lora)
 
     def grouped(self, groups: Groups) -> Callable[[Array], Array]:
         return functools.partial(self.lora.grouped(groups), base=self.base.grouped(groups))

@@ -46,7 +46,7 @@ class QuantisedLinear(AbstractLinear):
         return QuantisedLinear(numbers.astype(jnp.int8), scale, linear.bias)
 
     def __call__(self, x: Float[Array, "*batch in_dim"]) -> Float[Array, "*batch out_dim"]:
-        y = product(x, self.weight.astype(x.dtype))
+        y = _cast_product(x, self.weight)
         y = y * along_last(_fixed(self.scale).astype(x.dtype), y)
         return y if self.bias is None else y + along_last(self.bias, y)
 
@@ -54,6 +54,9 @@ class QuantisedLinear(AbstractLinear):
         weight = self.weight.astype(jnp.float32)
         scale = _fixed(self.scale).astype(jnp.float32)
         return Linear.of(weight * along_last(scale, weight), self.bias)
+
+    def bare(self) -> "QuantisedLinear":
+        return QuantisedLinear(self.weight, self.scale, None)
 
     def grouped(self, groups: Groups) -> "GroupedQuantisedLinear":
         return GroupedQuantisedLinear(self.weight, self.scale, self.bias, groups)
@@ -69,7 +72,7 @@ class GroupedQuantisedLinear(eqx.Module):
 
     def __call__(self, x: Float[Array, "rows in_dim"]) -> Float[Array, "rows out_dim"]:
         group = self.groups.group
-        y = grouped_product(x, self.weight, self.groups)
+        y = jax.checkpoint(grouped_product)(x, self.weight, self.groups)
         y = y * _fixed(self.scale).astype(x.dtype)[group]
         return y if self.bias is None else y + self.bias[group]
 
@@ -106,6 +109,12 @@ def quantise(model: Any, *, to: To) -> Any:
         return over_stack(QuantisedLinear.of, node)
 
     return with_names(change, model, is_leaf=is_linear)
+
+
+@jax.checkpoint
+def _cast_product(x: Array, weight: Array) -> Array:
+    """`x @ weight`, which keeps for the backward pass the weight in int8, not the one it casts."""
+    return product(x, weight.astype(x.dtype))
 
 
 def _fixed(scale: Array) -> Array:

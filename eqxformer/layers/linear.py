@@ -59,6 +59,10 @@ class AbstractLinear(eqx.Module):
         """The `Linear` that computes the same, to rounding."""
 
     @abc.abstractmethod
+    def bare(self) -> "AbstractLinear":
+        """The same map without its bias."""
+
+    @abc.abstractmethod
     def grouped(self, groups: Groups) -> Callable[[Array], Array]:
         """The maps of stacked experts as one, of rows sorted by their expert."""
 
@@ -116,6 +120,9 @@ class Linear(AbstractLinear):
 
     def plain(self) -> "Linear":
         return self
+
+    def bare(self) -> "Linear":
+        return Linear.of(self.weight, None)
 
     def grouped(self, groups: Groups) -> "GroupedLinear":
         return GroupedLinear(self.weight, self.bias, groups)

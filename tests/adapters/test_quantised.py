@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
-from tests.adapters.made import plain, small
+from tests.adapters.made import KINDS, adapted, plain, small
 from tests.helpers.compare import same_bits
 from tests.helpers.hot import drawn, normal
 from tests.helpers.models import close, logits, tokens
@@ -82,6 +82,24 @@ def test_a_quantised_model_with_adapters_on_top_is_its_merged_self():
 def test_experts_are_quantised_with_a_scale_per_expert():
     mixture = drawn(ef.Experts.Config(3, 2, ef.MLP.Config(hidden=5)), 6)
     assert ef.named_arrays(ef.quantise(mixture, to="experts"))["experts.up.scale"].shape == (3, 5)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA"])
+def test_a_scan_over_layers_has_no_copy_of_their_weights_in_float32(kind):
+    """Nor has its backward pass, where JAX would keep what each layer has cast."""
+    size, layers = 64, 9
+    numbers = normal(0, layers, size, size)
+    model = jax.vmap(lambda weight: ef.QuantisedLinear.of(ef.Linear.of(weight, None)))(numbers)
+    adapter = adapted((ef.Linear.of(numbers[0], None),), KINDS[kind])[0].lora
+
+    def run(x, adapter):
+        def body(x, base):
+            return jnp.tanh(adapter(x, base)), None
+
+        return jax.lax.scan(body, x, model)[0].sum()
+
+    program = jax.jit(jax.grad(run, (0, 1))).lower(normal(1, 3, size), adapter).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 0.6 * 4 * layers * size**2
 
 
 def test_what_is_quantised_stays_so_and_what_is_adapted_is_refused():

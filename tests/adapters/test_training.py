@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import eqxformer as ef
-from tests.adapters.made import ADAPTERS, KINDS, adapted, plain
+from tests.adapters.made import ADAPTERS, KINDS, SMALL, adapted, plain
 from tests.helpers.compare import same_bits
 from tests.helpers.hot import cast
-from tests.helpers.models import tokens
+from tests.helpers.models import filled, tokens
 
 
 def size(tree):
@@ -22,7 +22,8 @@ def size(tree):
 
 def test_steps_change_adapters_alone_and_the_optimizer_remembers_nothing_else():
     """Of both kinds, on int8 weights and on others."""
-    base = ef.quantise(plain(), to=("**.feed_forward.up", "**.query"))
+    config = SMALL.edit(blocks=SMALL.blocks[:1])
+    base = ef.quantise(filled(config), to=("**.feed_forward.up", "**.query"))
     start = adapted(
         adapted(base, KINDS["LoRA"], "**.query"), KINDS["DoRA"], "blocks.*.feed_forward"
     )
