@@ -46,7 +46,7 @@ from eqxformer.training.trainer import NonFiniteLoss, Trainer
 
 _HELP = (
     "Train a model as RECIPE says; the first one if none is named.\n\n\b\nRecipes:\n"
-    + "\n".join(f"  {each.name:<9} {each.summary}" for each in RECIPES.values())
+    + "\n".join(f"  {each.name:<11} {each.summary}" for each in RECIPES.values())
 )
 _EXAMPLES = """\b
 Examples:

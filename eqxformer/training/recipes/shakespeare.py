@@ -2,7 +2,7 @@
 
 The original reports a best validation loss of 1.4697 on tinyshakespeare, after some three minutes
 on an A100; on two cores of a CPU its 5,000 steps take hours. Model, data, steps and optimizer are
-the original's. It overfits long before the end: the directory `best` of a run has the model to keep.
+its own. It overfits long before the end: the directory `best` of a run has the model to keep.
 """
 
 import numpy as np
