@@ -52,7 +52,8 @@ LATER = [
     *(
         "outlines_core",
         "rich",
-        "sacrebleu", "safetensors",
+        "sacrebleu",
+        "safetensors",
         "tensorboardX",
         "tokenizers",
         "torch",
