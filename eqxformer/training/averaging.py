@@ -62,8 +62,9 @@ def average(models: Iterable[Any]) -> Any:
 class AverageLast(Callback):
     """Keeps the last few models in a directory; at the end, their mean is the model that comes out.
 
-    `trainer.outcome` is the mean then, which `Evaluate` and `Save` take; the state keeps the weights
-    of the last step. Nothing is averaged after Ctrl-C.
+    `trainer.outcome` is the mean then, which `Evaluate` and `Save` take; the state keeps the
+    weights of the last step. Nothing is averaged after Ctrl-C. Training that goes on from a
+    checkpoint goes on with the models of the steps before it.
 
     Arguments:
         folder: where the models are kept, as `step-100` and so on. What an earlier training left

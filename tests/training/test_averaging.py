@@ -117,7 +117,7 @@ def names(folder):
 
 def at(step, model, *, interrupted=False):
     """What a callback sees of a trainer after some steps."""
-    state = types.SimpleNamespace(model=model)
+    state = types.SimpleNamespace(model=model, averaged=model)
     return types.SimpleNamespace(step=step, state=state, outcome=model, interrupted=interrupted)
 
 

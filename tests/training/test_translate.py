@@ -16,6 +16,7 @@ from eqxformer.training.experiment import Request
 from eqxformer.training.recipes import recipe, translate
 from eqxformer.training.run_directory import RunDirectory
 from tests.data.made import sentences, write_directory
+from tests.helpers.compare import same_bits
 from tests.helpers.models import filled
 
 COUNTS = {"train": 60, "valid": 6, "test": 5}
