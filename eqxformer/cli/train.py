@@ -22,6 +22,7 @@ from eqxformer.cli.settings import edited
 from eqxformer.config import Config
 from eqxformer.data.feed import feed
 from eqxformer.inspect.table import table
+from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.sharding import Placement, Rules, make_mesh
 from eqxformer.sharding.mesh import spelled
 from eqxformer.training.callbacks import (
@@ -259,17 +260,22 @@ def _callbacks(
 
 def _measure(experiment: Experiment) -> Measure:
     """Numbers about the run itself, as often as it is validated."""
-    rows, length = experiment.data.shape
-    try:
-        flops = step_flops(experiment.model, rows, length)
-    except NotImplementedError:  # of windows and experts nobody has counted them
-        flops = None
     return Measure(
         every=experiment.validate_every,
         learning_rate=lambda step: experiment.optimizer.rate(step, of=experiment.steps),
-        flops=flops,
+        flops=(flops := _flops(experiment)),
         peak=experiment.peak_flops if flops else None,
     )
+
+
+def _flops(experiment: Experiment) -> float | None:
+    """Operations of a step; None where nobody has counted them, as of windows and experts."""
+    if not isinstance(experiment.model, DecoderLM.Config):
+        return None
+    try:
+        return step_flops(experiment.model, *experiment.data.shape)
+    except NotImplementedError:
+        return None
 
 
 _SINKS: dict[str, Callable[[Path, Experiment], Callback]] = {
