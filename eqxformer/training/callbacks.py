@@ -35,9 +35,14 @@ class Callback:
     With `every` set, `reached` is called at each multiple of it, when the numbers of all steps
     until then are known to be finite. Whatever it does with `trainer.state` must be over when it
     returns: the next step reuses that memory.
+
+    Where several processes train, every one of them calls callbacks, since what computes with the
+    model must be asked for by all; those that only write or show numbers set `everywhere` to False,
+    and are called on the first process alone.
     """
 
     every: int | None = None
+    everywhere: bool = True
 
     def started(self, trainer: "Trainer") -> None:
         """Before the first step."""

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from eqxformer.training.differences import differences
+from eqxformer.training.processes import told_by_first
 from eqxformer.training.seals import BrokenSeal, check_seal, seal
 
 _STATE, _RECORD = "state", "record"
@@ -51,7 +52,7 @@ class CheckpointNotWritten(OSError):
 
 
 class Checkpoints:
-    """The checkpoints in a directory, which belongs to one training process at a time.
+    """The checkpoints in a directory, which belongs to one training run at a time.
 
     `Trainer(..., checkpoints=Checkpoints("run/checkpoints", every=500))` writes one every 500 steps
     and at the end, and goes on from the newest one that is whole, if there is one. Needs the extra
@@ -93,7 +94,7 @@ class Checkpoints:
         """Takes the directory for this process. Raises `ValueError` where another one has it."""
         if self._manager is None:
             with contextlib.ExitStack() as closing:
-                closing.enter_context(_locked(self.directory))
+                told_by_first(lambda: closing.enter_context(_locked(self.directory)))
                 self._manager = _manager(self.directory, self.keep, self._seal)
                 closing.callback(self._manager.close)
                 self._closing = closing.pop_all()
@@ -149,23 +150,32 @@ class Checkpoints:
         out of the way. Raises `ValueError` for checkpoints of another run, `DamagedCheckpoints`
         where all are damaged; in both cases nothing is changed.
         """
-        damaged: dict[int, str] = {}
+        step, damaged = told_by_first(self._newest)
+        if step is None:
+            return None
+        found = self._read(step, like)
+        if damaged:
+            told_by_first(lambda: self._set_aside(damaged, going_on_from=step))
+            self._manager.reload()
+        return found
+
+    def _newest(self) -> tuple[int | None, dict[str, str]]:
+        """The step of the newest one that is whole, and what is wrong with those after it."""
+        damaged: dict[str, str] = {}
         for step in reversed(self._all()):
             try:
                 check_seal(self.directory / str(step))
             except BrokenSeal as broken:
-                damaged[step] = str(broken)
+                damaged[str(step)] = str(broken)
                 continue
-            found = self._read(step, like)
-            self._set_aside(damaged, going_on_from=step)
-            return found
+            return step, damaged
         if damaged:
             lines = "\n  ".join(f"step {step}: {reason}" for step, reason in damaged.items())
             raise DamagedCheckpoints(
                 f"None of the checkpoints in `{self.directory}` can be read:\n  {lines}\n"
                 "Nothing was changed. To begin anew, give another directory."
             )
-        return None
+        return None, {}
 
     def _read(self, step: int, like: Any) -> Restored:
         from orbax.checkpoint import args
@@ -188,19 +198,17 @@ class Checkpoints:
         names = (path.name for path in self.directory.iterdir())
         return sorted(int(name) for name in names if re.fullmatch(r"\d+", name))
 
-    def _set_aside(self, damaged: Mapping[int, str], *, going_on_from: int) -> None:
+    def _set_aside(self, damaged: Mapping[str, str], *, going_on_from: int) -> None:
         for step, reason in damaged.items():
             aside = self.directory.with_name(f"{self.directory.name}-damaged")
             aside.mkdir(exist_ok=True)
-            numbers = (f"{step}" if i == 0 else f"{step}-{i}" for i in itertools.count())
+            numbers = (step if i == 0 else f"{step}-{i}" for i in itertools.count())
             place = next(aside / each for each in numbers if not (aside / each).exists())
-            os.replace(self.directory / str(step), place)
+            os.replace(self.directory / step, place)
             self._warn(
                 f"The checkpoint of step {step} is damaged: {reason}. It is now `{place}`; "
                 f"going on from step {going_on_from}."
             )
-        if damaged:
-            self._manager.reload()
 
     @contextlib.contextmanager
     def _writing(self) -> Any:

@@ -20,6 +20,8 @@ _SPAN = 10.0  # seconds that the speed is averaged over
 class ProgressBar(Callback):
     """Shows step, loss, tokens per second and the time left, and each validation as a line."""
 
+    everywhere = False
+
     def __init__(self, console: Console) -> None:
         self.console = console
         self._recent: deque[Record] = deque()

@@ -20,6 +20,8 @@ class MetricsFile(Callback):
     the checkpoint was made: no step is missing in it, and none stands there twice.
     """
 
+    everywhere = False
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._lines = 0
@@ -55,6 +57,8 @@ class LossPlot(Callback):
     `history` is the file of a `MetricsFile`: where training goes on from a checkpoint, the losses
     before it are read there.
     """
+
+    everywhere = False
 
     def __init__(
         self, path: str | os.PathLike[str], *, history: str | os.PathLike[str] | None = None

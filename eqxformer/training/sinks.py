@@ -20,6 +20,8 @@ class TensorBoard(Callback):
     Where training goes on from a checkpoint, what was shown behind it is taken back.
     """
 
+    everywhere = False
+
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         try:
             from tensorboardX import SummaryWriter
@@ -52,6 +54,8 @@ class WeightsAndBiases(Callback):
 
     Where training goes on from a checkpoint, so does the run there.
     """
+
+    everywhere = False
 
     def __init__(
         self,

@@ -114,6 +114,11 @@ class Trainer:
         self._first = self.batches.position() if isinstance(self.batches, Feed) else {}
 
     @property
+    def _callbacks(self) -> Sequence[Callback]:
+        """Those that take part on this process; on the first one all do."""
+        return [c for c in self.callbacks if c.everywhere or jax.process_index() == 0]
+
+    @property
     def interrupted(self) -> bool:
         """Whether a signal ended training before its last step."""
         return self.signal is not None
@@ -144,14 +149,14 @@ class Trainer:
             if self.checkpoints is not None:
                 stack.enter_context(contextlib.closing(self.checkpoints.open()))
                 self._go_on()
-            for callback in self.callbacks:
+            for callback in self._callbacks:
                 callback.started(self)
                 stack.callback(callback.closed)
             self._loop(asked)
             if self.checkpoints is not None:
                 self.checkpoints.wait()
             self.outcome = self.state.averaged  # or what a callback puts in its place
-            for callback in self.callbacks:
+            for callback in self._callbacks:
                 callback.finished(self)
         return self.state
 
@@ -187,9 +192,9 @@ class Trainer:
             self.step += 1
             self.tokens += getattr(batch, "token_count", 0)
             pending.append((self.step, self.tokens, metrics))
-            self.signal = asked.signal
+            self.signal = asked.heard(self.step)
             last = self.interrupted or self.step == self.steps
-            due = [c for c in self.callbacks if c.every and self.step % c.every == 0]
+            due = [c for c in self._callbacks if c.every and self.step % c.every == 0]
             saves = self._saves_at(self.step) or (last and self.checkpoints is not None)
             while len(pending) > (0 if due or last or saves else _RUN_AHEAD):
                 self._read(*pending.popleft())
@@ -214,7 +219,7 @@ class Trainer:
 
     def _record(self, step: int, tokens: int, values: dict[str, float]) -> None:
         record = Record(step, tokens, self.seconds, values)
-        for callback in self.callbacks:
+        for callback in self._callbacks:
             callback.recorded(record)
 
     def _saves_at(self, step: int) -> bool:
@@ -251,7 +256,7 @@ class Trainer:
     def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
         """Callbacks by the name of their class, numbered where there are several."""
         seen: Counter[str] = Counter()
-        for callback in self.callbacks:
+        for callback in self._callbacks:
             name = type(callback).__name__
             seen[name] += 1
             yield (name if seen[name] == 1 else f"{name}-{seen[name]}"), callback
