@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+
 from eqxformer.bench.ceilings import memory, step_numbers
 from eqxformer.checkpoints.rebuild import shapes
 from eqxformer.inspect.table import count, size
@@ -10,11 +12,16 @@ from eqxformer.training.experiment import Experiment
 _FLOAT = 4  # bytes
 
 
-def check_memory(experiment: Experiment) -> None:
-    """Raises `ValueError` where a step needs more memory than there is, whatever else it does."""
+def check_memory(experiment: Experiment, devices: int = 1) -> None:
+    """Raises `ValueError` where a step needs more memory than there is, whatever else it does.
+
+    Devices that share it have as many times the memory of one, but those that a CPU passes for.
+    """
     weights = count(shapes(experiment.model))
     needed = _FLOAT * step_numbers(experiment.model, math.prod(experiment.data.shape))
     there = memory()
+    if there is not None and jax.default_backend() != "cpu":
+        there *= devices
     if there is not None and needed > there:
         raise ValueError(
             f"Training needs at least {size(needed)}, {size(_FLOAT * weights)} of it for the "

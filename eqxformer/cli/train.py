@@ -115,10 +115,10 @@ def train(
         if before is not None:
             _refuse_changes(before, {"experiment": experiment.identity(), "data": task.about})
         task.check(experiment)
-        check_memory(experiment)
+        placement = None if mesh is None else _placement(mesh, experiment)
+        check_memory(experiment, 1 if placement is None else placement.mesh.size)
         skeleton = shapes(experiment.model)
         also = [_SINKS[sink](out, experiment) for sink in sinks]
-        placement = None if mesh is None else _placement(mesh, experiment)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"{table(skeleton)}\n")
     if dry_run:

@@ -25,8 +25,8 @@ def make_mesh(spelling: str, *, devices: Sequence[Any] | None = None) -> Mesh:
 
     Example:
         >>> import eqxformer as ef, jax
-        >>> ef.make_mesh("data=1", devices=jax.devices()[:1]).shape
-        OrderedDict({'data': 1})
+        >>> dict(ef.make_mesh("data=1", devices=jax.devices()[:1]).shape)
+        {'data': 1}
     """
     sizes = parse_mesh(spelling)
     devices = jax.devices() if devices is None else list(devices)

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from eqxformer.axes import leaf_axes, leaf_counts
 from eqxformer.checkpoints.names import is_array, unrolled
 from eqxformer.constraints import MESH_AXES, ROWS
-from eqxformer.sharding.mesh import make_mesh, spelled
+from eqxformer.sharding.mesh import spelled
 from eqxformer.sharding.mirror import Path, mirrored, parts
 from eqxformer.sharding.moving import moved
 from eqxformer.sharding.rules import Place, Rules
@@ -24,7 +24,7 @@ class Placement:
     """A mesh of devices, and the rules by which arrays are cut over it.
 
     Arguments:
-        mesh: as `make_mesh` makes it, or its spelling.
+        mesh: as `make_mesh` makes it, or `abstract_mesh`, which is enough for what is on paper.
         rules: which axis of the mesh cuts which axis of an array.
 
     Example:
@@ -40,13 +40,11 @@ class Placement:
     rules: Rules = dataclasses.field(default_factory=Rules)
 
     def __post_init__(self) -> None:
-        mesh = make_mesh(self.mesh) if isinstance(self.mesh, str) else self.mesh
-        object.__setattr__(self, "mesh", mesh)
-        unknown = [name for name in mesh.axis_names if name not in MESH_AXES]
-        if unknown or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        unknown = set(self.mesh.axis_names) - set(MESH_AXES)
+        if unknown or any(kind != AxisType.Auto for kind in self.mesh.axis_types):
             raise ValueError(
                 f"The axes of a mesh must be among {', '.join(MESH_AXES)}, and of the type `Auto`, "
-                f"as `make_mesh` makes them; got {mesh}."
+                f"as `make_mesh` makes them; got {self.mesh}."
             )
 
     def init(self, make: Callable[..., Any], *args: Any) -> Any:

@@ -58,8 +58,9 @@ class Rules(Config):
     Example:
         >>> import eqxformer as ef
         >>> rules = ef.Rules()
-        >>> rules.place(("dim", "heads*head_dim"), (64, 48), {"fsdp": 4, "tensor": 2}, {"heads": 6})
-        Place(shape=(64, 48), spec=PartitionSpec('fsdp', 'tensor'), problems=())
+        >>> words, mesh = ("dim", "heads*head_dim"), {"fsdp": 4, "tensor": 2}
+        >>> tuple(rules.place(words, (64, 48), mesh, {"heads": 6}).spec)
+        ('fsdp', 'tensor')
     """
 
     cuts: tuple[Cut, ...] = (BY_EXPERT, BY_TENSOR, BY_FSDP)

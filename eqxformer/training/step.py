@@ -106,12 +106,12 @@ def abstract_state(
 
     Example:
         >>> import eqxformer as ef, jax
-        >>> placement = ef.Placement(ef.make_mesh("fsdp=1", devices=jax.devices()[:1]))
+        >>> placement = ef.Placement(ef.abstract_mesh("fsdp=8"))
         >>> config = ef.families.gpt(vocab=65, dim=16, layers=1, heads=2, context=8)
         >>> optimizer = ef.AdamW(1e-3).build(steps=100)
         >>> state = ef.abstract_state(ef.shapes(config), optimizer, placement)
-        >>> state.model.embedding.tokens.weight.sharding.spec
-        PartitionSpec(None, 'fsdp')
+        >>> tuple(state.model.embedding.tokens.weight.sharding.spec)
+        (None, 'fsdp')
     """
 
     def made(model: Any, key: PRNGKeyArray) -> TrainState:

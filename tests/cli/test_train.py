@@ -7,6 +7,7 @@ import pytest
 from eqxformer.checkpoints.native import load
 from eqxformer.cli.settings import edited
 from eqxformer.cli.train import default_directory
+from eqxformer.training.recipes import recipe
 from eqxformer.training.recipes.rot13 import Rot13
 from tests.cli.conftest import SMALL
 
@@ -148,3 +149,32 @@ def test_a_run_that_breaks_down_names_the_step_and_keeps_the_last_good_model(com
     )
     assert jnp.isfinite(load(here / "run")(jnp.array([[1, 2, 3]]))).all()
     assert None in records(here / "run")[-1].values()
+
+
+def test_devices_of_a_mesh_share_the_work(command, here):
+    """One block, so that little is compiled."""
+    block = json.dumps(recipe("text").prepare(None).experiment.model.blocks[0].to_dict())
+    place = here / "run"
+    code, out, err = command(
+        *("train", "--data", here.parent / "text.txt", "--out", place, *SMALL, "--batch=4"),
+        *("--set", f"model.blocks=[{block}]", "--set", "model.blocks.*.feed_forward.hidden=16"),
+        *("--mesh", "tensor=2,fsdp=4", "--steps=2"),
+    )
+    assert (code, err) == (0, "")
+    assert "  mesh       fsdp=4,tensor=2\n  run" in out
+    assert [record["step"] for record in records(place) if "gradient_norm" in record] == [1, 2]
+    assert load(place).blocks[0].attention.query.weight.shape == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("fsdp=4,tensor=4", "is of 4 x 4 = 16 devices; there are 8"),
+        ("data=8", "The rows of a batch must be a multiple of the 8 devices"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(command, here, mesh, message):
+    code, out, err = command("train", "--mesh", mesh, *SMALL)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not list(here.iterdir())

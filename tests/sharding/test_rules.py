@@ -1,5 +1,7 @@
 """Which axis of an array each axis of a mesh cuts."""
 
+import equinox as eqx
+import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -109,3 +111,20 @@ def test_a_part_without_words_or_counts_is_cut_where_that_is_safe():
     unknown = rules.place(("dim", "heads*head_dim"), (8, 8), sizes, {})
     assert unknown.problems == ("the unknown number of heads is not a multiple of tensor=2",)
     assert unknown.spec == P("fsdp")
+
+
+def test_adapters_and_int8_weights_are_cut_as_what_they_belong_to():
+    def changed(key):
+        model = ef.quantise(LLAMA.build(key=key), to="blocks")
+        return ef.add_lora(model, ef.LoRA(rank=4), to="blocks.*.attention", key=key)
+
+    placement = placed("fsdp=4,tensor=2")
+    with jax.debug_key_reuse(False):
+        skeleton = eqx.filter_eval_shape(changed, jax.random.key(0))
+    block = placement.shardings(skeleton).blocks[0]
+    assert block.feed_forward.up.weight.spec == P("fsdp", "tensor")
+    assert block.feed_forward.up.scale.spec == P("tensor")
+    query = block.attention.query
+    assert query.base.weight.spec == P("fsdp", "tensor")
+    assert query.lora.down.weight.spec == P("fsdp")
+    assert query.lora.up.weight.spec == P(None, ("tensor", "fsdp"))

@@ -103,7 +103,7 @@ def test_every_kind_of_model_of_tokens_is_estimated_and_others_are_refused():
     for config in (encoder, ef.EncoderWithHead.Config(encoder, labels), pair):
         needed = estimated("fsdp=2,tensor=4", config, batch=2)
         total = sum(math.prod(x.shape) for x in jax.tree.leaves(ef.shapes(config)))
-        assert needed.weights < 1.6 * 4 * total / 8
+        assert total / 8 < needed.weights / 4 < total / 4  # vectors are whole in part
     with pytest.raises(NotImplementedError, match="Estimated are decoders, encoders and"):
         estimated("data=8", ef.preset("whisper-tiny"))
     with pytest.raises(ValueError, match=r"rows of a batch .* multiple of fsdp=64.*got 12"):
