@@ -1,6 +1,6 @@
 """Which linear maps of a model are meant: by their paths, or by what their axes are."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,7 +11,7 @@ from eqxformer.checkpoints.names import leads_to, name, unrolled
 from eqxformer.config import nearest
 from eqxformer.layers.linear import AbstractLinear
 
-To = str | Axes | tuple[str | Axes, ...]
+To = str | Axes | Sequence[str | Axes]
 
 
 class Place(NamedTuple):
@@ -47,13 +47,13 @@ def chosen(model: Any, to: To) -> dict[str, Place]:
     Raises `ValueError` for a path or for axes that no linear map has.
     """
     every, found = places(model), {}
-    for each in to if isinstance(to, tuple) else (to,):
+    for each in (to,) if isinstance(to, str | Axes) else to:
         some = {path: place for path, place in every.items() if _meant(each, path, place)}
         if not some:
             raise ValueError(_nothing(each, every))
         found |= some
     if not found:
-        raise ValueError("`to` must name at least one path or some `Axes`; got ().")
+        raise ValueError("`to` must name at least one path or some `Axes`; got none.")
     return found
 
 

@@ -24,7 +24,7 @@ def add_lora(model: Any, lora: LoRA, *, to: To, key: PRNGKeyArray) -> Any:
         lora: their rank and scale: `LoRA(...)` or `DoRA(...)`.
         to: which linear maps: paths as in the parameter table, in which `*` stands for any one
             name or number and `**` for any number of them, and which mean all that is below; or
-            `Axes(out_dim="hidden")` for all whose axes are these; or a tuple of both.
+            `Axes(out_dim="hidden")` for all whose axes are these; or several of both.
         key: what `down` is drawn from. A map's numbers depend on its path and the key alone.
 
     Raises `ValueError` for what leads nowhere, for a map that has an adapter already, and for some
@@ -38,7 +38,7 @@ def add_lora(model: Any, lora: LoRA, *, to: To, key: PRNGKeyArray) -> Any:
         >>> adapted = ef.add_lora(model, ef.LoRA(rank=4), to=to, key=jax.random.key(1))
         >>> trains = ef.Only(paths=("**.lora",))
         >>> ef.count(trains.of(adapted)), ef.count(model)
-        (1792, 6224)
+        (1792, 7280)
     """
     wanted = chosen(model, to)
     for path, place in wanted.items():

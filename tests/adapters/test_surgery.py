@@ -48,7 +48,7 @@ def test_paths_and_axes_choose_linear_maps(to, paths):
         ("embedding", "leads to no linear map"),
         ("blocks.0.attention.query.weight", "leads to no linear map"),
         (ef.Axes(out_dim="hiden"), "No linear map of the model has out_dim=hiden.*dim to hidden"),
-        ((), "must name at least one path"),
+        ([], "must name at least one path"),
     ],
 )
 def test_what_leads_nowhere_is_refused(to, message):
