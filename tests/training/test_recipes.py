@@ -29,11 +29,12 @@ from eqxformer.training.recipes.rot13 import (
     pairs,
     spell,
 )
+from eqxformer.training.recipes.shakespeare import experiment as shakespeare
 from eqxformer.training.recipes.text import experiment as text
 from eqxformer.training.recipes.vpj import experiment as vpj
 
 CORPUS = Corpus("numbers", " ".join(map(str, range(2000))) + " The It \n")
-SUGGESTIONS = {"text": text, "vpj": vpj, "nanogpt": nanogpt}
+SUGGESTIONS = {"text": text, "vpj": vpj, "nanogpt": nanogpt, "shakespeare": shakespeare}
 LETTERS_ALONE = Rot13().tokenizer
 
 
@@ -42,7 +43,10 @@ def word(ids):
 
 
 def test_the_recipes_are_known_by_name():
-    assert list(RECIPES) == ["text", "rot13", "vpj", "nanogpt", "translate"]
+    assert list(RECIPES) == [
+        *("text", "rot13", "vpj", "nanogpt", "shakespeare"),
+        *("translate", "mlm", "denoise", "finetune"),
+    ]
     assert recipe("rot13").name == "rot13"
     with pytest.raises(ValueError, match=r"no recipe `rot12`; the recipes are text, rot13, vpj"):
         recipe("rot12")
