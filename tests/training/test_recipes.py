@@ -98,6 +98,18 @@ def test_nanogpt_has_the_sizes_of_the_original():
     np.testing.assert_allclose(model.blocks[3].attention.out.weight.std(), writes, rtol=0.02)
 
 
+def test_shakespeare_has_the_sizes_of_the_original():
+    tokenizer = Characters("".join(map(chr, range(32, 97))))
+    made = shakespeare(tokenizer, np.zeros(10, np.int32))
+    model = shapes(made.model)
+    # What the original prints: "number of parameters: 10.65M", without those of positions.
+    assert count(model) - count(model.embedding.positions) == 10_646_784
+    block = made.model.blocks[0]
+    rates = (block.attention.dropout, block.attention_residual.dropout)
+    assert (*rates, block.feed_forward_residual.dropout, made.model.embedding.dropout) == (0.2,) * 4
+    assert (made.data.batch, made.data.length, made.steps) == (64, 256, 5000)
+
+
 def small(context=8):
     config = families.gpt(vocab=5, dim=8, layers=1, heads=2, context=context)
     return config.build(key=jax.random.key(0)), Characters("abcde")
