@@ -7,12 +7,14 @@ function of the seed and the number of the step.
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
 from eqxformer.config import Config
 from eqxformer.data.batches import Data, StepBatches
 from eqxformer.data.fingerprints import digest, digest_of_array
+from eqxformer.data.share import Share
 from eqxformer.data.windows import Epochs, Tokens
 
 # Behind the seed and the step: what numbers are for, since those of windows follow from these too.
@@ -70,14 +72,22 @@ class CorruptedWindows(Data):
         """Windows, and the tokens of each."""
         return self.batch, self.length
 
-    def build(self, tokens: Tokens, *, seed: int = 0) -> StepBatches:
-        """A function from the number of a step to its batch."""
+    def build(self, tokens: Tokens, *, seed: int = 0, share: Share = Share()) -> StepBatches:
+        """A function from the number of a step to its batch.
+
+        Arguments:
+            tokens: the text, which may be a mapped file.
+            seed: what the order of the windows and their noise follow from.
+            share: the part of every batch that is made here; all of it by default.
+        """
         windows = Epochs(length=self.length, batch=self.batch).build(tokens, seed=seed)
+        mine = share.rows(self.batch)
 
         def batch(step: int) -> Any:
             rows = np.asarray(windows(step).tokens)[:, :-1]  # the last is the next window's first
             random = np.random.default_rng((seed, step, _TRAINING))
-            return self.corruption(rows, random=random)
+            # Noise of all rows, so that those of one process are what they are in one batch.
+            return jax.tree.map(lambda x: x[mine], self.corruption(rows, random=random))
 
         return StepBatches(batch, lambda: digest(self.to_dict(), seed, digest_of_array(tokens)))
 

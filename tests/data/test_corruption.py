@@ -8,6 +8,7 @@ from eqxformer.data.corruption import CorruptedWindows
 from eqxformer.data.denoising import Denoising, Infill, Noise, PermuteSentences
 from eqxformer.data.masking import MaskTokens
 from eqxformer.data.prefixes import SplitAnywhere
+from eqxformer.data.share import Share
 from eqxformer.data.spans import SpanCorruption, parts
 
 MASK, START, END, SENTINEL = 90, 91, 92, 99
@@ -46,7 +47,16 @@ def test_batches_are_a_pure_function_of_seed_and_step(kind):
     def same(one, other):
         return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
-    assert same(leaves(1, 5), leaves(1, 5))
+    def cut(index):
+        share = Share(index=index, count=3)
+        return vars(data.build(tokens, seed=1, share=share)(5)).values()
+
+    whole = leaves(1, 5)
+    shares = zip(*([np.asarray(x) for x in cut(i) if x is not None] for i in range(3)), strict=True)
+    assert same([np.concatenate(each) for each in shares], whole)
+    prints = {data.build(tokens + add, seed=seed).fingerprint for add in (0, 1) for seed in (0, 1)}
+    assert len(prints) == 4
+    assert same(whole, leaves(1, 5))
     assert not same(leaves(1, 5), leaves(1, 6))
     assert not same(leaves(1, 5), leaves(2, 5))
 

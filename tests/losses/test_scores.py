@@ -6,6 +6,7 @@ import pytest
 
 import eqxformer as ef
 from eqxformer.losses import scores
+from eqxformer.losses.objective import Answer, Question
 from eqxformer.training.callbacks import perplexity
 from tests.helpers.hot import drawn
 
@@ -57,8 +58,7 @@ def test_scores_in_chunks_are_those_of_all_tokens_at_once(chunk, monkeypatch):
     targets, weights = BATCH.tokens[:, 1:], BATCH.weights[:, 1:].at[1, 2].set(0.0)
     expected = twin(np.asarray(logits), np.asarray(targets), np.asarray(weights))
     monkeypatch.setattr(scores, "_CHUNK", chunk)
-    question = scores.Question((), {}, targets, weights)
-    found = scores._scores(scores.Answer(hidden), question)
+    found = scores._scores(Answer(hidden), Question((), {}, targets, weights))
     np.testing.assert_allclose((found.total, found.metrics["accuracy"]), expected, rtol=1e-6)
 
 

@@ -29,11 +29,12 @@ from eqxformer.training.recipes.rot13 import (
     pairs,
     spell,
 )
+from eqxformer.training.recipes.shakespeare import experiment as shakespeare
 from eqxformer.training.recipes.text import experiment as text
 from eqxformer.training.recipes.vpj import experiment as vpj
 
 CORPUS = Corpus("numbers", " ".join(map(str, range(2000))) + " The It \n")
-SUGGESTIONS = {"text": text, "vpj": vpj, "nanogpt": nanogpt}
+SUGGESTIONS = {"text": text, "vpj": vpj, "nanogpt": nanogpt, "shakespeare": shakespeare}
 LETTERS_ALONE = Rot13().tokenizer
 
 
@@ -42,7 +43,10 @@ def word(ids):
 
 
 def test_the_recipes_are_known_by_name():
-    assert list(RECIPES) == ["text", "rot13", "vpj", "nanogpt", "translate"]
+    assert list(RECIPES) == [
+        *("text", "rot13", "vpj", "nanogpt", "shakespeare"),
+        *("translate", "mlm", "denoise", "finetune"),
+    ]
     assert recipe("rot13").name == "rot13"
     with pytest.raises(ValueError, match=r"no recipe `rot12`; the recipes are text, rot13, vpj"):
         recipe("rot12")
@@ -92,6 +96,18 @@ def test_nanogpt_has_the_sizes_of_the_original():
     np.testing.assert_allclose(model.blocks[0].feed_forward.up.weight.std(), 0.02, rtol=0.02)
     writes = 0.02 / np.sqrt(2 * 4)
     np.testing.assert_allclose(model.blocks[3].attention.out.weight.std(), writes, rtol=0.02)
+
+
+def test_shakespeare_has_the_sizes_of_the_original():
+    tokenizer = Characters("".join(map(chr, range(32, 97))))
+    made = shakespeare(tokenizer, np.zeros(10, np.int32))
+    model = shapes(made.model)
+    # What the original prints: "number of parameters: 10.65M", without those of positions.
+    assert count(model) - count(model.embedding.positions) == 10_646_784
+    block = made.model.blocks[0]
+    rates = (block.attention.dropout, block.attention_residual.dropout)
+    assert (*rates, block.feed_forward_residual.dropout, made.model.embedding.dropout) == (0.2,) * 4
+    assert (made.data.batch, made.data.length, made.steps) == (64, 256, 5000)
 
 
 def small(context=8):

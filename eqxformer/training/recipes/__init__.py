@@ -3,6 +3,7 @@
 from eqxformer.training.experiment import Recipe
 from eqxformer.training.recipes import (
     denoise,
+    finetune,
     mlm,
     nanogpt,
     rot13,
@@ -14,7 +15,7 @@ from eqxformer.training.recipes import (
 
 RECIPES: dict[str, Recipe] = {
     module.recipe.name: module.recipe
-    for module in (text, rot13, vpj, nanogpt, shakespeare, translate, mlm, denoise)
+    for module in (text, rot13, vpj, nanogpt, shakespeare, translate, mlm, denoise, finetune)
 }
 
 

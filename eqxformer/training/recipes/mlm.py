@@ -38,6 +38,7 @@ def model(vocab: int, *, dim: int, layers: int, heads: int, hidden: int) -> Enco
             hidden=hidden, activation="gelu", gate=plain, up=plain, down=plain
         ),
         attention_residual=pre_norm(norm),
+        cross_residual=pre_norm(norm),
         feed_forward_residual=pre_norm(norm),
     )
     # What enters the first block has just been normalised.
