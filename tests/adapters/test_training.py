@@ -8,12 +8,13 @@ import jax.extend
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 import eqxformer as ef
 from tests.adapters.made import ADAPTERS, KINDS, SMALL, adapted, plain
 from tests.helpers.compare import same_bits
 from tests.helpers.hot import cast
-from tests.helpers.models import filled, tokens
+from tests.helpers.models import block, close, decoder, filled, logits, tokens
 
 
 def size(tree):
@@ -48,6 +49,20 @@ def test_frozen_weights_stay_in_the_type_they_have():
     state = ef.TrainState.create(start, optax.sgd(0.1), key=jax.random.key(0), trains=ADAPTERS)
     assert same_bits(state.model, start)
     assert state.model.blocks[0].attention.query.lora.up.weight.dtype == jnp.float32
+
+
+def test_a_mesh_cuts_adapters_and_int8_weights_by_their_axis_words():
+    feed_forward = ef.MLP.Config(hidden=8)
+    config = decoder(block({"heads": 4}, feed_forward=feed_forward), dim=16).edit(vocab=16)
+    model = adapted(ef.quantise(filled(config), to="**.query"), KINDS["LoRA"], "**.query")
+    placement = ef.Placement(ef.make_mesh("fsdp=4,tensor=2"))
+    ids = tokens(8, 3)
+    close(logits(placement.put(model), placement.batch(ids)), logits(model, ids))
+    query = placement.put(model).blocks[0].attention.query
+    assert query.base.weight.sharding.spec == PartitionSpec("fsdp", "tensor")
+    assert query.base.weight.dtype == jnp.int8
+    assert query.lora.down.weight.sharding.spec == PartitionSpec("fsdp")
+    assert query.lora.up.weight.sharding.spec == PartitionSpec(None, ("tensor", "fsdp"))
 
 
 def products(jaxpr):
