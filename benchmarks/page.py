@@ -67,6 +67,14 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("times faster", "times_faster", "multiple"),
         Column("drafts kept", "acceptance", "share"),
     ),
+    "pretraining": (
+        Column("steps", "steps", "number"),
+        Column("first loss", "first_loss", "loss"),
+        Column("last loss", "last_loss", "loss"),
+        Column("torch's last loss", "torch_last_loss", "loss"),
+        Column("apart at first", "early_difference", "difference"),
+        Column("apart at most", "largest_difference", "difference"),
+    ),
     "growth": (
         Column("over", "range", "range"),
         Column("time grows as", "time", "exponent"),
@@ -241,6 +249,7 @@ def cell(column: Column, row: Mapping[str, Any] | None) -> str:
     if column.kind == "bytes":
         return f"{value / 1e6:,.1f} MB"
     formats = {"share": "{:.0%}", "number": "{:,.0f}", "exponent": "n^{:.2f}"}
+    formats |= {"loss": "{:.4f}", "difference": "{:.0e}"}
     return formats.get(column.kind, "{:.2f}").format(value)
 
 

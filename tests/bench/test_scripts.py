@@ -73,6 +73,22 @@ def answer(module, command):
     return {**json.loads(json.dumps(facts)), **times}
 
 
+def tiny_pretraining(name):
+    """A recipe of pre-training with the smallest model, on a text of numbers."""
+    from eqxformer.data.corpus import Corpus
+    from eqxformer.training.experiment import Recipe
+    from eqxformer.training.recipes import denoise, mlm, pretraining
+
+    module = {"mlm": mlm, "denoise": denoise}[name]
+    corpus = Corpus("numbers", " ".join(map(str, range(2000))))
+    task = pretraining.Pretraining(corpus, module.experiment, module.SPECIAL, module.fill)
+    model = task.experiment.model
+    vocab = model.encoder.vocab
+    small = module.model(vocab, dim=8, layers=2, heads=2, hidden=8)
+    task.experiment = task.experiment.edit(model=small).edit("data", batch=4)
+    return Recipe(name, "", lambda data: task, lambda *asked: iter(()))
+
+
 def test_forward_passes_agree_and_are_compared(script, monkeypatch):
     from peers import task
 
@@ -86,6 +102,16 @@ def test_forward_passes_agree_and_are_compared(script, monkeypatch):
         assert facts["tokens_per_second"] == 8 / 0.5
         assert facts["time_relative_to"] == {"plain equinox": 1.0}
         assert 0 < facts["model_flops_utilisation"] < 1
+
+
+@pytest.mark.parametrize("name", ["mlm", "denoise"])
+def test_losses_of_pretraining_are_those_of_torch(script, monkeypatch, name):
+    pytest.importorskip("torch")
+    made = tiny_pretraining(name)
+    monkeypatch.setattr("eqxformer.training.recipes.recipe", lambda _: made)
+    found = script("pretraining", "--recipes", name, "--steps", "4")["pretraining"][name]
+    assert found["early_difference"] < 1e-5
+    assert len(set(found["losses"]["torch"])) == found["steps"] == 4
 
 
 @pytest.mark.parametrize(
