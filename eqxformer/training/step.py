@@ -131,7 +131,8 @@ def make_step(
     """A compiled function `step(state, batch) -> (state, metrics)`.
 
     Arguments:
-        loss: `loss(model, batch, key=key)`, a scalar or a `Loss`.
+        loss: `loss(model, batch, key=key)`, a scalar or a `Loss`. Arrays that it holds, such as
+            those of a teacher, are arguments of the compiled function and not constants in it.
         optimizer: any optax optimizer; `AdamW(...).build(steps)` makes one.
         microbatch: rows of a batch whose gradient is made at once, where memory is too small for
             all; None for all. The step is the same, but for rounding and dropout: see
@@ -162,7 +163,6 @@ def make_step(
 
     check_microbatch(microbatch)
     check_splits(loss, microbatch)
-    # Arrays that a loss holds, such as a teacher's, are arguments and no constants of the program.
     held, called = eqx.partition(loss, eqx.is_array)
     held, structure = jax.tree.flatten(held)
 
