@@ -1,7 +1,8 @@
 """translate: an encoder-decoder learns to translate from any two files of parallel text.
 
-The sizes and settings are those with which a tiny transformer reaches a BLEU of about 41 on
-Multi30k, English to German (Wu et al. 2021, Good for Misconceived Reasons).
+Sizes, dropout and label smoothing are those with which a tiny transformer reaches BLEU 41.02 on
+Multi30k, English to German (Wu et al. 2021, Good for Misconceived Reasons). Unlike theirs it is
+pre-norm, which learns faster from the start, and its steps have half as many tokens.
 """
 
 import hashlib
