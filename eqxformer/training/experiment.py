@@ -16,7 +16,7 @@ from eqxformer.losses.objective import Objective
 from eqxformer.optimizers.optimizer import Optimizer
 from eqxformer.optimizers.trainable import Trainable
 from eqxformer.sharding.placement import Placement
-from eqxformer.training.accumulation import check_microbatch
+from eqxformer.training.accumulation import check_microbatch, check_splits
 from eqxformer.training.callbacks import Callback
 from eqxformer.training.precision import Precision
 
@@ -71,6 +71,7 @@ class Experiment(Config):
             if value is not None and value < bound:
                 raise ValueError(f"`{name}` must be at least {bound}; got {value}.")
         check_microbatch(self.microbatch)
+        check_splits(self.loss, self.microbatch)
 
     def identity(self) -> dict[str, Any]:
         """What the bits of a run follow from, as plain JSON values: all but what is only shown."""

@@ -95,6 +95,8 @@ def test_sentences_of_a_row_tell_one_time_and_training_shows_none_that_is_kept_b
 def test_batches_have_one_shape_and_sentences_the_tokenizers_own_ends(checkpoint):
     task = Finetuning(checkpoint)
     task.check(task.experiment)
+    with pytest.raises(ValueError, match="`microbatch` must be None with Contrastive"):
+        task.experiment.edit(microbatch=4)
     assert Config.from_json(task.experiment.to_json()) == task.experiment
     batches = task.batches(task.experiment)
     shapes = {

@@ -114,6 +114,23 @@ def test_a_vocabulary_without_room_for_what_is_missing_is_refused():
         made.check(made.experiment.edit("model.encoder", vocab=letters))
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "mlm",
+            {"mask": 500, "masked": 1.0, "replaced": 0.0},
+            "ids below the model's 27; it made 500",
+        ),
+        ("denoise", {"sentinels": 2}, "has 3 spans and there are 2 sentinels"),
+    ],
+)
+def test_noise_that_the_model_has_no_ids_for_is_refused(name, changes, message):
+    made = task(name)
+    with pytest.raises(ValueError, match=message):
+        made.check(made.experiment.edit("data.corruption", **changes))
+
+
 def test_more_gaps_than_sentinels_are_refused():
     made, experiment, model = small("denoise")
     with pytest.raises(ValueError, match="may have 20 gaps; got 30"):

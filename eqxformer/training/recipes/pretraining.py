@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from eqxformer.data.characters import Characters
 from eqxformer.data.corpus import Corpus, read_corpus
 from eqxformer.data.corruption import CorruptedWindows
@@ -68,6 +70,12 @@ class Pretraining(Task[PretrainingExperiment]):
                 f"characters and {self.special} ids for what is missing; got {encoder.vocab}."
             )
         check_prompt(experiment.prompt, self.tokenizer, length)
+        batch = self.batches(experiment)(0)  # says what is wrong with the noise now
+        largest = max(int(x.max()) for x in jax.tree.leaves(batch) if x.dtype.kind == "i")
+        if largest >= vocab:
+            raise ValueError(
+                f"`data.corruption` must make ids below the model's {vocab}; it made {largest}."
+            )
 
     def describe(self, experiment: PretrainingExperiment) -> str:
         """The text and its split."""
