@@ -7,6 +7,7 @@ before.
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -134,6 +135,8 @@ class Checkpoints:
         parts = {_STATE: args.StandardSave(arrays), _RECORD: args.JsonSave(record)}
         with self._writing():
             self.wait()
+            if not self.directory.is_dir():
+                raise FileNotFoundError(errno.ENOENT, "the directory is not there any more")
             self._writes = step
             self._manager.save(step, args=args.Composite(**parts), force=True)
 

@@ -66,12 +66,12 @@ def test_every_run_has_a_cache_of_its_own(shared):
     close(np.concatenate([first, last], axis=1), logits(shared, ids))
 
 
-class Noise(ef.AbstractBlock):
+class Hiss(ef.AbstractBlock):
     """A block that adds random numbers, and has no weights."""
 
     class Config(ef.AbstractBlock.Config):
         def build(self, dim, *, source_dim=None, key):
-            return Noise()
+            return Hiss()
 
     def run(self, x, context, *, cache=None, key=None):
         return x + jax.random.normal(key, x.shape), None, None
@@ -82,7 +82,7 @@ class Noise(ef.AbstractBlock):
 
 def test_every_run_has_a_key_of_its_own():
     def noise(times):
-        config = ef.Repeated.Config(blocks=(Noise.Config(),), times=times)
+        config = ef.Repeated.Config(blocks=(Hiss.Config(),), times=times)
         part = config.build(5, key=jax.random.key(0))
         return np.asarray(part(jnp.zeros((3, 5)), key=jax.random.key(1)))
 

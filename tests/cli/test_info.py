@@ -225,5 +225,5 @@ def test_a_mesh_is_reckoned_with_on_paper(command):
         (("--length", "512"), "--batch and --length are those of a step on a --mesh"),
     ],
 )
-def test_a_mesh_that_makes_no_sense_is_refused(command, tmp_path, arguments, message):
-    assert message in refused(command, tmp_path, "info", "gpt2", *arguments)
+def test_a_mesh_that_makes_no_sense_is_refused(command, here, arguments, message):
+    assert message in refused(command, here, "info", "gpt2", *arguments)

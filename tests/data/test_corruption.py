@@ -252,14 +252,14 @@ def test_a_denoiser_reads_the_disturbed_text_and_writes_all_of_it():
         assert (source[~valid] == 93).all()
 
 
-class Doubled(Noise):
+class Twice(Noise):
     def __call__(self, row, random):
         return np.concatenate([row, row])
 
 
 def test_noise_that_lengthens_a_text_is_named():
-    noise = Denoising((Doubled(),), start=0, begin=None, end=None, fill=0)
-    with pytest.raises(ValueError, match="Doubled made 10 tokens of 5"):
+    noise = Denoising((Twice(),), start=0, begin=None, end=None, fill=0)
+    with pytest.raises(ValueError, match="Twice made 10 tokens of 5"):
         noise(np.zeros((1, 5), np.int32), random=numbers())
 
 

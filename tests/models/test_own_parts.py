@@ -118,7 +118,7 @@ class MeanBlock(ef.AbstractBlock):
         return RunningMean(jnp.zeros((*batch, dim), dtype), jnp.zeros(batch, dtype))
 
 
-class Pairs(ef.Layout):
+class Couples(ef.Layout):
     """A layout of one's own: pairs of equal neighbours stacked, the rest alone."""
 
     def groups(self, runs):
@@ -135,7 +135,7 @@ ATTENDING = ef.Block.Config(
     feed_forward_residual=ef.pre_norm(Centre.Config()),
 )
 CONFIG = decoder(*[ATTENDING] * 2, *[MeanBlock.Config()] * 3, dim=6, norm=Centre.Config())
-LAYOUTS = [ef.Unrolled(), ef.Scanned(remat="nothing_saved"), Pairs()]
+LAYOUTS = [ef.Unrolled(), ef.Scanned(remat="nothing_saved"), Couples()]
 
 
 @pytest.fixture(scope="module", params=LAYOUTS, ids=str)
@@ -182,7 +182,7 @@ def test_they_are_saved_loaded_printed_and_counted(model, tmp_path):
 
 
 def test_their_layout_groups_as_it_says():
-    assert ef.shapes(CONFIG.edit(layout=Pairs())).blocks.sizes == (2, 2, None)
+    assert ef.shapes(CONFIG.edit(layout=Couples())).blocks.sizes == (2, 2, None)
 
 
 def test_a_layout_that_loses_a_block_is_refused():
