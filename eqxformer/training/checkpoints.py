@@ -115,11 +115,6 @@ class Checkpoints:
             for unnamed in self.directory.glob(f"{self._writes}.*tmp*"):
                 seal(unnamed)
 
-    @property
-    def steps(self) -> list[int]:
-        """The steps of the complete ones, oldest first."""
-        return sorted(self._manager.all_steps(read=True))
-
     def save(self, step: int, state: Any, progress: Mapping[str, Any]) -> None:
         """Begins to write a checkpoint; returns when the arrays may be changed.
 
