@@ -33,10 +33,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     """Sources and pictures in place; a link to a file that is no page is its name alone."""
+    if page.parent is None:  # a page of its own has nothing to show beside it
+        page.meta["hide"] = ["navigation"]
     if page.file.abs_src_path is None:
         return markdown
     file = pathlib.Path(page.file.abs_src_path)
-    text = sources.included(markdown, file)
+    text = sources.included(markdown.replace("```output about\n", "```output\n"), file)
     return pictures.inlined(OUTSIDE.sub(r"\1", text), file)
 
 

@@ -1,0 +1,117 @@
+"""The pages of the site: their code runs, their pictures are drawn, every public name is on one."""
+
+import inspect
+import pathlib
+import re
+
+import jax
+import pytest
+
+import eqxformer as ef
+
+pages = pytest.importorskip("website.pages", reason="the site's sources are not in the sdist")
+from website import api, drawings, sources  # noqa: E402
+
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
+RUN = ("index.md", "annotated.md", "reference/errors.md")
+WRITTEN = sorted(DOCS.rglob("*.md"))
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_the_code_of_a_page_prints_what_the_page_says(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with jax.debug_key_reuse(False), jax.numpy_rank_promotion("allow"):
+        with jax.numpy_dtype_promotion("standard"):
+            for ran in pages.run(DOCS / name):
+                assert ran.right, ran.printed
+
+
+def test_a_page_that_says_something_else_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text('```python\nprint("one")\n```\n\n```output\ntwo\n```\n', encoding="utf-8")
+    (ran,) = pages.run(page)
+    assert not ran.right
+    assert pages.written(page) == page.read_text(encoding="utf-8").replace("two", "one")
+
+
+def test_an_error_that_a_page_does_not_announce_is_raised(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nraise ValueError('here')\n```\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="here"):
+        list(pages.run(page))
+
+
+def test_numbers_that_are_about_right_pass_and_others_do_not():
+    assert pages.about("loss 3.9 of 10\n", "loss 4.0 of 10\n")
+    assert not pages.about("loss 3.9 of 10\n", "loss 8.0 of 10\n")
+    assert not pages.about("loss 3.9\n", "gain 3.9\n")
+
+
+def test_every_public_name_is_on_exactly_one_page_of_the_api():
+    text = "\n".join(api.pages().values())
+    shown = re.findall(r"^::: ([\w.]+)$", text, flags=re.MULTILINE)
+    assert len(shown) == len(set(shown))
+    names = {place.rpartition(".")[2] for place in shown}
+    offered = {n for n in dir(ef) if not n.startswith("_")} - {"Any", "TYPE_CHECKING"}
+    modules = {n for n in offered if inspect.ismodule(getattr(ef, n))} - {"families"}
+    assert offered - modules <= names
+
+
+def test_a_name_that_a_room_offers_is_on_the_page_of_that_room(monkeypatch):
+    monkeypatch.setattr(ef.inspect, "__all__", ["count"])
+    assert "::: eqxformer.inspect.table.table" not in api.pages()["reference/api/inspect.md"]
+    monkeypatch.undo()
+    assert "::: eqxformer.inspect.table.table" in api.pages()["reference/api/inspect.md"]
+
+
+def test_every_room_with_public_names_has_a_page_in_the_navigation():
+    navigation = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
+    packages = {
+        file.parent.name
+        for file in pathlib.Path(ef.__file__).parent.glob("*/__init__.py")
+        if "__all__" in file.read_text(encoding="utf-8")
+    }
+    rooms = set(api.rooms())
+    outside = {place.split(".")[1] for place in api.OUTSIDE}
+    assert packages <= rooms | outside
+    assert all(f"reference/api/{room}.md" in navigation for room in rooms)
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=[str(p.relative_to(DOCS)) for p in WRITTEN])
+def test_the_sources_and_pictures_of_a_page_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    assert ' "source")' not in sources.included(text, page)
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
+        assert (page.parent / picture).is_file(), picture
+
+
+def test_a_source_is_the_lines_of_the_file_without_its_docstring():
+    file = pathlib.Path(ef.__file__).parent / "blocks" / "residual.py"
+    shown = sources.piece(file, "Residual.__call__")
+    assert shown.startswith("def __call__(")
+    assert shown.endswith("return self.run(x, lambda h: (branch(h), None), key=key)[0]")
+    assert '"""' not in shown
+    with pytest.raises(LookupError, match="Residual.walk"):
+        sources.piece(file, "Residual.walk")
+
+
+def test_every_drawing_of_the_repository_is_made_by_its_code():
+    made = {name: draw().svg() for name, draw in drawings.DRAWINGS.items()}
+    for name, svg in made.items():
+        stored = (drawings.FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+        assert pages.about(stored, svg), f"{name}: run python -m website.drawings"
+    trained = {"rot13-loss", "rot13-attention"}  # by python -m website.annotated
+    assert {file.stem for file in drawings.FOLDER.glob("*.svg")} == {*made, *trained}
+
+
+def test_the_first_page_shows_the_measured_times():
+    table = re.compile(r"^\| `(\w+)`[^|]*\|(.*)\|$", flags=re.MULTILINE)
+    rows = table.findall((DOCS / "index.md").read_text(encoding="utf-8"))
+    measured = (DOCS / "benchmarks.md").read_text(encoding="utf-8").partition("\n## Forward")[0]
+    assert len(rows) == 3
+    for size, cells in rows:
+        found = re.findall(rf"^\| {size} \| ([\w. ]+) \|(.*)\|$", measured, flags=re.MULTILINE)
+        ratios = {name: line.split("|")[4].strip() for name, line in found}
+        order = ("eqxformer", "torch", "torch.compile", "transformers")
+        order += ("flax nnx", "haiku", "plain equinox", "levanter")
+        assert [cell.strip() for cell in cells.split("|")] == [ratios[name] for name in order]
