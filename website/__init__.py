@@ -1,1 +1,1 @@
-"""What the docs site is made with: generated pages, sources in pages, formulas, pictures, checks."""
+"""What the docs site is made with: generated pages, sources, formulas, pictures, checks."""

@@ -49,9 +49,9 @@ def place(module: ModuleType, name: str) -> str:
     if inspect.ismodule(value):
         return value.__name__
     for home in (getattr(value, "__module__", None), *_below(module)):
-        if home and home != ROOT and home.startswith(ROOT):
-            if name in vars(importlib.import_module(home)):
-                return f"{home}.{name}"
+        ours = home and home != ROOT and home.startswith(ROOT)
+        if ours and name in vars(importlib.import_module(home)):
+            return f"{home}.{name}"
     return f"{module.__name__}.{name}"  # has another name where it is defined
 
 

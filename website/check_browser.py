@@ -2,11 +2,11 @@
 
     python -m website.check_browser [DIRECTORY] [--pictures FOLDER]
 
-Headless Chromium opens every page, as wide as a desk and as a phone, in light and dark: no error on
-the console, nothing fetched from elsewhere, no broken picture, nothing wider than the window, a copy
-button on every block of code. The search finds "attention", and the keyboard reaches what a mouse
-does. Where there is no Chromium nothing is checked, and that is said. `--pictures` keeps a picture of
-the top of each page.
+Headless Chromium opens every page, as wide as a desk and as a phone, in light and dark: no error
+on the console, nothing fetched from elsewhere, no broken picture, nothing wider than the window, a
+copy button on every block of code. The search finds "attention", and the keyboard reaches what a
+mouse does. Where there is no Chromium nothing is checked, and that is said. `--pictures` keeps a
+picture of the top of each page.
 """
 
 import argparse
@@ -32,8 +32,8 @@ LOOK = """() => {
   if (wide.scrollWidth > wide.clientWidth + 1) wrong.push(
     `${wide.scrollWidth - wide.clientWidth} pixels wider than the window`)
   for (const code of document.querySelectorAll(".md-typeset .highlight pre > code"))
-    if (!code.parentElement.querySelector("button") && !code.parentElement.parentElement.querySelector(
-      "button, .md-code__nav")) wrong.push(`no copy button: ${code.textContent.slice(0, 40)}`)
+    if (!code.closest(".highlight").querySelector("button"))
+      wrong.push(`no copy button: ${code.textContent.slice(0, 40)}`)
   if (document.querySelectorAll("h1").length !== 1) wrong.push("not one heading of the first rank")
   for (const svg of document.querySelectorAll(".picture svg"))
     if (!svg.getBoundingClientRect().width) wrong.push("a drawing without width")

@@ -50,7 +50,8 @@ def mistakes(site: pathlib.Path) -> Iterator[str]:
     for file, page in pages.items():
         name = file.relative_to(site)
         text = file.read_text(encoding="utf-8")
-        yield from (f"{name} has {mark}, which another host serves." for mark in ASKED if mark in text)
+        asked = [mark for mark in ASKED if mark in text]
+        yield from (f"{name} has {mark}, which another host serves." for mark in asked)
         for address in page.fetched:
             yield from _elsewhere(name, address) or _missing(name, address, file, site, pages)
         for address in page.links:
@@ -67,7 +68,8 @@ def undocumented(pages: dict[pathlib.Path, Page], site: pathlib.Path) -> Iterato
     for room, places in api.rooms().items():
         page = pages.get(site / "reference" / "api" / room / "index.html")
         there = set() if page is None else page.places
-        yield from (f"`{place}` is not on the page of {room}." for place in places if place not in there)
+        missing = [place for place in places if place not in there]
+        yield from (f"`{place}` is not on the page of {room}." for place in missing)
 
 
 def _elsewhere(name: pathlib.Path, address: str) -> list[str]:

@@ -9,7 +9,7 @@ from eqxformer.cli.commands import COMMANDS, eqxformer
 
 HEAD = """# Command line
 
-`pip install 'eqxformer[train]'` brings the command `eqxformer`. This page is what its `--help` says.
+`pip install 'eqxformer[train]'` brings the command `eqxformer`. This page is what `--help` says.
 Exit codes: 0 is success, 2 a mistake in what was asked for, 130 the end by Ctrl-C, 1 anything else.
 
 """

@@ -1,7 +1,6 @@
 """The pages of configs and of axis words, from the classes and the glossary themselves."""
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 
@@ -37,7 +36,8 @@ run-time checks, the parameter table of `ef.table(model)` and the rules of shard
 def pages() -> dict[str, str]:
     """Both pages by their paths in the site."""
     axes = "".join(f"| `{word}` | {meaning} |\n" for word, meaning in ef.GLOSSARY.items())
-    return {"reference/configs.md": CONFIGS + families() + every(), "reference/axes.md": AXES + axes}
+    configs = CONFIGS + families() + every()
+    return {"reference/configs.md": configs, "reference/axes.md": AXES + axes}
 
 
 def families() -> str:
@@ -47,20 +47,6 @@ def families() -> str:
         said = (inspect.getdoc(getattr(ef.families, name)) or "").partition("\n")[0]
         parts.append(f"### {name}\n\n{said}\n\n```text\n{config}\n```\n")
     return "\n".join(parts)
-
-
-def difference(before: Config, after: Config) -> str:
-    """What differs between two printed trees: lines that go and lines that come.
-
-    Example:
-        >>> import eqxformer as ef
-        >>> print(difference(ef.MLP.Config(8), ef.MLP.Config(8, activation="relu")))
-        - MLP(hidden=8)
-        + MLP(hidden=8, activation='relu')
-    """
-    a, b = (str(each).splitlines() for each in (before, after))
-    lines = list(difflib.unified_diff(a, b, n=0, lineterm=""))[2:]
-    return "\n".join(f"{line[0]} {line[1:]}" for line in lines if line[0] in "+-")
 
 
 def every() -> str:

@@ -94,7 +94,7 @@ def families() -> Drawing:
 
 def attention() -> Drawing:
     """Queries, keys and values of one attention."""
-    d = Drawing(660, 250, "Queries and keys make scores, a softmax weights, and weights average values")
+    d = Drawing(660, 250, "Scores of queries and keys become weights, which average values")
     for row, name in enumerate(("query", "key", "value")):
         y = 40 + 62 * row
         d.arrow((60, 119), (90, 119), (90, y + 17), (120, y + 17))
@@ -198,7 +198,7 @@ def residual() -> Drawing:
 
 def feed_forward() -> Drawing:
     """The plain and the gated feed-forward."""
-    d = Drawing(640, 190, "A feed-forward goes up to a wider space and down again; a gate multiplies")
+    d = Drawing(640, 190, "A feed-forward goes up and down again; a gate multiplies")
     d.text(14, 40, "MLP", size=12, anchor="start")
     for x, label in ((120, "up"), (240, "act"), (360, "down")):
         d.box(x, 24, 70, 32, label, "strong" if label != "act" else "fill")
@@ -223,7 +223,7 @@ def feed_forward() -> Drawing:
 
 def cache() -> Drawing:
     """What a cache holds after a prompt, and after two more tokens."""
-    d = Drawing(660, 170, "A cache of eight slots after a prompt of four tokens, and after two more")
+    d = Drawing(660, 170, "Eight slots after a prompt of four tokens, and after two more")
     for row, (label, written) in enumerate((("after the prompt", 4), ("two steps later", 6))):
         y = 40 + 62 * row
         d.text(140, y + 17, label, size=12, anchor="end")
@@ -239,12 +239,10 @@ def cache() -> Drawing:
 def experts() -> Drawing:
     """A router that sends every token to two of four experts."""
     x = jax.random.normal(jax.random.key(0), (6, 16))
-    mixture = ef.Experts(
-        16, count=4, top=2, expert=ef.MLP.Config(hidden=8), key=jax.random.key(1)
-    )
+    mixture = ef.Experts(16, count=4, top=2, expert=ef.MLP.Config(hidden=8), key=jax.random.key(1))
     chances = np.asarray(jax.nn.softmax(mixture.router(x)))
     chosen = chances >= np.sort(chances, axis=1)[:, -2:-1]
-    d = Drawing(520, 190, "Shares of four experts for six tokens; the two largest of a row are taken")
+    d = Drawing(520, 190, "Shares of four experts for six tokens; two of a row are taken")
     names = [f"e{i}" for i in range(4)]
     rows = [f"token {i}" for i in range(6)]
     d.grid(90, 40, chances / chances.max(), cell=34, tall=22, rows=rows, columns=names)

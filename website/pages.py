@@ -1,11 +1,11 @@
-"""The Python of a page: run from top to bottom, and what it prints compared with what the page says.
+"""The Python of a page: run from top to bottom, what it prints beside what the page says.
 
     python -m website.pages docs/annotated.md ...
 
 writes into the pages what their code prints. A fence of `output` behind a block of Python is what
-that block prints, or the error with which it ends; `...` at the end of a line stands for the rest of
-it. Of `output about`, numbers may differ a little, as they do from machine to machine. A block that
-stands in no such pair is run too.
+that block prints, or the error with which it ends; `...` at the end of a line stands for the rest
+of it. Of `output about`, numbers may differ a little, as they do from machine to machine. A block
+that stands in no such pair is run too.
 """
 
 import contextlib
@@ -65,7 +65,10 @@ def ends_with_an_error(output: str | None) -> bool:
 
 def leaves_out(said: str) -> re.Pattern[str]:
     """What a page says as a pattern: `...` at the end of a line is the rest of that line."""
-    lines = (re.escape(line.removesuffix("...")) + ".*" * line.endswith("...") for line in said.splitlines())
+    lines = (
+        re.escape(line.removesuffix("...")) + ".*" * line.endswith("...")
+        for line in said.splitlines()
+    )
     return re.compile("".join(f"{line}\n" for line in lines))
 
 
@@ -81,7 +84,9 @@ def about(said: str, printed: str) -> bool:
     numbers = [list(map(float, NUMBER.findall(text))) for text in (said, printed)]
     if NUMBER.sub("#", said) != NUMBER.sub("#", printed):
         return False
-    return all(math.isclose(a, b, rel_tol=NEAR, abs_tol=0.02) for a, b in zip(*numbers, strict=True))
+    return all(
+        math.isclose(a, b, rel_tol=NEAR, abs_tol=0.02) for a, b in zip(*numbers, strict=True)
+    )
 
 
 def without_trailing_spaces(text: str) -> str:

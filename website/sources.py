@@ -43,7 +43,7 @@ def piece(file: pathlib.Path, name: str) -> str:
     for part in name.split("."):
         node = next((n for n in getattr(node, "body", []) if getattr(n, "name", "") == part), None)
         if node is None:
-            raise LookupError(f"{file.relative_to(ROOT)} has no `{name}`.")
+            raise LookupError(f"{file.name} has no `{name}`.")
     assert isinstance(node, ast.FunctionDef | ast.ClassDef)
     first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
     lines = source.splitlines()

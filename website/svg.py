@@ -64,13 +64,11 @@ class Drawing:
             (x0, y0), (x1, y1) = points[-2:]
             length = float(np.hypot(x1 - x0, y1 - y0)) or 1.0
             dx, dy = (x1 - x0) / length, (y1 - y0) / length
-            a, b = (x1 - 7 * dx - 3.5 * dy, y1 - 7 * dy + 3.5 * dx), (
-                x1 - 7 * dx + 3.5 * dy,
-                y1 - 7 * dy - 3.5 * dx,
-            )
+            back, side = (x1 - 7 * dx, y1 - 7 * dy), (3.5 * dy, 3.5 * dx)
+            corners = f"L{back[0] - side[0]:.1f} {back[1] + side[1]:.1f} "
+            corners += f"L{back[0] + side[0]:.1f} {back[1] - side[1]:.1f}"
             self.parts.append(
-                f'<path d="M{x1:.1f} {y1:.1f} L{a[0]:.1f} {a[1]:.1f} L{b[0]:.1f} {b[1]:.1f} Z" '
-                f'style="fill:var(--{colour})"/>'
+                f'<path d="M{x1:.1f} {y1:.1f} {corners} Z" style="fill:var(--{colour})"/>'
             )
 
     def circle(self, x: float, y: float, radius: float, label: str) -> None:
@@ -123,8 +121,9 @@ class Drawing:
 
     def svg(self) -> str:
         """The drawing as a file."""
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:g} {self.height:g}" '
-            f'width="{self.width:g}" height="{self.height:g}" role="img">\n'
-            f"<title>{html.escape(self.title)}</title>\n{STYLE}\n" + "\n".join(self.parts) + "\n</svg>\n"
+        size = f'width="{self.width:g}" height="{self.height:g}"'
+        sheet = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:g} {self.height:g}"'
+        title = f"<title>{html.escape(self.title)}</title>"
+        return "\n".join(
+            [f'<svg {sheet} {size} role="img">', title, STYLE, *self.parts, "</svg>", ""]
         )
