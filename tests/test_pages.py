@@ -2,13 +2,17 @@
 
 import contextlib
 import inspect
+import itertools
 import pathlib
 import re
+import shlex
 
+import click
 import jax
 import pytest
 
 import eqxformer as ef
+from eqxformer.cli.commands import eqxformer
 
 pages = pytest.importorskip("website.pages", reason="the site's sources are not in the sdist")
 from website import api, drawings, sources  # noqa: E402
@@ -112,6 +116,36 @@ def test_every_drawing_of_the_repository_is_made_by_its_code():
         assert pages.about(stored, svg), f"{name}: run python -m website.drawings"
     trained = {"rot13-loss", "rot13-attention"}  # by python -m website.annotated
     assert {file.stem for file in drawings.FOLDER.glob("*.svg")} == {*made, *trained}
+
+
+def commands():
+    """Every line of a shell in the README and the pages, with the file that it is in."""
+    for file in (DOCS.parent / "README.md", *WRITTEN):
+        for block in re.findall(r"```sh\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL):
+            lines = block.replace("\\\n", " ").splitlines()
+            yield from ((file.name, each) for line in lines for each in line.split("&&"))
+
+
+def test_every_command_of_the_docs_is_one_that_there_is():
+    group, seen = click.Context(eqxformer), 0
+    for file, line in commands():
+        words = shlex.split(line, comments=True)
+        while words and "=" in words[0]:  # settings of the environment
+            words.pop(0)
+        if words[:1] == ["python"]:
+            script = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
+            there = (DOCS.parent / script).is_file() or words[2:3] in (["mkdocs"], ["venv"])
+            assert there or script == "train.py", f"{file}: {line}"
+        if words[:1] != ["eqxformer"] or len(words) < 2:
+            continue
+        command, seen = eqxformer.get_command(group, words[1]), seen + 1
+        assert command is not None, f"{file}: {line}"
+        words = list(itertools.takewhile(lambda word: word not in ("|", ">"), words[2:]))
+        try:
+            command.make_parser(click.Context(command)).parse_args(words)
+        except click.UsageError as error:
+            pytest.fail(f"{file}: {line}: {error.format_message()}")
+    assert seen > 40
 
 
 def test_the_first_page_shows_the_measured_times():
