@@ -48,8 +48,8 @@ def place(module: ModuleType, name: str) -> str:
     value: Any = getattr(module, name)
     if inspect.ismodule(value):
         return value.__name__
-    for home in (getattr(value, "__module__", None), *_below(module)):
-        ours = home and home != ROOT and home.startswith(ROOT)
+    for home in (getattr(value, "__module__", None) or ROOT, *_below(module)):
+        ours = home != ROOT and home.startswith(ROOT)
         if ours and name in vars(importlib.import_module(home)):
             return f"{home}.{name}"
     return f"{module.__name__}.{name}"  # has another name where it is defined

@@ -3,11 +3,12 @@
 import dataclasses
 import importlib
 import inspect
+from typing import Any
 
 import eqxformer as ef
 from eqxformer.config import Config, _spell
 
-SIZES = {"vocab": 28, "dim": 32, "layers": 2, "heads": 4}
+SIZES: dict[str, Any] = {"vocab": 28, "dim": 32, "layers": 2, "heads": 4}
 FAMILIES: dict[str, Config] = {
     "transformer": ef.families.transformer(**SIZES, hidden=64),
     "gpt": ef.families.gpt(**SIZES, context=16),

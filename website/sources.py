@@ -12,6 +12,7 @@ import ast
 import pathlib
 import re
 import textwrap
+from typing import Any
 
 LINK = re.compile(r'^\[`([\w.]+)`\]\(([\w./]+\.py) "source"\)$', flags=re.MULTILINE)
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -27,7 +28,7 @@ def included(text: str, page: pathlib.Path) -> str:
 
     def code(match: re.Match[str]) -> str:
         file = (page.parent / match[2]).resolve()
-        title = file.relative_to(ROOT)
+        title = f"{file.relative_to(ROOT)}: {match[1]}"
         return f'```python title="{title}"\n{piece(file, match[1])}\n```'
 
     return LINK.sub(code, text)
@@ -39,18 +40,16 @@ def piece(file: pathlib.Path, name: str) -> str:
     Raises `LookupError` for a name that the file does not define.
     """
     source = file.read_text(encoding="utf-8")
-    node: ast.AST = ast.parse(source)
+    node: Any = ast.parse(source)
     for part in name.split("."):
-        node = next((n for n in getattr(node, "body", []) if getattr(n, "name", "") == part), None)
+        inside = (each for each in node.body if getattr(each, "name", "") == part)
+        node = next(inside, None)
         if node is None:
             raise LookupError(f"{file.name} has no `{name}`.")
-    assert isinstance(node, ast.FunctionDef | ast.ClassDef)
     first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
     lines = source.splitlines()
-    kept = [*range(first, node.end_lineno + 1)]
+    kept = range(first, node.end_lineno + 1)
     if ast.get_docstring(node) is not None and len(node.body) > 1:
         said = node.body[0]
         kept = [n for n in kept if not said.lineno <= n <= said.end_lineno]
-        while kept and not lines[kept[-1] - 1].strip():
-            kept.pop()
-    return textwrap.dedent("\n".join(lines[n - 1] for n in kept))
+    return textwrap.dedent("\n".join(lines[n - 1] for n in kept)).rstrip()
