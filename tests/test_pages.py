@@ -15,7 +15,7 @@ import eqxformer as ef
 from eqxformer.cli.commands import eqxformer
 
 pages = pytest.importorskip("website.pages", reason="the site's sources are not in the sdist")
-from website import api, drawings, sources  # noqa: E402
+from website import api, check_site, drawings, sources  # noqa: E402
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 RUN = ("index.md", "annotated.md", "reference/errors.md")
@@ -107,6 +107,42 @@ def test_a_source_is_the_lines_of_the_file_without_its_docstring():
     assert '"""' not in shown
     with pytest.raises(LookupError, match="Residual.walk"):
         sources.piece(file, "Residual.walk")
+
+
+BUILT = """<html><head><link rel="stylesheet" href="look.css">
+<script src="{script}"></script></head><body><h1 id="top">Page</h1><a href="#{place}">there</a><a href="https://example.org">out</a>
+<img src="{picture}"></body></html>"""
+
+
+@pytest.mark.parametrize(
+    ("script", "place", "picture", "said"),
+    [
+        ("own.js", "top", "own.svg", []),
+        ("https://example.org/a.js", "top", "own.svg", ["from another host"]),
+        ("//example.org/a.js", "top", "own.svg", ["from another host"]),
+        ("own.js", "bottom", "own.svg", ["no such place"]),
+        ("own.js", "top", "lost.svg", ["not there"]),
+        ("own.js", "top", 'own.svg"><p class="arithmatex', ["not MathML"]),
+    ],
+)
+def test_what_is_wrong_with_a_built_site_is_said(
+    tmp_path, monkeypatch, script, place, picture, said
+):
+    monkeypatch.setattr(api, "rooms", dict)
+    for name in ("own.js", "own.svg", "look.css"):
+        (tmp_path / name).write_text("")
+    page = BUILT.format(script=script, place=place, picture=picture)
+    (tmp_path / "index.html").write_text(page)
+    found = list(check_site.mistakes(tmp_path))
+    assert [any(part in each for each in found) for part in said] == [True] * len(found)
+
+
+def test_a_font_of_another_host_and_a_name_without_a_page_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "rooms", lambda: {"layers": ["eqxformer.layers.norms.RMSNorm"]})
+    (tmp_path / "look.css").write_text("@font-face { src: url('https://example.org/a.woff2') }")
+    font, name = check_site.mistakes(tmp_path)
+    assert "https://example.org/a.woff2" in font
+    assert "`eqxformer.layers.norms.RMSNorm` is not on the page of layers" in name
 
 
 def test_every_drawing_of_the_repository_is_made_by_its_code():

@@ -90,7 +90,7 @@ def opened(
     page, heard = context.new_page(), []
     page.on("console", lambda said: heard.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: heard.append(str(error)))
-    page.on("requestfailed", lambda request: heard.append(f"could not fetch {request.url}"))
+    page.on("requestfailed", lambda request: heard.extend(_failed(request)))
     page.on("request", lambda request: heard.extend(_elsewhere(request.url, address)))
     page.on("response", lambda answer: heard.extend(_refused(answer)))
     for path in paths:
@@ -134,6 +134,12 @@ def used(page: Any, address: str) -> Iterator[str]:
 def _elsewhere(url: str, address: str) -> list[str]:
     here = url.startswith((address, "data:", "blob:"))
     return [] if here else [f"fetches {url}"]
+
+
+def _failed(request: Any) -> list[str]:
+    """What could not be fetched; not what was given up because the next page was opened."""
+    given_up = request.failure == "net::ERR_ABORTED"
+    return [] if given_up else [f"could not fetch {request.url}: {request.failure}"]
 
 
 def _refused(answer: Any) -> list[str]:

@@ -3,7 +3,7 @@
     python -m website.check_site [DIRECTORY]
 
 No page fetches anything from another host; every link and picture leads somewhere, to a place that
-is there; every public name of the library has its place in the API.
+is there; formulas are MathML; every public name of the library has its place in the API.
 """
 
 import pathlib
@@ -50,6 +50,8 @@ def mistakes(site: pathlib.Path) -> Iterator[str]:
     for file, page in pages.items():
         name = file.relative_to(site)
         text = file.read_text(encoding="utf-8")
+        if 'class="arithmatex"' in text:
+            yield f"{name} has a formula that is not MathML."
         asked = [mark for mark in ASKED if mark in text]
         yield from (f"{name} has {mark}, which another host serves." for mark in asked)
         for address in page.fetched:
