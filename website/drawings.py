@@ -92,6 +92,44 @@ def families() -> Drawing:
     return d
 
 
+def transformer() -> Drawing:
+    """The encoder-decoder of 2017."""
+    d = Drawing(660, 450, "The encoder reads the source, the decoder writes the target")
+
+    def tower(x: float, title: str, below: str, parts: Sequence[tuple[str, str]]) -> float:
+        d.box(x - 14, 362 - 64 * len(parts), 236, 64 * len(parts) + 4)
+        d.text(x - 22, 372 - 64 * len(parts), "N x", anchor="end", colour="faint")
+        d.arrow((x + 90, 424), (x + 90, 406))
+        d.text(x + 100, 416, below, size=12, anchor="start", colour="faint")
+        d.text(x + 90, 438, title, size=14)
+        d.box(x, 376, 180, 30, "embedding + positions")
+        y = 376.0
+        for label, kind in parts:
+            d.arrow((x + 90, y), (x + 90, y - 16))
+            d.box(x, y - 44, 180, 28, label, kind)
+            d.arrow((x + 90, y - 6), (x + 204, y - 6), (x + 204, y - 56), (x + 180, y - 56))
+            d.box(x, y - 66, 180, 20, "add & norm")
+            y -= 64
+        return y
+
+    tower(50, "Encoder", "source", [("attention", "strong"), ("feed-forward", "strong")])
+    top = tower(
+        400,
+        "Decoder",
+        "target so far",
+        [("causal attention", "strong"), ("cross-attention", "other"), ("feed-forward", "strong")],
+    )
+    d.arrow((140, 246), (140, 216), (340, 216), (340, 282), (400, 282), colour="other")
+    d.text(240, 204, "what was read: keys and values", size=12, colour="faint")
+    d.arrow((490, top - 2), (490, top - 30))
+    d.box(400, top - 60, 180, 30, "linear")
+    d.arrow((490, top - 60), (490, top - 80))
+    d.box(400, top - 110, 180, 30, "softmax")
+    d.arrow((490, top - 110), (490, top - 130))
+    d.text(490, top - 140, "chances of the next token", size=12, colour="faint")
+    return d
+
+
 def attention() -> Drawing:
     """Queries, keys and values of one attention."""
     d = Drawing(660, 250, "Scores of queries and keys become weights, which average values")
@@ -276,6 +314,7 @@ DRAWINGS: dict[str, Callable[[], Drawing]] = {
     for each in (
         flow,
         families,
+        transformer,
         attention,
         masks,
         positions,

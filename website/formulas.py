@@ -10,7 +10,7 @@ def shown(page: str) -> str:
     """HTML with the LaTeX in it turned into MathML.
 
     Example:
-        >>> shown('<span class="arithmatex">\\\\(x^2\\\\)</span>')[:26]
+        >>> shown('<span class="arithmatex">\\\\(x^2\\\\)</span>')[:27]
         '<span class="formula"><math'
     """
     from latex2mathml.converter import convert
