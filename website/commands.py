@@ -1,6 +1,7 @@
 """The page of the command line, made of what `--help` says."""
 
 import html
+import inspect
 import re
 
 import click
@@ -30,7 +31,7 @@ def section(name: str, command: click.Command, group: click.Context) -> str:
     """A command: what it does, how it is called, its arguments and options."""
     context = click.Context(command, parent=group, info_name=name)
     usage = " ".join([f"eqxformer {name}", *command.collect_usage_pieces(context)])
-    first, *rest = re.split(r"\n\n+", (command.help or "").strip())
+    first, *rest = re.split(r"\n\n+", inspect.cleandoc(command.help or ""))
     lines = [f"\n## {name}\n", first, "", f"```text\n{usage}\n```", ""]
     lines += [paragraph(each) + "\n" for each in rest]
     options = (p for p in command.params if isinstance(p, click.Option))

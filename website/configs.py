@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import re
 from typing import Any
 
 import eqxformer as ef
@@ -65,13 +66,27 @@ def every() -> str:
 def table(name: str, cls: type[Config]) -> str:
     """The fields of one config."""
     lines = [f"**`{name}`**: {(inspect.getdoc(cls) or '').partition(chr(10) * 2)[0]}\n"]
-    lines += ["| field | type | default |", "|---|---|---|"]
-    hints = inspect.get_annotations(cls)
+    lines += ["| field | type | default | |", "|---|---|---|---|"]
+    hints, said = inspect.get_annotations(cls), arguments(inspect.getdoc(cls) or "")
     for field in fields(cls):
         default = "" if field.default is dataclasses.MISSING else f"`{_one_line(field.default)}`"
         spelled = _spell(hints.get(field.name, field.type)).replace("|", "or")
-        lines.append(f"| `{field.name}` | `{spelled}` | {default} |")
+        about = said.get(field.name, "").replace("|", "&#124;")
+        lines.append(f"| `{field.name}` | `{spelled}` | {default} | {about} |")
     return "\n".join(lines) + "\n"
+
+
+def arguments(text: str) -> dict[str, str]:
+    """What a docstring says of each argument; of several on one line, the same of each.
+
+    Example:
+        >>> arguments("A part.\\n\\nArguments:\\n    up, down: the\\n        two maps.\\n\\nMore.")
+        {'up': 'the two maps.', 'down': 'the two maps.'}
+    """
+    section = re.search(r"^Arguments:\n((?: {4}.*\n?|\n)*)", text, flags=re.MULTILINE)
+    entries = re.split(r"^ {4}(?=\w)", section[1] if section else "", flags=re.MULTILINE)
+    found = (entry.partition(": ") for entry in entries if ": " in entry)
+    return {n: " ".join(said.split()) for names, _, said in found for n in names.split(", ")}
 
 
 def fields(cls: type[Config]) -> tuple[dataclasses.Field, ...]:
