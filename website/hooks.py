@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from website import api, commands, configs, formulas, pictures, sources  # noqa: E402
 
+WIDE = ("architectures.md",)  # one table, which takes the place of the contents
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+([\w./-]+\.(?:py|json|yml))\)")
 
 
@@ -35,6 +36,8 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     """Sources and pictures in place; a link to a file that is no page is its name alone."""
     if page.parent is None:  # a page of its own has nothing to show beside it
         page.meta["hide"] = ["navigation"]
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["toc"]
     if page.file.abs_src_path is None:
         return markdown
     file = pathlib.Path(page.file.abs_src_path)
