@@ -1,6 +1,7 @@
 """The pages of the site: their code runs, their pictures are drawn, every public name is on one."""
 
 import contextlib
+import dataclasses
 import inspect
 import itertools
 import pathlib
@@ -15,7 +16,8 @@ import eqxformer as ef
 from eqxformer.cli.commands import eqxformer
 
 pages = pytest.importorskip("website.pages", reason="the site's sources are not in the sdist")
-from website import api, check_site, drawings, sources  # noqa: E402
+from website import api, check_site, configs, drawings, pictures, sources  # noqa: E402
+from website import commands as command_line  # noqa: E402
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 RUN = ("index.md", "annotated.md", "reference/errors.md")
@@ -152,6 +154,39 @@ def test_every_drawing_of_the_repository_is_made_by_its_code():
         assert pages.about(stored, svg), f"{name}: run python -m website.drawings"
     trained = {"rot13-loss", "rot13-attention"}  # by python -m website.annotated
     assert {file.stem for file in drawings.FOLDER.glob("*.svg")} == {*made, *trained}
+
+
+def test_the_page_of_the_command_line_has_every_command_and_option():
+    page = command_line.pages()["reference/commands.md"]
+    group = click.Context(eqxformer)
+    for name in eqxformer.list_commands(group):
+        (part,) = re.findall(rf"\n## {name}\n(.*?)(?:\n## |\Z)", page, flags=re.DOTALL)
+        command = eqxformer.get_command(group, name)
+        options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+        assert all(f"<code>{option.opts[0]}" in part for option in options), name
+        assert part.count("<code>") >= len(options)
+
+
+def test_the_pages_of_configs_and_axes_have_every_field_and_word():
+    made = configs.pages()
+    assert all(f"| `{word}` |" in made["reference/axes.md"] for word in ef.GLOSSARY)
+    page = made["reference/configs.md"]
+    assert all(str(config) in page for config in configs.FAMILIES.values())
+    (part,) = re.findall(r"\*\*`Attention`\*\*(.*?)\n\*\*", page, flags=re.DOTALL)
+    fields = dataclasses.fields(ef.Attention.Config)
+    assert all(f"| `{field.name}` |" in part for field in fields)
+
+
+def test_a_drawing_is_put_into_a_page_without_colours_of_its_own(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    drawing = drawings.cache().svg()
+    (tmp_path / "pictures" / "cache.svg").write_text(drawing, encoding="utf-8")
+    page = "Before.\n\n![Slots](pictures/cache.svg)\n\nAfter."
+    shown = pictures.inlined(page, tmp_path / "page.md")
+    assert "<style>" in drawing
+    assert "<style>" not in shown
+    assert shown.count("<svg") == 1
+    assert "\n" not in shown.removeprefix("Before.\n\n").removesuffix("\n\nAfter.")
 
 
 def commands():

@@ -15,7 +15,26 @@ OUTSIDE = ("eqxformer.tour.tour",)  # offered, but not as `eqxformer.NAME`
 
 def pages() -> dict[str, str]:
     """The text of every page by its path in the site."""
-    return {f"reference/api/{room}.md": page(room, names) for room, names in rooms().items()}
+    found = rooms()
+    made = {f"reference/api/{room}.md": page(room, names) for room, names in found.items()}
+    return {"reference/names.md": index(found), **made}
+
+
+def index(found: dict[str, list[str]]) -> str:
+    """All names in alphabetical order, each with its place and the first line of what it is."""
+    lines = ["# Names", "", "Each is reached as `eqxformer.NAME`.", "", "| name | |", "|---|---|"]
+    every = ((place.rpartition(".")[2], room, place) for room in found for place in found[room])
+    for name, room, place in sorted(every, key=lambda each: each[0].lower()):
+        lines.append(f"| [`{name}`](api/{room}.md#{place}) | {first_line(place)} |")
+    return "\n".join(lines) + "\n"
+
+
+def first_line(place: str) -> str:
+    """How the docstring of a function, a class or a module begins; nothing for other values."""
+    module, _, name = place.rpartition(".")
+    value = getattr(importlib.import_module(module), name)
+    says = inspect.isroutine(value) or inspect.isclass(value) or inspect.ismodule(value)
+    return (inspect.getdoc(value) or "").partition("\n")[0] if says else ""
 
 
 def rooms() -> dict[str, list[str]]:
