@@ -4,9 +4,9 @@
 
 Headless Chromium opens every page, as wide as a desk and as a phone, in light and dark: no error
 on the console, nothing fetched from elsewhere, no broken picture, nothing wider than the window, a
-copy button on every block of code. The search finds "attention", and the keyboard reaches what a
-mouse does. Where there is no Chromium nothing is checked, and that is said. `--pictures` keeps a
-picture of the top of each page.
+button on every block of code. The button copies, the search finds "attention", and the keyboard
+reaches what a mouse does. Where there is no Chromium nothing is checked, and that is said.
+`--pictures` keeps a picture of the top of each page.
 """
 
 import argparse
@@ -78,7 +78,9 @@ def mistakes(site: pathlib.Path, pictures: pathlib.Path | None) -> Iterator[str]
                 )
                 yield from opened(context, address, paths, f"{size}, {scheme}", pictures)
                 context.close()
-        context = chromium.new_context(viewport={"width": 1280, "height": 900})
+        allowed = ["clipboard-read", "clipboard-write"]
+        context = chromium.new_context(viewport={"width": 1280, "height": 900}, permissions=allowed)
+        yield from copied(context.new_page(), address)
         yield from used(context.new_page(), address)
         chromium.close()
 
@@ -101,6 +103,20 @@ def opened(
         if pictures is not None:
             name = f"{path.replace('/', '-').strip('.') or 'home'}-{how.replace(', ', '-')}.png"
             page.screenshot(path=str(pictures / name))
+
+
+def copied(page: Any, address: str) -> Iterator[str]:
+    """Copies the first block of code of the first page."""
+    page.goto(f"{address}/")
+    block = page.locator(".md-typeset .highlight").first
+    if not block.locator("button").count():
+        yield "The first block of code has no button."
+        return
+    block.locator("button").first.click()
+    page.wait_for_timeout(300)
+    got, code = page.evaluate("navigator.clipboard.readText()"), block.locator("code").inner_text()
+    if got.strip() != code.strip():
+        yield f"The copy button gives {got[:40]!r}."
 
 
 def used(page: Any, address: str) -> Iterator[str]:

@@ -40,11 +40,13 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
         page.meta["hide"] = ["toc"]
     if page.file.abs_src_path is None:
         return markdown
+    page.meta["search"] = {"boost": 2}  # before the reference, which has every word somewhere
     file = pathlib.Path(page.file.abs_src_path)
     text = sources.included(markdown.replace("```output about\n", "```output\n"), file)
     return pictures.inlined(OUTSIDE.sub(r"\1", text), file)
 
 
 def on_page_content(html: str, **kwargs: Any) -> str:
-    """Formulas as MathML."""
-    return formulas.shown(html)
+    """Formulas as MathML; the search reads what is said of a name, not its source."""
+    hidden = '<details class="mkdocstrings-source" data-search-exclude>'
+    return formulas.shown(html).replace('<details class="mkdocstrings-source">', hidden)
