@@ -3,5 +3,16 @@
 from eqxformer.inspect.capture import Capture, Captured, capture, patch
 from eqxformer.inspect.sites import sites
 from eqxformer.inspect.table import count, table
+from eqxformer.inspect.watch import Fault, Watch
 
-__all__ = ["Capture", "Captured", "capture", "count", "patch", "sites", "table"]
+__all__ = [
+    "Capture",
+    "Captured",
+    "Fault",
+    "Watch",
+    "capture",
+    "count",
+    "patch",
+    "sites",
+    "table",
+]

@@ -93,11 +93,11 @@ def capture(
     Raises `ValueError` for a name that nothing has; when called, for one that was not computed.
 
     Example:
-        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> import equinox as eqx, eqxformer as ef, jax, jax.numpy as jnp
         >>> config = ef.families.gpt(vocab=65, dim=16, layers=2, heads=4, context=8)
         >>> model = config.build(key=jax.random.key(0))
         >>> look = ef.capture(model, "blocks.*.residual", "blocks.1.attention.weights")
-        >>> logits, seen = jax.jit(look)(jnp.array([[1, 2, 3]]))
+        >>> logits, seen = eqx.filter_jit(look)(jnp.array([[1, 2, 3]]))
         >>> seen["blocks.1.attention.weights"].shape, seen["blocks.*.residual"].shape
         ((1, 4, 3, 3), (2, 1, 3, 16))
     """

@@ -1,5 +1,6 @@
 """The names of values inside of a model: of every part its output, its input, and its own sites."""
 
+import difflib
 import fnmatch
 import re
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,6 @@ import equinox as eqx
 
 from eqxformer.blocks.block import AbstractBlock
 from eqxformer.checkpoints.names import unrolled
-from eqxformer.config import nearest
 from eqxformer.layers.abstract_attention import AbstractAttention
 from eqxformer.layers.experts import Experts
 from eqxformer.layers.taps import HELD
@@ -139,12 +139,15 @@ def _is_meant(pattern: str, site: Site) -> bool:
     return site.what == "output" or pattern.split(".")[-1] not in ("*", "**")
 
 
-def _nothing(pattern: str, every: list[Site], index: int | None) -> str:
-    starred = dict.fromkeys(star(site.name) for site in every if site.what != "input")
-    head = " Only values of attention have heads to choose from." if index is not None else ""
+def _nothing(pattern: str, every: Sequence[Site], index: int | None) -> str:
+    names = [site.name for site in every]
+    known = {star(name): None for name in names} if "*" in pattern else names
+    near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.5)
+    close = f" Close are {', '.join(f'`{name}`' for name in near)}." if near else ""
+    heads = " Only values of attention have heads to choose from." if index is not None else ""
     return (
-        f"`{pattern}` names nothing in the model.{nearest(star(pattern), starred)}{head} "
-        f"There are {', '.join(starred)}; and `input` of each part."
+        f"`{pattern}` names nothing in the model.{heads}{close} `ef.sites(model)` lists all "
+        f"{len(names)} names."
     )
 
 

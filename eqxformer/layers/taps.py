@@ -70,7 +70,7 @@ def tap(part: Any, site: str, value: Any, batch: tuple[int, ...] | None = None) 
         batch: the axes that the first axis of `value` stands for, if it is several.
     """
     for each in _held(part):
-        if each.site == site:
+        if each.site == site and eqx.is_array(value):
             shape = value.shape
             value = value if batch is None else value.reshape(*batch, *shape[1:])
             value = each(value)
