@@ -89,7 +89,7 @@ def capture(
             `ef.next_token_loss`; the model itself if None.
         keep: a function of each value, whose result is kept in its place, such as a norm.
 
-    What is run several times over, as `Repeated` runs its blocks, gives its values stacked in front.
+    What is run several times over, as `Repeated` runs its blocks, gives its values stacked.
     Raises `ValueError` for a name that nothing has; when called, for one that was not computed.
 
     Example:
@@ -147,9 +147,7 @@ def patch(model: Any, changes: Mapping[str, Any]) -> Any:
     return with_taps(model, wishes)
 
 
-def _captured(
-    collector: Collector, asked: tuple[tuple[str, tuple[str, ...]], ...]
-) -> Captured:
+def _captured(collector: Collector, asked: tuple[tuple[str, tuple[str, ...]], ...]) -> Captured:
     found: dict[str, list[Any]] = {}
     for (name,), value in collector.entries:
         found.setdefault(name, []).append(value)

@@ -24,14 +24,14 @@ class Site(NamedTuple):
     path: str
     what: str
     has_heads: bool = False
-    index: int | None = None
+    head: int | None = None
 
     @property
     def name(self) -> str:
         """`blocks.3.attention.heads[2]`; of an output, the path alone."""
         name = self.path if self.what == "output" else f"{self.path}.{self.what}"
-        head = "" if self.index is None else f"[{self.index}]"
-        return f"{name}{head}".removeprefix(".")
+        number = "" if self.head is None else f"[{self.head}]"
+        return f"{name}{number}".removeprefix(".")
 
 
 def sites(model: eqx.Module, *patterns: str) -> tuple[str, ...]:
@@ -64,14 +64,14 @@ def sites(model: eqx.Module, *patterns: str) -> tuple[str, ...]:
 
 def matching(every: Sequence[Site], pattern: str) -> list[Site]:
     """The sites whose names match; `ValueError`, with what there is, where none does."""
-    name, index = _without_index(pattern)
+    name, head = _without_head(pattern)
     found = [site for site in every if site.name == name]
     if "*" in name:
         found = [site for site in every if _is_meant(name, site) and fits(name, site.name)]
-    if index is not None:
-        found = [site._replace(index=index) for site in found if site.has_heads]
+    if head is not None:
+        found = [site._replace(head=head) for site in found if site.has_heads]
     if not found:
-        raise ValueError(_nothing(pattern, every, index))
+        raise ValueError(_nothing(pattern, every, head))
     return found
 
 
@@ -129,7 +129,7 @@ def _of_part(path: str, part: eqx.Module) -> Iterator[Site]:
         yield Site(path, "residual")
 
 
-def _without_index(pattern: str) -> tuple[str, int | None]:
+def _without_head(pattern: str) -> tuple[str, int | None]:
     found = re.fullmatch(r"(.*?)\[(\d+)\]", pattern)
     return (found[1], int(found[2])) if found else (pattern, None)
 
@@ -139,12 +139,12 @@ def _is_meant(pattern: str, site: Site) -> bool:
     return site.what == "output" or pattern.split(".")[-1] not in ("*", "**")
 
 
-def _nothing(pattern: str, every: Sequence[Site], index: int | None) -> str:
+def _nothing(pattern: str, every: Sequence[Site], head: int | None) -> str:
     names = [site.name for site in every]
     known = {star(name): None for name in names} if "*" in pattern else names
     near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.5)
     close = f" Close are {', '.join(f'`{name}`' for name in near)}." if near else ""
-    heads = " Only values of attention have heads to choose from." if index is not None else ""
+    heads = " Only values of attention have heads to choose from." if head is not None else ""
     return (
         f"`{pattern}` names nothing in the model.{heads}{close} `ef.sites(model)` lists all "
         f"{len(names)} names."

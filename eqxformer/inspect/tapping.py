@@ -88,7 +88,7 @@ def _asked(front: str, wishes: dict[str, list[Wish]]) -> list[Any]:
                 shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(arrays)]
                 below = path.removeprefix(front)
                 kind = (jax.tree.structure(wish.change), jax.tree.leaves(rest), shapes)
-                found.append((below, wish.site.what, wish.site.index, wish.keep, kind))
+                found.append((below, wish.site.what, wish.site.head, wish.keep, kind))
     return found
 
 
@@ -112,12 +112,12 @@ def _tapped(part: Any, layers: list[tuple[Wish, ...]]) -> Any:
 
 
 def _tap(wishes: tuple[Wish, ...]) -> Tap:
-    change = wishes[0].change
-    if len(wishes) > 1:
+    first, *others = wishes
+    change, names = first.change, tuple(wish.site.name for wish in wishes)
+    if others:
         every = [wish.change for wish in wishes]
         change = jax.tree.map(lambda *x: jnp.stack(x) if eqx.is_array(x[0]) else x[0], *every)
-    first, names = wishes[0], tuple(wish.site.name for wish in wishes)
-    return Tap(change, first.keep, first.what, first.site.index, names)
+    return Tap(change, first.keep, first.what, first.site.head, names)
 
 
 @functools.cache

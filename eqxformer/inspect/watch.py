@@ -153,10 +153,11 @@ class Watch(Config):
     def _first(self, found: Iterable[tuple[str, str, Measured]]) -> Fault | None:
         """The first of what was measured that is not sound."""
         for name, what, measured in jax.device_get(list(found)):
-            *counts, largest = _summed(measured.numbers)
-            if any(counts):
-                about = (name, what.strip(), measured.shape, measured.dtype)
-                return Fault(*about, *map(int, counts), largest, self.fits)
+            nans, infinite, beyond, largest = _summed(measured.numbers)
+            if nans or infinite or beyond:
+                counts = (int(nans), int(infinite), int(beyond))
+                shape, dtype = measured.shape, measured.dtype
+                return Fault(name, what, shape, dtype, *counts, largest, self.fits)
         return None
 
 
@@ -243,7 +244,7 @@ def _backward(
     ]
 
 
-def _summed(numbers: Any) -> list[float]:
+def _summed(numbers: Any) -> tuple[float, ...]:
     """The counts of one value, or of one that was made several times over."""
     rows = numbers.reshape(-1, 4)
-    return [*rows[:, :3].sum(0).tolist(), float(rows[:, 3].max())]
+    return (*rows[:, :3].sum(0).tolist(), float(rows[:, 3].max()))

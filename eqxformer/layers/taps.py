@@ -15,11 +15,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.extend.core
 from jaxtyping import Array
 
 HELD = "held_taps"  # the field of a tapped part
-_state = getattr(jax.extend.core, "get_opaque_trace_state", None) or jax.core.get_opaque_trace_state
+_home = jax.extend.core if hasattr(jax.extend.core, "get_opaque_trace_state") else jax.core
 
 
 class Tap(eqx.Module):
@@ -105,11 +106,11 @@ class Collector:
     def __init__(self) -> None:
         self.entries: list[tuple[tuple[str, ...], Any]] = []
         self.unreachable: set[str] = set()
-        self._state = _state(convention="nnx")
+        self._state = _trace_state()
 
     def add(self, names: tuple[str, ...], value: Any, keep: Callable[[Array], Any] | None) -> None:
         """Takes a value, or notes that it cannot be had."""
-        if _state(convention="nnx") == self._state:
+        if _trace_state() == self._state:
             self.entries.append((names, value if keep is None else keep(value)))
         else:
             self.unreachable.update(names)
@@ -166,8 +167,8 @@ def hand_on(taken: Taken, layers: int | None = None) -> None:
         return
     for i in range(layers):
         for names, value in pairs:
-            name = names[i] if len(names) > 1 else names[0]  # of a part that all layers share
-            collector.entries.append(((name,), jax.tree.map(operator.itemgetter(i), value)))
+            own = names if len(names) == 1 else names[i : i + 1]  # one is of a part shared by all
+            collector.entries.append((own, jax.tree.map(operator.itemgetter(i), value)))
 
 
 def through(
@@ -192,3 +193,8 @@ def _record(names: tuple[str, ...], value: Any, keep: Callable[[Array], Any] | N
 
 def _held(part: Any) -> tuple[Tap, ...]:
     return getattr(part, HELD, ())
+
+
+def _trace_state() -> Any:
+    """What tells in which transformation of JAX this runs; equal where it is the same one."""
+    return _home.get_opaque_trace_state(convention="nnx")

@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 from eqxformer.config import Config
 from eqxformer.data.batches import Data
 from eqxformer.generation.samplers import Sampler
+from eqxformer.inspect.watch import Watch
 from eqxformer.losses.objective import Objective
 from eqxformer.optimizers.optimizer import Optimizer
 from eqxformer.optimizers.trainable import Trainable
@@ -39,6 +40,7 @@ class Experiment(Config):
         trains: which of the model's arrays are trained, such as `Except(paths=("embedding",))`.
         precision: the number types of a step, such as `Precision(compute="bfloat16")`.
         skips: how many steps in a row may have a loss that is not finite; they change nothing.
+        watch: what says where numbers broke when they did, such as `Watch("float32")`.
         checkpoint_every: steps between two checkpoints; None for `validate_every`.
         peak_flops: floating point operations per second that all devices together can do; with it,
             the share of it that is reached is measured.
@@ -59,6 +61,7 @@ class Experiment(Config):
     trains: Trainable = Trainable()
     precision: Precision = Precision()
     skips: int = 0
+    watch: Watch | None = None
     checkpoint_every: int | None = None
     patience: int | None = None
     peak_flops: float | None = None
@@ -76,6 +79,7 @@ class Experiment(Config):
     def identity(self) -> dict[str, Any]:
         """What the bits of a run follow from, as plain JSON values: all but what is only shown."""
         shown = ("validate_every", "sample_every", "prompt", "checkpoint_every", "peak_flops")
+        shown = (*shown, "watch")
         return {name: value for name, value in self.to_dict().items() if name not in shown}
 
     def init(self, placement: Placement | None = None) -> Any:
