@@ -8,14 +8,14 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Float
 
 from eqxformer.checkpoints.names import named_arrays, unrolled
 from eqxformer.config import Config
 from eqxformer.inspect.sites import Site, every_site, parts
 from eqxformer.inspect.tapping import Wish, with_taps
 from eqxformer.layers.biases import PositionBias
-from eqxformer.layers.taps import HELD, collecting
+from eqxformer.layers.taps import HELD, Taken, collecting
 
 _NOT_WATCHED = ("scores", "weights", "chosen_experts", "chosen_weights", "residual")
 
@@ -65,6 +65,25 @@ class Measured(eqx.Module):
     dtype: str = eqx.field(static=True)
 
 
+class Keep(eqx.Module):
+    """The counts of an array's broken numbers, and its largest finite one; of floats alone."""
+
+    fits: str = eqx.field(static=True)
+
+    def __call__(self, x: Any) -> Measured | None:
+        if not eqx.is_inexact_array(x):
+            return None
+        size, finite = jnp.abs(x).astype(jnp.float32), jnp.isfinite(x)
+        largest = jnp.max(jnp.where(finite, size, 0.0), initial=0.0)
+        beyond = finite & (size > float(jnp.finfo(self.fits).max))
+        counts = [jnp.sum(each, dtype=jnp.float32) for each in (jnp.isnan(x), jnp.isinf(x), beyond)]
+        return Measured(jnp.stack([*counts, largest]), x.shape, str(x.dtype))
+
+    def each(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """The counts of every array of floating type, in trees by name."""
+        return {name: jax.tree.map(self, x) for name, x in arrays.items()}
+
+
 class Watch(Config):
     """Finds the first broken numbers of a call, in the order in which they are made.
 
@@ -78,13 +97,12 @@ class Watch(Config):
             `Watch("bfloat16")` finds in float32 what will overflow in bfloat16.
 
     Example:
-        >>> import equinox as eqx, eqxformer as ef, jax, jax.numpy as jnp
-        >>> config = ef.families.gpt(vocab=65, dim=16, layers=2, heads=4, context=8)
-        >>> model = config.build(key=jax.random.key(0))
-        >>> large = ef.patch(model, {"blocks.1.attention.out": lambda x: 1e5 + x})
-        >>> print(ef.Watch("float16").forward(large, jnp.array([[1, 2, 3]])))
-        output of blocks.1.attention.out, float32[1, 3, 16]: 48 beyond float16 of 48 numbers; the
-        largest finite one is 1e+05
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> mlp = ef.MLP(8, hidden=16, key=jax.random.key(0))
+        >>> large = ef.patch(mlp, {"up": lambda x: x + 1e5})
+        >>> print(ef.Watch("float16").forward(large, jnp.ones((2, 8))))
+        output of up, float32[2, 16]: 32 beyond float16 of 32 numbers; the largest finite one is
+        1e+05
     """
 
     fits: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -93,15 +111,9 @@ class Watch(Config):
         self, model: Any, *args: Any, call: Callable[..., Any] | None = None, **kwargs: Any
     ) -> Fault | None:
         """The first fault of a call of the model, or of `call` with it; None where all is sound."""
-        tapped = with_taps(model, (Wish(site, keep=self._keep) for site in _watched(model)))
-
-        @eqx.filter_jit
-        def measured(model: Any, tapped: Any, args: Any, kwargs: Any) -> Any:
-            with collecting() as collector:
-                outputs = tapped(*args, **kwargs) if call is None else call(tapped, *args, **kwargs)
-            return self._weights(model), collector.taken(), self._arrays({"outputs": outputs})
-
-        weights, taken, outputs = measured(model, tapped, args, kwargs)
+        keep = Keep(self.fits)
+        tapped = with_taps(model, (Wish(site, keep=keep) for site in _watched(model)))
+        weights, taken, outputs = _forward(keep, model, tapped, call, args, kwargs)
         return self._first([*_of("weight", weights), *_inside(taken), *_of("", outputs)])
 
     def gradient(
@@ -111,44 +123,22 @@ class Watch(Config):
 
         Example:
             >>> import eqxformer as ef, jax, jax.numpy as jnp
-            >>> config = ef.families.gpt(vocab=65, dim=16, layers=1, heads=2, context=8)
-            >>> model = config.build(key=jax.random.key(0))
-            >>> batch = ef.TokenBatch(jnp.arange(18).reshape(2, 9))
-            >>> ef.Watch().gradient(model, batch, call=ef.next_token_loss) is None
-            True
+            >>> mlp = ef.MLP(8, hidden=16, key=jax.random.key(0))
+            >>> steep = ef.patch(mlp, {"down": lambda x: jnp.sqrt(0.0 * x)})
+            >>> print(ef.Watch().gradient(steep, jnp.ones((2, 8)), call=lambda f, x: f(x).sum()))
+            gradient of input of down, float32[2, 16]: 32 NaN of 32 numbers; the largest finite one
+            is 0
         """
-        wishes = []
+        keep, wishes = Keep(self.fits), []
         for site in _watched(model):
             probe = Probe(jnp.zeros(4), self.fits)
-            wishes += [Wish(site, change=probe), Wish(site, keep=self._keep)]
+            wishes += [Wish(site, change=probe), Wish(site, keep=keep)]
         tapped = with_taps(model, wishes)
-
-        def run(tapped: Any, args: Any, kwargs: Any) -> tuple[Array, Any]:
-            with collecting() as collector:
-                loss = call(tapped, *args, **kwargs)
-            return loss, (collector.taken(), self._arrays({"loss": loss}))
-
-        @eqx.filter_jit
-        def measured(model: Any, tapped: Any, args: Any, kwargs: Any) -> Any:
-            of_loss = eqx.filter_value_and_grad(run, has_aux=True)
-            (_, (taken, loss)), gradients = of_loss(tapped, args, kwargs)
-            arrays = {n: x for n, x in named_arrays(gradients).items() if HELD not in n}
-            return self._weights(model), taken, loss, gradients, self._arrays(arrays)
-
-        weights, taken, loss, gradients, arrays = measured(model, tapped, args, kwargs)
+        weights, taken, loss, gradients, arrays = _both(keep, model, tapped, call, args, kwargs)
         forward = _inside(taken)
         backward = _backward(gradients, forward)
         found = [*_of("weight", weights), *forward, *_of("", loss), *backward]
         return self._first([*found, *_of("gradient of weight", arrays)])
-
-    def _keep(self, value: Any) -> Measured | None:
-        return measure(value, self.fits) if eqx.is_inexact_array(value) else None
-
-    def _weights(self, model: Any) -> dict[str, Any]:
-        return self._arrays(named_arrays(model))
-
-    def _arrays(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        return {name: jax.tree.map(self._keep, x) for name, x in arrays.items()}
 
     def _first(self, found: Iterable[tuple[str, str, Measured]]) -> Fault | None:
         """The first of what was measured that is not sound."""
@@ -183,19 +173,38 @@ def _probed_forward(fits: str, value: Array, slot: Array) -> tuple[Array, None]:
 
 
 def _probed_backward(fits: str, _: None, gradient: Array) -> tuple[Array, Array]:
-    return gradient, measure(gradient, fits).numbers
+    measured = Keep(fits)(gradient)
+    assert measured is not None  # gradients are of floating types
+    return gradient, measured.numbers
 
 
 _probed.defvjp(_probed_forward, _probed_backward)
 
 
-def measure(x: Inexact[Array, "*any"], fits: str) -> Measured:
-    """The counts of an array's broken numbers, and its largest finite one."""
-    size, finite = jnp.abs(x).astype(jnp.float32), jnp.isfinite(x)
-    largest = jnp.max(jnp.where(finite, size, 0.0), initial=0.0)
-    beyond = finite & (size > float(jnp.finfo(fits).max))
-    counts = [jnp.sum(each, dtype=jnp.float32) for each in (jnp.isnan(x), jnp.isinf(x), beyond)]
-    return Measured(jnp.stack([*counts, largest]), x.shape, str(x.dtype))
+@eqx.filter_jit
+def _forward(
+    keep: Keep, model: Any, tapped: Any, call: Callable[..., Any] | None, args: Any, kwargs: Any
+) -> tuple[dict[str, Any], Taken, dict[str, Any]]:
+    """What is measured of weights, inside, and of the outputs."""
+    with collecting() as collector:
+        outputs = tapped(*args, **kwargs) if call is None else call(tapped, *args, **kwargs)
+    return keep.each(named_arrays(model)), collector.taken(), keep.each({"outputs": outputs})
+
+
+@eqx.filter_jit
+def _both(
+    keep: Keep, model: Any, tapped: Any, call: Callable[..., Any], args: Any, kwargs: Any
+) -> tuple[dict[str, Any], Taken, dict[str, Any], Any, dict[str, Any]]:
+    """What is measured of weights, inside, of the loss, of gradients inside and of weights."""
+
+    def run(tapped: Any) -> tuple[Array, Any]:
+        with collecting() as collector:
+            loss = call(tapped, *args, **kwargs)
+        return loss, (collector.taken(), keep.each({"loss": loss}))
+
+    (_, (taken, loss)), gradients = eqx.filter_value_and_grad(run, has_aux=True)(tapped)
+    arrays = {name: x for name, x in named_arrays(gradients).items() if HELD not in name}
+    return keep.each(named_arrays(model)), taken, loss, gradients, keep.each(arrays)
 
 
 def _watched(model: Any) -> list[Site]:
@@ -208,7 +217,7 @@ def _watched(model: Any) -> list[Site]:
     ]
 
 
-def _inside(taken: Any) -> list[tuple[str, str, Measured]]:
+def _inside(taken: Taken) -> list[tuple[str, str, Measured]]:
     """What was measured at sites, with their paths and what they are."""
     found = []
     for (name,), measured in zip(taken.names, taken.values, strict=True):

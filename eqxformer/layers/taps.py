@@ -65,10 +65,28 @@ class Tap(eqx.Module):
 
 
 def tap(part: Any, site: str, value: Any, batch: tuple[int, ...] | None = None) -> Any:
-    """`value`; what is asked of the site is done on a part that holds taps.
+    """`value`, which `ef.capture` and `ef.patch` can then name as `site` of the part.
+
+    A part of your own says so where it makes the value, and lists its sites in the class variable
+    `sites`.
 
     Arguments:
+        part: the part itself, `self`.
+        site: what the value is called.
+        value: an array; any other value is only given back.
         batch: the axes that the first axis of `value` stands for, if it is several.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> from typing import ClassVar
+        >>> class Swish(ef.MLP):
+        ...     sites: ClassVar[tuple[str, ...]] = ("neurons",)
+        ...
+        ...     def run(self, x, *, key=None):
+        ...         return self.down(ef.tap(self, "neurons", jax.nn.swish(self.up(x)))), None
+        >>> mlp = Swish(8, hidden=16, key=jax.random.key(0))
+        >>> ef.capture(mlp, "neurons")(jnp.ones((3, 8)))[1]["neurons"].shape
+        (3, 16)
     """
     for each in _held(part):
         if each.site == site and eqx.is_array(value):

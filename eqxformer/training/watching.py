@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -30,27 +31,26 @@ def first_fault(
     Example:
         >>> import eqxformer as ef, jax, jax.numpy as jnp
         >>> from eqxformer.training.watching import first_fault
-        >>> config = ef.families.gpt(vocab=65, dim=16, layers=1, heads=2, context=8)
-        >>> model = config.build(key=jax.random.key(0))
-        >>> model = ef.patch(model, {"blocks.0.feed_forward": lambda x: x / 0.0})
-        >>> optimizer = ef.SGD(0.1).build(steps=1)
-        >>> state = ef.TrainState.create(model, optimizer, key=jax.random.key(1))
-        >>> batch = ef.TokenBatch(jnp.arange(18).reshape(2, 9))
-        >>> first_fault(ef.Watch(), ef.NextToken(), state, batch).name
-        'blocks.0.feed_forward'
+        >>> mlp = ef.patch(ef.MLP(4, hidden=8, key=jax.random.key(0)), {"up": lambda x: x / 0.0})
+        >>> state = ef.TrainState.create(mlp, ef.SGD(0.1).build(steps=1), key=jax.random.key(1))
+        >>> loss = lambda model, batch, key: model(batch).sum()
+        >>> first_fault(ef.Watch(), loss, state, jnp.ones((2, 4))).name
+        'up'
     """
     model = precision.computing(state.model)
     key = jax.random.fold_in(state.key, state.step - 1)
     for part, own in pieces(batch, microbatch, key):
-        fault = watch.gradient(model, part, call=_mean_of(loss), key=own)
+        fault = watch.gradient(model, part, call=_Mean(loss), key=own)
         if fault is not None:
             return fault
     return None
 
 
-def _mean_of(loss: LossFunction) -> Any:
-    def mean(model: Any, batch: Any, *, key: PRNGKeyArray | None) -> Float[Array, ""]:
-        value = loss(model, batch, key=key)
-        return value.mean if isinstance(value, Loss) else value
+class _Mean(eqx.Module):
+    """A loss as a scalar."""
 
-    return mean
+    loss: LossFunction
+
+    def __call__(self, model: Any, batch: Any, *, key: PRNGKeyArray | None) -> Float[Array, ""]:
+        value = self.loss(model, batch, key=key)
+        return value.mean if isinstance(value, Loss) else value
