@@ -34,62 +34,71 @@ def with_taps(model: Any, wishes: Iterable[Wish]) -> Any:
     Layers that are stored as one array stay so as far as their wishes are alike: neighbours that
     differ are stored, and run, in groups of their own.
     """
-    by_part: dict[str, list[Wish]] = {}
-    for wish in wishes:
-        by_part.setdefault(wish.site.path, []).append(wish)
-    return _visited(model, ("",), by_part)
+    return _Change(wishes).of(model, ("",))
 
 
-def _visited(node: Any, paths: tuple[str, ...], wishes: dict[str, list[Wish]]) -> Any:
-    """A node with taps below it and in it; `paths` are those of all layers that it stands for."""
-    if isinstance(node, Stack):
-        return _visited_stack(node, paths[0], wishes)
-    if isinstance(node, eqx.Module):
-        names = [f.name for f in dataclasses.fields(node) if not f.metadata.get("static")]
-        old = {name: getattr(node, name) for name in names if hasattr(node, name) and name != HELD}
-        new = {name: _visited(child, _below(paths, name), wishes) for name, child in old.items()}
+class _Change:
+    """The walk through a model that puts taps in; a path stands for one layer of several."""
+
+    def __init__(self, wishes: Iterable[Wish]):
+        self.wishes: dict[str, list[Wish]] = {}
+        for wish in wishes:
+            self.wishes.setdefault(wish.site.path, []).append(wish)
+
+    def of(self, node: Any, paths: Any) -> Any:
+        """The node with taps in it and below it; itself where there are none."""
+        if isinstance(node, Stack):
+            return self._of_stack(node, paths[0])
+        if isinstance(node, eqx.Module):
+            return self._of_part(node, paths)
+        if isinstance(node, dict):
+            new = {name: self.of(child, _below(paths, name)) for name, child in node.items()}
+            return node if all(new[name] is node[name] for name in node) else new
+        if isinstance(node, (tuple, list)) and not hasattr(node, "_fields"):
+            new = [self.of(child, _below(paths, i)) for i, child in enumerate(node)]
+            same = all(a is b for a, b in zip(new, node, strict=True))
+            return node if same else type(node)(new)
+        return node
+
+    def _of_part(self, part: Any, paths: Any) -> Any:
+        names = [f.name for f in dataclasses.fields(part) if not f.metadata.get("static")]
+        old = {name: getattr(part, name) for name in names if hasattr(part, name) and name != HELD}
+        new = {name: self.of(child, _below(paths, name)) for name, child in old.items()}
         changed = {name: child for name, child in new.items() if child is not old[name]}
-        node = _replaced(node, type(node), changed) if changed else node
-        own = [wishes.get(path, []) for path in paths]
-        return _tapped(node, list(zip(*own, strict=True))) if own[0] else node
-    if isinstance(node, (tuple, list)) and not hasattr(node, "_fields"):
-        new = [_visited(child, _below(paths, i), wishes) for i, child in enumerate(node)]
-        same = all(a is b for a, b in zip(new, node, strict=True))
-        return node if same else type(node)(new)
-    if isinstance(node, dict):
-        new = {name: _visited(child, _below(paths, name), wishes) for name, child in node.items()}
-        return node if all(new[name] is node[name] for name in node) else new
-    return node
+        part = _replaced(part, type(part), changed) if changed else part
+        own = [self.wishes.get(path, []) for path in paths]
+        return _tapped(part, zip(*own, strict=True)) if own[0] else part
+
+    def _of_stack(self, stack: Stack, path: str) -> Stack:
+        fronts = [f"{path}.{i}".removeprefix(".") for i in range(len(stack))]
+        asked = [self._asked(front) for front in fronts]
+        if not any(asked):
+            return stack
+        sizes, first = [], 0
+        for size in stack.sizes:
+            sizes += [None] if size is None else _runs(asked[first : first + size])
+            first += size or 1
+        groups, first = [], 0
+        for group, size in zip(stack.regrouped(tuple(sizes)).groups, sizes, strict=True):
+            groups.append(self.of(group, tuple(fronts[first : first + (size or 1)])))
+            first += size or 1
+        return Stack(tuple(groups), tuple(sizes), stack.layout)
+
+    def _asked(self, front: str) -> list[Any]:
+        """What is asked of one layer, in a form in which layers can be compared."""
+        return [
+            (path.removeprefix(front), wish.site.what, wish.site.head, wish.keep, _kind(wish))
+            for path, some in self.wishes.items()
+            if path == front or path.startswith(f"{front}.")
+            for wish in some
+        ]
 
 
-def _visited_stack(stack: Stack, path: str, wishes: dict[str, list[Wish]]) -> Stack:
-    fronts = [f"{path}.{i}".removeprefix(".") for i in range(len(stack))]
-    asked = [_asked(front, wishes) for front in fronts]
-    if not any(asked):
-        return stack
-    sizes, first = [], 0
-    for size in stack.sizes:
-        sizes += [None] if size is None else _runs(asked[first : first + size])
-        first += size or 1
-    stack, groups, first = stack.regrouped(tuple(sizes)), [], 0
-    for group, size in zip(stack.groups, sizes, strict=True):
-        groups.append(_visited(group, tuple(fronts[first : first + (size or 1)]), wishes))
-        first += size or 1
-    return Stack(tuple(groups), tuple(sizes), stack.layout)
-
-
-def _asked(front: str, wishes: dict[str, list[Wish]]) -> list[Any]:
-    """What is asked of one layer, in a form in which layers can be compared."""
-    found = []
-    for path, some in wishes.items():
-        if path == front or path.startswith(f"{front}."):
-            for wish in some:
-                arrays, rest = eqx.partition(wish.change, eqx.is_array)
-                shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(arrays)]
-                below = path.removeprefix(front)
-                kind = (jax.tree.structure(wish.change), jax.tree.leaves(rest), shapes)
-                found.append((below, wish.site.what, wish.site.head, wish.keep, kind))
-    return found
+def _kind(wish: Wish) -> Any:
+    """A change without its numbers."""
+    arrays, rest = eqx.partition(wish.change, eqx.is_array)
+    shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(arrays)]
+    return jax.tree.structure(wish.change), jax.tree.leaves(rest), shapes
 
 
 def _runs(asked: list[Any]) -> list[int | None]:
@@ -103,7 +112,7 @@ def _runs(asked: list[Any]) -> list[int | None]:
     return [count if count > 1 else None for count in counts]
 
 
-def _tapped(part: Any, layers: list[tuple[Wish, ...]]) -> Any:
+def _tapped(part: Any, layers: Iterable[tuple[Wish, ...]]) -> Any:
     """The part with a tap for each wish, of which there is one for every layer stacked in it."""
     taps = tuple(_tap(wishes) for wishes in layers)
     before = getattr(part, HELD, ())
@@ -143,7 +152,7 @@ def _offered(method: Callable[..., Any]) -> Callable[..., Any]:
     return offered
 
 
-def _below(paths: tuple[str, ...], name: str | int) -> tuple[str, ...]:
+def _below(paths: Any, name: str | int) -> tuple[str, ...]:
     return tuple(f"{path}.{name}".removeprefix(".") for path in paths)
 
 

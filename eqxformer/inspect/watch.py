@@ -17,6 +17,7 @@ from eqxformer.inspect.tapping import Wish, with_taps
 from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.taps import HELD, Taken, collecting
 
+Slots = dict[tuple[str, str], Array]
 _NOT_WATCHED = ("scores", "weights", "chosen_experts", "chosen_weights", "residual")
 
 
@@ -134,9 +135,9 @@ class Watch(Config):
             probe = Probe(jnp.zeros(4), self.fits)
             wishes += [Wish(site, change=probe), Wish(site, keep=keep)]
         tapped = with_taps(model, wishes)
-        weights, taken, loss, gradients, arrays = _both(keep, model, tapped, call, args, kwargs)
+        weights, taken, loss, slots, arrays = _both(keep, model, tapped, call, args, kwargs)
         forward = _inside(taken)
-        backward = _backward(gradients, forward)
+        backward = _backward(slots, forward)
         found = [*_of("weight", weights), *forward, *_of("", loss), *backward]
         return self._first([*found, *_of("gradient of weight", arrays)])
 
@@ -194,7 +195,7 @@ def _forward(
 @eqx.filter_jit
 def _both(
     keep: Keep, model: Any, tapped: Any, call: Callable[..., Any], args: Any, kwargs: Any
-) -> tuple[dict[str, Any], Taken, dict[str, Any], Any, dict[str, Any]]:
+) -> tuple[dict[str, Any], Taken, dict[str, Any], Slots, dict[str, Any]]:
     """What is measured of weights, inside, of the loss, of gradients inside and of weights."""
 
     def run(tapped: Any) -> tuple[Array, Any]:
@@ -204,12 +205,13 @@ def _both(
 
     (_, (taken, loss)), gradients = eqx.filter_value_and_grad(run, has_aux=True)(tapped)
     arrays = {name: x for name, x in named_arrays(gradients).items() if HELD not in name}
-    return keep.each(named_arrays(model)), taken, loss, gradients, keep.each(arrays)
+    return keep.each(named_arrays(model)), taken, loss, _slots(gradients), keep.each(arrays)
 
 
 def _watched(model: Any) -> list[Site]:
     """All sites but those that say nothing new; a bias of scores may be minus infinity."""
-    biases = {path for path, part in parts(unrolled(model)) if isinstance(part, PositionBias)}
+    shapes = unrolled(eqx.filter_eval_shape(lambda: model))
+    biases = {path for path, part in parts(shapes) if isinstance(part, PositionBias)}
     return [
         site
         for site in every_site(model)
@@ -235,16 +237,20 @@ def _of(what: str, measured: dict[str, Any]) -> list[tuple[str, str, Measured]]:
     return [(path[0].key, what, leaf) if what else ("", path[0].key, leaf) for path, leaf in leaves]
 
 
-def _backward(
-    gradients: Any, forward: list[tuple[str, str, Measured]]
-) -> list[tuple[str, str, Measured]]:
-    """What was measured of gradients, from the last value that was made to the first."""
-    slots = {
+def _slots(gradients: Any) -> Slots:
+    """What was measured of the gradient at each site."""
+    return {
         (path, tap.site): tap.change.slot
         for path, part in parts(unrolled(gradients))
         for tap in getattr(part, HELD, ())
         if isinstance(tap.change, Probe)
     }
+
+
+def _backward(
+    slots: Slots, forward: list[tuple[str, str, Measured]]
+) -> list[tuple[str, str, Measured]]:
+    """What was measured of gradients, from the last value that was made to the first."""
     order = {(path, what): measured for path, what, measured in forward}
     return [
         (path, f"gradient of {what}", Measured(slots[path, what], like.shape, like.dtype))
