@@ -12,9 +12,11 @@ from jaxtyping import Array, Float
 
 from eqxformer.checkpoints.names import named_arrays, unrolled
 from eqxformer.config import Config
+from eqxformer.constraints import fetched
 from eqxformer.inspect.sites import Site, every_site, parts
 from eqxformer.inspect.tapping import Wish, with_taps
 from eqxformer.layers.biases import PositionBias
+from eqxformer.layers.norms import Identity
 from eqxformer.layers.taps import HELD, Taken, collecting
 
 Slots = dict[tuple[str, str], Array]
@@ -143,8 +145,8 @@ class Watch(Config):
 
     def _first(self, found: Iterable[tuple[str, str, Measured]]) -> Fault | None:
         """The first of what was measured that is not sound."""
-        for name, what, measured in jax.device_get(list(found)):
-            nans, infinite, beyond, largest = _summed(measured.numbers)
+        for name, what, measured in found:
+            nans, infinite, beyond, largest = _summed(fetched(measured.numbers))
             if nans or infinite or beyond:
                 counts = (int(nans), int(infinite), int(beyond))
                 shape, dtype = measured.shape, measured.dtype
@@ -211,12 +213,10 @@ def _both(
 def _watched(model: Any) -> list[Site]:
     """All sites but those that say nothing new; a bias of scores may be minus infinity."""
     shapes = unrolled(eqx.filter_eval_shape(lambda: model))
-    biases = {path for path, part in parts(shapes) if isinstance(part, PositionBias)}
-    return [
-        site
-        for site in every_site(model)
-        if site.what not in _NOT_WATCHED and site.path not in biases
-    ]
+    left_out = (Identity, PositionBias)
+    paths = {path for path, part in parts(shapes) if not isinstance(part, left_out)}
+    every = every_site(model)
+    return [site for site in every if site.what not in _NOT_WATCHED and site.path in paths]
 
 
 def _inside(taken: Taken) -> list[tuple[str, str, Measured]]:

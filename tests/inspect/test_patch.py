@@ -9,7 +9,7 @@ import pytest
 import eqxformer as ef
 from tests.helpers import models
 from tests.helpers.models import close
-from tests.inspect.test_capture import CONFIG, MASK, TOKENS, run
+from tests.inspect.test_capture import CONFIG, MASK, SMALL, TOKENS, run
 
 FRONT = "blocks.2.attention"
 
@@ -25,8 +25,8 @@ def scanned(model):
 
 
 @pytest.fixture(scope="module")
-def plain(model):
-    return run(model, TOKENS, mask=MASK)
+def small():
+    return models.filled(SMALL)
 
 
 def same(x):
@@ -37,12 +37,11 @@ def twice(x):
     return 2.0 * x
 
 
-def test_values_that_take_their_own_place_change_nothing(model, plain):
-    names = [name for name in ef.sites(model) if name not in ("input", "embedding.input")]
-    names.remove("embedding.tokens.input")  # token ids, which the function sees as they are
-    changed = ef.patch(model, dict.fromkeys([*names, "blocks.*.attention.weights[1]"], same))
+def test_values_that_take_their_own_place_change_nothing(small):
+    names = [name for name in ef.sites(small) if not name.endswith("tokens.input")]
+    changed = ef.patch(small, dict.fromkeys([*names, "blocks.*.attention.weights[1]"], same))
     assert type(changed).__name__ == "DecoderLM"
-    close(run(changed, TOKENS, mask=MASK), plain, 1e-5)
+    close(run(changed, TOKENS, mask=MASK), run(small, TOKENS, mask=MASK), 1e-5)
 
 
 def test_a_head_without_a_result_is_that_of_a_twin_whose_output_projection_ignores_it(
@@ -78,17 +77,21 @@ def test_heads_of_changed_weights_are_those_of_a_slow_twin(model):
 def test_the_gradient_of_a_patched_value_is_that_of_the_rest_of_the_model(model, scanned):
     weight = jax.random.normal(jax.random.key(0), (2, 5, 11))
 
+    first, second, last = model.blocks
+
     def rest(x):
-        for block in tuple(model.blocks)[2:]:
-            x = block(x, mask=ef.Causal())
-        return (model.logits(model.norm(x)) * weight).sum()
+        x = model.norm(last(x, mask=ef.Causal()))
+        return (model.logits(x) * weight).sum()
 
     def of(model, change):
         changed = ef.patch(model, {"blocks.1.residual": lambda x: x + change})
         return (changed(TOKENS) * weight).sum()
 
-    _, seen = run(ef.capture(model, "blocks.1.residual", call=type(model).run), TOKENS)
-    expected = run(jax.grad(rest), seen["blocks.1.residual"])
+    def directly(x):
+        x = second(first(x, mask=ef.Causal()), mask=ef.Causal())
+        return jax.grad(rest)(x)
+
+    expected = run(directly, model.embedding(TOKENS))
     for each in (model, scanned):
         close(run(eqx.filter_grad(lambda x, m=each: of(m, x)), jnp.zeros((2, 5, 12))), expected)
     assert float(jnp.abs(expected).max()) > 0.1
@@ -108,23 +111,22 @@ def _add(vector, x):
     return x + jnp.broadcast_to(vector, x.shape)
 
 
-def test_what_was_captured_elsewhere_takes_the_place_of_a_value(model):
+def test_what_was_captured_elsewhere_takes_the_place_of_a_value(small):
     clean, corrupted = TOKENS, (TOKENS + 1) % 11
-    expected, seen = run(ef.capture(model, "blocks.2.residual"), clean)
-    patched = ef.patch(model, seen)
+    expected, seen = run(ef.capture(small, "blocks.0.residual"), clean)
+    patched = ef.patch(small, seen)
     close(run(patched, corrupted), expected)
 
 
-def test_a_generation_is_steered_at_each_of_its_steps():
-    model = models.filled(CONFIG.edit(blocks=CONFIG.blocks[:1]))
+def test_a_generation_is_steered_at_each_of_its_steps(small):
     vector = 3.0 * jax.random.normal(jax.random.key(1), (12,))
-    steered = ef.patch(model, {"blocks.0.residual": eqx.Partial(_add, vector)})
+    steered = ef.patch(small, {"blocks.0.residual": eqx.Partial(_add, vector)})
     made = ef.generate(steered, [[1, 2, 3]], max_new_tokens=3)
     tokens, step = [1, 2, 3, 0, 0, 0], eqx.filter_jit(steered)
     for i in range(3, 6):
         tokens[i] = int(step(jnp.array([tokens]))[0, i - 1].argmax())
     assert made == [tokens[3:]]
-    assert made != ef.generate(model, [[1, 2, 3]], max_new_tokens=3)
+    assert made != ef.generate(small, [[1, 2, 3]], max_new_tokens=3)
 
 
 def test_other_numbers_in_a_patch_compile_nothing_anew(model):

@@ -73,7 +73,6 @@ def test_numbers_that_a_smaller_type_cannot_hold_are_found_before_they_are_cast(
     mlp = ef.MLP(4, hidden=8, key=jax.random.key(0))
     large = ef.patch(mlp, {"up": lambda x: x + 7e4})
     x = jnp.ones((3, 4))
-    assert ef.Watch().forward(large, x) is None
     assert ef.Watch("bfloat16").forward(large, x) is None
     fault = ef.Watch("float16").forward(large, x)
     assert (fault.name, fault.what, fault.beyond, fault.infinite) == ("up", "output", 24, 0)

@@ -54,11 +54,6 @@ def test_a_run_that_is_watched_makes_the_same_steps(model):
     assert eqx.tree_equal(one.model, other.model)
 
 
-def test_steps_that_may_be_skipped_are_not_an_end_for_a_watch(model):
-    state = trained(model, bad_step=2, skips=1, watch=ef.Watch())
-    assert int(state.step) == 6
-
-
 def test_pieces_are_the_microbatches_of_a_step_with_their_keys():
     batch, key = ef.TokenBatch(jnp.arange(15).reshape(5, 3)), jax.random.key(0)
     found = list(pieces(batch, 2, key))
