@@ -23,6 +23,7 @@ from eqxformer.cli.settings import edited
 from eqxformer.config import Config
 from eqxformer.data.feed import feed
 from eqxformer.inspect.table import table
+from eqxformer.losses.scores import measured
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.sharding import Placement, Rules, make_mesh
 from eqxformer.sharding.mesh import spelled
@@ -281,7 +282,9 @@ def _callbacks(
         LossPlot(run.path / "loss.png", history=run.path / "metrics.jsonl"),
         SaveBest(run.save_best),
         Validate(
-            task.validation(experiment), every=experiment.validate_every, loss=experiment.loss
+            task.validation(experiment),
+            every=experiment.validate_every,
+            loss=measured(experiment.loss),
         ),
     ]
     callbacks.append(_measure(experiment))
