@@ -3,6 +3,7 @@
 from eqxformer.inspect.capture import Capture, Captured, capture, patch
 from eqxformer.inspect.sites import sites
 from eqxformer.inspect.table import count, table
+from eqxformer.inspect.tapping import without_patches
 from eqxformer.inspect.watch import Fault, Watch
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "patch",
     "sites",
     "table",
+    "without_patches",
 ]

@@ -1,6 +1,5 @@
 """Taps put into a model: its named parts become parts of the same kind that hold taps."""
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
@@ -35,6 +34,31 @@ def with_taps(model: Any, wishes: Iterable[Wish]) -> Any:
     differ are stored, and run, in groups of their own.
     """
     return _Change(wishes).of(model, ("",))
+
+
+def without_patches(model: Any) -> Any:
+    """The model as it was before it was patched: what can be saved, say.
+
+    Example:
+        >>> import equinox as eqx, eqxformer as ef, jax, jax.numpy as jnp
+        >>> mlp = ef.MLP(8, hidden=16, key=jax.random.key(0))
+        >>> patched = ef.patch(mlp, {"up": jnp.zeros_like})
+        >>> bool(eqx.tree_equal(ef.without_patches(patched), mlp))
+        True
+    """
+    if isinstance(model, eqx.Module):
+        held = hasattr(model, HELD)
+        cls = type(model).__base__ if held else type(model)
+        fields = {name: without_patches(x) for name, x in vars(model).items() if name != HELD}
+        same = all(x is getattr(model, name) for name, x in fields.items())
+        return model if same and not held else _made(cls, fields)
+    if isinstance(model, dict):
+        return {name: without_patches(child) for name, child in model.items()}
+    if isinstance(model, (tuple, list)) and not hasattr(model, "_fields"):
+        new = [without_patches(child) for child in model]
+        same = all(a is b for a, b in zip(new, model, strict=True))
+        return model if same else type(model)(new)
+    return model
 
 
 class _Change:
@@ -158,7 +182,12 @@ def _below(paths: Any, name: str | int) -> tuple[str, ...]:
 
 def _replaced(part: Any, cls: type, fields: dict[str, Any]) -> Any:
     """A copy of a part, of this class, with other values in some fields."""
+    return _made(cls, {**vars(part), **fields})
+
+
+def _made(cls: Any, fields: dict[str, Any]) -> Any:
+    """A module with these fields, past its `__init__`."""
     new = object.__new__(cls)
-    for name, value in {**vars(copy.copy(part)), **fields}.items():
+    for name, value in fields.items():
         object.__setattr__(new, name, value)
     return new

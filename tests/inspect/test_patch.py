@@ -172,3 +172,12 @@ def test_a_value_of_another_shape_or_type_is_refused_by_name(model):
             ef.patch(part, {"up": change})(jnp.ones((3, 12)))
     with pytest.raises(ValueError, match="`up` must be replaced by a function of it, or by an arr"):
         ef.patch(part, {"up": 0.0})
+
+
+def test_a_patched_model_is_not_saved_as_if_it_were_plain(scanned, tmp_path):
+    patched = ef.patch(scanned, {"blocks.1.attention.heads[0]": twice, "blocks.1.residual": twice})
+    for save in (ef.save, ef.save_pretrained):
+        with pytest.raises(ValueError, match="`blocks.1` is patched, .*`without_patches`"):
+            save(patched, tmp_path / "model")
+    ef.save(ef.without_patches(patched), tmp_path / "model")
+    assert eqx.tree_equal(ef.load(tmp_path / "model"), scanned)
