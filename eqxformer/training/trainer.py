@@ -33,7 +33,8 @@ class NonFiniteLoss(ArithmeticError):
     """The loss or its gradient became infinite or NaN at `step`; `found` is a watch's report."""
 
     def __init__(self, step: int, values: dict[str, float], found: str = ""):
-        shown = ", ".join(f"{name}={value:g}" for name, value in values.items())
+        told = {name: value for name, value in values.items() if name != "skipped"}
+        shown = ", ".join(f"{name}={value:g}" for name, value in told.items())
         super().__init__(
             f"Step {step} is not finite: {shown}. {found}"
             "Try a smaller learning rate, a longer warm-up or clipped gradients."
