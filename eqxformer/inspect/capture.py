@@ -89,7 +89,9 @@ def capture(
             `ef.next_token_loss`; the model itself if None.
         keep: a function of each value, whose result is kept in its place, such as a norm.
 
-    What is run several times over, as `Repeated` runs its blocks, gives its values stacked.
+    What is run several times over, as `Repeated` runs its blocks, gives its values stacked, or as a
+    tuple where their shapes differ (a token table that two sides share).
+
     Raises `ValueError` for a name that nothing has; when called, for one that was not computed.
 
     Example:
@@ -154,8 +156,7 @@ def _captured(collector: Collector, asked: tuple[tuple[str, tuple[str, ...]], ..
     for wish, names in asked:
         if not any(name in found for name in names):
             raise ValueError(_not_computed(wish, names, collector.unreachable))
-    values = (x[0] if len(x) == 1 else _stacked(name, x) for name, x in found.items())
-    return Captured(tuple(found), tuple(values))
+    return Captured(tuple(found), tuple(_together(values) for values in found.values()))
 
 
 def _not_computed(wish: str, names: tuple[str, ...], unreachable: set[str]) -> str:
@@ -166,6 +167,14 @@ def _not_computed(wish: str, names: tuple[str, ...], unreachable: set[str]) -> s
             "capture; of a generation, capture one call with all of its tokens."
         )
     return f"`{wish}` is not computed by this call."
+
+
+def _together(values: list[Any]) -> Any:
+    """The one value of a name; several stacked, or where they are not alike, as a tuple."""
+    if len(values) == 1:
+        return values[0]
+    alike = len({tuple(map(jnp.shape, jax.tree.leaves(value))) for value in values}) == 1
+    return jax.tree.map(lambda *each: jnp.stack(each), *values) if alike else tuple(values)
 
 
 def _stacked(name: str, values: list[Any]) -> Any:

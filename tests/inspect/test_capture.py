@@ -165,6 +165,17 @@ def test_cross_attention_is_captured_and_looks_at_no_padding():
     np.testing.assert_array_equal(logits, plain)
 
 
+@pytest.mark.parametrize("name", ["experts and sinks", "t5"])
+def test_every_name_of_a_call_is_within_reach(name):
+    model = models.model(name)
+    given = (TOKENS,) if name in models.DECODERS else (TOKENS, TOKENS[:, :3])
+    asked = [site for site in ef.sites(model) if not site.startswith("encoder.pooling")]
+    _, seen = eqx.filter_eval_shape(ef.capture(model, *asked), *given)
+    assert set(seen) == set(asked)
+    if name == "t5":  # of the table that both sides share, what each of them reads
+        assert [x.shape for x in seen["encoder.embedding.tokens"]] == [(2, 5, 10), (2, 3, 10)]
+
+
 def test_a_router_tells_the_experts_with_the_largest_scores():
     experts = ef.Experts.Config(count=5, top=2, expert=ef.MLP.Config(hidden=3))
     part = experts.build(4, key=jax.random.key(0))
