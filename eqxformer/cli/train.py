@@ -120,7 +120,7 @@ def train(
         skeleton = shapes(experiment.model)
         also = [_SINKS[sink](out, experiment) for sink in sinks]
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(f"{table(skeleton)}\n")
+    console.print(f"{table(skeleton, trains=experiment.trains)}\n")
     if dry_run:
         console.print(str(experiment))
         return 0

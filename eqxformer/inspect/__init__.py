@@ -1,5 +1,7 @@
-"""Looking at models."""
+"""Looking at models: tables of arrays and parts, pictures, and the compiler's view."""
 
+from eqxformer.inspect.inputs import input_shapes
 from eqxformer.inspect.table import count, table
+from eqxformer.inspect.tabulate import tabulate
 
-__all__ = ["count", "table"]
+__all__ = ["count", "input_shapes", "table", "tabulate"]
