@@ -13,7 +13,7 @@ import contextvars
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,8 +22,24 @@ from eqxformer.blocks.stack import Stack, Unrolled
 
 METHODS = ("__call__", "run", "look", "remember")
 
-# Called around a part's method: path, method's name, the method bound to its part, arguments.
-Observer = Callable[[str, str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+class Visit(NamedTuple):
+    """A call of a part: its path, the part, the name of the method, and what it is called with."""
+
+    path: str
+    part: Any
+    method: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    function: Callable[..., Any]
+
+    def go_on(self) -> Any:
+        """The result of the call."""
+        return self.function(self.part, *self.args, **self.kwargs)
+
+
+# Stands round a call and gives its result, which it may have from `visit.go_on()`.
+Observer = Callable[[Visit], Any]
 
 
 def run_observed(function: Callable[[Any], Any], model: Any, observer: Observer) -> Any:
@@ -32,9 +48,8 @@ def run_observed(function: Callable[[Any], Any], model: Any, observer: Observer)
     Arguments:
         function: calls the model, or one of its methods.
         model: a module; its stacks are run block by block, whatever their layout says.
-        observer: is given the path of the part, the name of the method, the method itself and its
-            arguments, and returns the result. Calls that a part makes of its own methods are not
-            shown, `remember` excepted.
+        observer: is given each `Visit` and returns its result. Calls that a part makes of its own
+            methods are not shown, `remember` excepted.
     """
     model = one_by_one(model)
     named = dict(named_parts(model))
@@ -42,17 +57,17 @@ def run_observed(function: Callable[[Any], Any], model: Any, observer: Observer)
     paths = {id(part): path for path, part in reversed(named.items())}
     running: set[int] = set()
 
-    def around(part: Any, method: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        path = paths.get(id(part))
-        if path is None or (id(part) in running and method != "remember"):
-            return call(*args, **kwargs)
-        fresh = id(part) not in running
-        running.add(id(part))
+    def around(visit: Visit) -> Any:
+        path = paths.get(id(visit.part))
+        within = id(visit.part) in running
+        if path is None or (within and visit.method != "remember"):
+            return visit.go_on()
+        running.add(id(visit.part))
         try:
-            return observer(path, method, call, args, kwargs)
+            return observer(visit._replace(path=path))
         finally:
-            if fresh:
-                running.discard(id(part))
+            if not within:
+                running.discard(id(visit.part))
 
     with _watched(kinds):
         token = _AROUND.set(around)
@@ -90,9 +105,7 @@ def named_parts(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from named_parts(child, f"{path}.{name}" if path else str(name))
 
 
-_AROUND: contextvars.ContextVar[Callable[..., Any] | None] = contextvars.ContextVar(
-    "around", default=None
-)
+_AROUND: contextvars.ContextVar[Observer | None] = contextvars.ContextVar("around", default=None)
 _LOCK = threading.Lock()
 _HOLDERS: collections.Counter[type] = collections.Counter()
 _ORIGINAL: dict[type, dict[str, Any]] = {}
@@ -134,6 +147,6 @@ def _look_out(method: str, function: Callable[..., Any]) -> Callable[..., Any]:
         around = _AROUND.get()
         if around is None:
             return function(self, *args, **kwargs)
-        return around(self, method, functools.partial(function, self), args, kwargs)
+        return around(Visit("", self, method, args, kwargs, function))
 
     return called

@@ -10,7 +10,7 @@ import jax
 
 from eqxformer.blocks.stack import Stack, Unrolled
 from eqxformer.checkpoints.names import is_array, named_arrays
-from eqxformer.inspect.observe import named_parts, run_observed
+from eqxformer.inspect.observe import Visit, named_parts, run_observed
 
 
 def tabulate(model: eqx.Module, *inputs: Any, depth: int | None = None, **named: Any) -> str:
@@ -103,18 +103,18 @@ def _calls(model: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> dict[s
     calls: dict[str, Call] = {}
     remembered: dict[str, list[str]] = {}
 
-    def observer(path: str, method: str, call: Any, args: Any, kwargs: Any) -> Any:
-        order, first = len(calls), path not in calls
-        given = _shapes(args)
-        if method == "remember":  # the source of cross-attention, whose call is `look`
+    def observer(visit: Visit) -> Any:
+        path, first = visit.path, visit.path not in calls
+        given = _shapes(visit.args)
+        if visit.method == "remember":  # the source of cross-attention, whose call is `look`
             remembered.setdefault(path, given)
-            return call(*args, **kwargs)
+            return visit.go_on()
         if first:
-            calls[path] = Call(order, given + remembered.get(path, []), [], False)
-        out = call(*args, **kwargs)
+            calls[path] = Call(len(calls), given + remembered.get(path, []), [], False)
+        out = visit.go_on()
         if first:
             calls[path].outputs = _shapes(out if isinstance(out, tuple) else (out,))
-            calls[path].unchanged = bool(args) and out is args[0]
+            calls[path].unchanged = bool(visit.args) and out is visit.args[0]
         return out
 
     def run(model: Any, inputs: Any, named: Any) -> Any:

@@ -18,7 +18,7 @@ def _numbers(table):
     lines = table.splitlines()
     end = next(i for i, line in enumerate(lines) if line.startswith("total "))
     found, heading = {}, ""
-    for line, following in zip(lines[:end], lines[1 : end + 1], strict=True):
+    for line, following in itertools.pairwise(lines):
         path, number = line.split()[0], int(line.split()[-3].replace(",", ""))
         if following.startswith("  ") and not line.startswith("  "):
             heading = path
@@ -88,7 +88,16 @@ def test_what_is_the_same_everywhere_is_shown_only_when_it_is_asked_for():
     part = ef.MLP(4, hidden=8, key=jax.random.key(0))
     assert not {"float32", "trained"} & set(ef.table(part).split())
     asked = ef.table(part, columns=("dtype", "trained")).splitlines()
-    assert asked[0].split() == "up.weight dim=4 hidden=8 float32 trained 32 128 B".split()
+    assert asked[0].split() == [
+        "up.weight",
+        "dim=4",
+        "hidden=8",
+        "float32",
+        "trained",
+        "32",
+        "128",
+        "B",
+    ]
     assert len(asked) == 5  # one kind only: no sums of kinds
 
 
@@ -117,9 +126,21 @@ def test_the_way_a_mesh_cuts_arrays_is_shown_with_what_a_device_holds():
     model = placement.init(lambda key: config.build(key=key), jax.random.key(0))
     lines = [line.split() for line in ef.table(model).splitlines()]
     by_name = {line[0]: line for line in lines}
-    assert by_name["feed_forward.up.weight"][1:-3] == "dim=8 hidden=32 Linear fsdp tensor".split()
-    assert by_name["feed_forward.down.weight"][1:-3] == "hidden=32 dim=8 Linear tensor fsdp".split()
-    assert by_name["norm.weight"][1:-3] == "dim=8 LayerNorm whole".split()
+    assert by_name["feed_forward.up.weight"][1:-3] == [
+        "dim=8",
+        "hidden=32",
+        "Linear",
+        "fsdp",
+        "tensor",
+    ]
+    assert by_name["feed_forward.down.weight"][1:-3] == [
+        "hidden=32",
+        "dim=8",
+        "Linear",
+        "tensor",
+        "fsdp",
+    ]
+    assert by_name["norm.weight"][1:-3] == ["dim=8", "LayerNorm", "whole"]
     held = [leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(model)]
     assert by_name["on"][3] == f"{sum(held):,}"
     on_paper = placement.abstract(ef.shapes(config))

@@ -119,8 +119,8 @@ def test_classes_are_as_before_also_after_an_error():
     kinds = {owner for _, part in named_parts(mlp) for owner in type(part).__mro__}
     before = _methods(kinds)
 
-    def fail(path, method, call, args, kwargs):
-        raise RuntimeError(path)
+    def fail(visit):
+        raise RuntimeError(visit.path)
 
     with pytest.raises(RuntimeError):
         run_observed(lambda part: part(jnp.ones((2, 4))), mlp, fail)
@@ -132,13 +132,13 @@ def test_another_thread_is_not_observed_nor_disturbed():
     x, seen, results = jnp.ones((2, 4)), [], []
     expected = mlp(x)
 
-    def observer(path, method, call, args, kwargs):
-        if path == "up":  # in the middle of the observed run
+    def observer(visit):
+        if visit.path == "up":  # in the middle of the observed run
             other = threading.Thread(target=lambda: results.append(mlp(x)))
             other.start()
             other.join()
-        seen.append(path)
-        return call(*args, **kwargs)
+        seen.append(visit.path)
+        return visit.go_on()
 
     run_observed(lambda part: part(x), mlp, observer)
     assert sorted(seen) == ["", "down", "up"]
@@ -150,11 +150,11 @@ def test_two_threads_may_observe_at_once_each_its_own():
     meet, seen = threading.Barrier(2), ([], [])
 
     def watch(i):
-        def observer(path, method, call, args, kwargs):
-            if path == "up":
+        def observer(visit):
+            if visit.path == "up":
                 meet.wait(timeout=30)
-            out = call(*args, **kwargs)
-            seen[i].append(path)
+            out = visit.go_on()
+            seen[i].append(visit.path)
             return out
 
         run_observed(lambda part: part(jnp.ones((2, 4))), parts[i], observer)
