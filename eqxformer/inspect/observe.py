@@ -3,8 +3,8 @@
 For as long as somebody observes, the methods by which parts are called (`__call__`, `run`, `look`,
 `remember`) stand in their classes with a look-out round them. The look-out asks a context variable
 who observes: in every other thread that is nobody, and the method is called as ever. Whoever ends
-last puts the methods back. A part is recognised by its identity, so blocks must run one by one and
-in the very trace in which they are observed; `run_observed` sees to both.
+last puts the methods back. A part is recognised by its identity; where JAX has taken a part apart
+and put it together again (in a gradient, a scan), by its class, with `*` for its number.
 """
 
 import collections
@@ -42,39 +42,78 @@ class Visit(NamedTuple):
 Observer = Callable[[Visit], Any]
 
 
-def run_observed(function: Callable[[Any], Any], model: Any, observer: Observer) -> Any:
+def run_observed(
+    function: Callable[[Any], Any], model: Any, observer: Observer, *, unroll: bool = True
+) -> Any:
     """`function(model)`, in which `observer` stands round every call of a part of the model.
 
     Arguments:
         function: calls the model, or one of its methods.
-        model: a module; its stacks are run block by block, whatever their layout says.
+        model: a module.
+        unroll: whether stacks are run block by block, whatever their layout says; a block that is
+            scanned has the path `blocks.*`.
         observer: is given each `Visit` and returns its result. Calls that a part makes of its own
             methods are not shown, `remember` excepted.
     """
-    model = one_by_one(model)
-    named = dict(named_parts(model))
-    kinds = {type(part) for part in named.values()}
-    paths = {id(part): path for path, part in reversed(named.items())}
-    running: set[int] = set()
+    model = one_by_one(model) if unroll else model
+    places = _Places(model)
 
     def around(visit: Visit) -> Any:
-        path = paths.get(id(visit.part))
-        within = id(visit.part) in running
-        if path is None or (within and visit.method != "remember"):
+        place = places.of(visit.part)
+        within = id(visit.part) in places.running
+        if place is None or (within and visit.method != "remember"):
             return visit.go_on()
-        running.add(id(visit.part))
-        try:
-            return observer(visit._replace(path=path))
-        finally:
-            if not within:
-                running.discard(id(visit.part))
+        with places.entered(visit.part, place):
+            return observer(visit._replace(path=place))
 
-    with _watched(kinds):
+    with _watched(places.kinds):
         token = _AROUND.set(around)
         try:
             return function(model)
         finally:
             _AROUND.reset(token)
+
+
+class _Places:
+    """Where the parts are that are called: those of a model, and of copies that JAX makes of it."""
+
+    def __init__(self, model: Any):
+        named = list(named_parts(model))
+        self.kinds = {type(part) for _, part in named}
+        self.running: list[int] = []
+        self._model = model  # kept, so that no identity is given again
+        self._scopes = [{id(part): path for path, part in reversed(named)}]
+        self._paths: list[str] = []
+        self._alike: dict[type, set[str]] = collections.defaultdict(set)
+        for path, part in named:
+            starred = ".".join("*" if name.isdigit() else name for name in path.split("."))
+            self._alike[type(part)].add(starred)
+
+    def of(self, part: Any) -> str | None:
+        """The path of a part; None where it is not known."""
+        for scope in reversed(self._scopes):
+            if id(part) in scope:
+                return scope[id(part)]
+        alike = self._alike.get(type(part), set())
+        above = self._paths[-1] if self._paths else ""
+        inside = {path for path in alike if not above or path.startswith(f"{above}.")}
+        return inside.pop() if len(inside) == 1 else None
+
+    @contextlib.contextmanager
+    def entered(self, part: Any, path: str) -> Iterator[None]:
+        """The time while a part runs; of a copy, its own parts are known for as long."""
+        copy = not any(id(part) in scope for scope in self._scopes)
+        if copy:
+            self._scopes.append({id(each): name for name, each in named_parts(part, path)})
+        self.running.append(id(part))
+        self._paths.append(path)
+        try:
+            yield
+        finally:
+            self._paths.pop()
+            self.running.pop()
+            if copy:
+                self._scopes.pop()
 
 
 def one_by_one(model: Any) -> Any:
