@@ -5,6 +5,7 @@ from eqxformer.inspect.buffers import Buffer
 from eqxformer.inspect.compiler import Memory, Program, program
 from eqxformer.inspect.inputs import input_shapes
 from eqxformer.inspect.recompilations import Recompilation, recompilations
+from eqxformer.inspect.shades import shades
 from eqxformer.inspect.table import count, table
 from eqxformer.inspect.tabulate import tabulate
 
@@ -18,6 +19,7 @@ __all__ = [
     "pictures",
     "program",
     "recompilations",
+    "shades",
     "table",
     "tabulate",
 ]
