@@ -14,6 +14,7 @@ looks for a compiled program, so that one for another mesh is never taken.
 import math
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -55,6 +56,22 @@ def constrain(x: Shaped[Array, "..."], *words: str) -> Shaped[Array, "..."]:
     pairs = zip(spoken, x.shape, strict=True)
     spec = PartitionSpec(*(cut(CUTS.get(word, ()), size, sizes) for word, size in pairs))
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def fetched(x: Shaped[Array, "..."]) -> Shaped[np.ndarray, "..."]:
+    """The numbers of an array on this host, wherever it lies; every process must ask for those.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from eqxformer.constraints import fetched
+        >>> fetched(jnp.arange(3))
+        array([0, 1, 2], dtype=int32)
+    """
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return np.asarray(x)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(x, tiled=True))
 
 
 def mesh_sizes() -> dict[str, int]:

@@ -189,7 +189,7 @@ def memory() -> int | None:
     """The bytes of the first device, or of the machine; None where nobody says."""
     import jax
 
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit is not None:
         return limit
     try:

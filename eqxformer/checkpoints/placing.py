@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array
 
+from eqxformer.constraints import fetched
+
 ByName = Callable[[str, tuple[int, ...]], Sharding]
 
 
@@ -51,11 +53,8 @@ def gathered(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """
 
     def whole(array: Any) -> Any:
-        if not isinstance(array, jax.Array) or array.is_fully_addressable:
-            return array
-        from jax.experimental.multihost_utils import process_allgather
-
-        return process_allgather(array, tiled=True)
+        there = isinstance(array, jax.Array) and array.is_fully_addressable
+        return array if there else fetched(array)
 
     return {name: whole(array) for name, array in arrays.items()}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jax
 from rich.console import Console
 
 from eqxformer.__about__ import __version__
@@ -22,6 +23,7 @@ from eqxformer.cli.settings import edited
 from eqxformer.config import Config
 from eqxformer.data.feed import feed
 from eqxformer.inspect.table import table
+from eqxformer.losses.scores import measured
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.sharding import Placement, Rules, make_mesh
 from eqxformer.sharding.mesh import spelled
@@ -38,6 +40,7 @@ from eqxformer.training.checkpoints import CheckpointNotWritten, Checkpoints, Da
 from eqxformer.training.differences import differences
 from eqxformer.training.experiment import Experiment, Recipe, Task
 from eqxformer.training.measures import Measure
+from eqxformer.training.processes import all_or_none, check_alike, join, told_by_first
 from eqxformer.training.progress import ProgressBar
 from eqxformer.training.recipes import RECIPES, recipe
 from eqxformer.training.records import LossPlot, MetricsFile
@@ -85,6 +88,11 @@ Examples:
     help="Where else the numbers go, beside metrics.jsonl; may be given twice.",
 )
 @click.option("--mesh", metavar="AXES", help="Devices that share the work: fsdp=4,tensor=2.")
+@click.option(
+    "--processes",
+    metavar="auto|RANK/COUNT@HOST:PORT",
+    help="Take part in a run of several processes, such as one a host, along --mesh.",
+)
 @click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Any other setting.")
 @click.option("--dry-run", is_flag=True, help="Show everything that can be set, and stop.")
 def train(
@@ -97,6 +105,7 @@ def train(
     seed: int | None,
     sinks: tuple[str, ...],
     mesh: str | None,
+    processes: str | None,
     settings: tuple[str, ...],
     dry_run: bool,
 ) -> int:
@@ -104,22 +113,27 @@ def train(
     shortcuts = {"steps": steps, "data.batch": batch, "seed": seed}
     given = tuple(f"{path}={value}" for path, value in shortcuts.items() if value is not None)
     with explained():
+        _join(processes, mesh)
         before = _begun(out) if resume else None
         chosen = _chosen(name, before)
-        out = default_directory(chosen.name) if out is None else out
+        out = _told_directory(chosen.name) if out is None else out
         if before is None:
-            refuse_existing(out)
-        task = chosen.prepare(_data(data, before))
-        suggested = task.experiment if before is None else before.experiment()
-        experiment = task.fitted(edited(suggested, given + settings))
-        if before is not None:
-            _refuse_changes(before, {"experiment": experiment.identity(), "data": task.about})
-        task.check(experiment)
-        placement = None if mesh is None else _placement(mesh, experiment)
-        check_memory(experiment, 1 if placement is None else placement.mesh.size)
-        skeleton = shapes(experiment.model)
-        also = [_SINKS[sink](out, experiment) for sink in sinks]
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+            told_by_first(lambda: refuse_existing(out))
+        with all_or_none():
+            task = chosen.prepare(_data(data, before))
+            suggested = task.experiment if before is None else before.experiment()
+            experiment = task.fitted(edited(suggested, given + settings))
+            identity = {"experiment": experiment.identity(), "data": task.about}
+            if before is not None:
+                _refuse_changes(before, identity, experiment.steps)
+            task.check(experiment)
+            placement = None if mesh is None else _placement(mesh, experiment)
+            check_memory(experiment, 1 if placement is None else placement.mesh.size)
+            skeleton = shapes(experiment.model)
+            also = [_SINKS[sink](out, experiment) for sink in sinks]
+        check_alike(identity)
+    first = jax.process_index() == 0  # the one of several that speaks
+    console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
     console.print(f"{table(skeleton, trains=experiment.trains)}\n")
     if dry_run:
         console.print(str(experiment))
@@ -129,16 +143,35 @@ def train(
         model = experiment.init(placement)
         if before is None:
             about = _about(chosen, task, experiment, data)
-            before = RunDirectory.create(out, about=about, tokenizer=task.tokenizer)
+            told_by_first(lambda: _create(out, about, task))
+            before = RunDirectory(out)
             before.save(model)  # from here on there is always a model to load, however this ends
-    return _conduct(model, task, experiment, before, console, also, placement)
+        run = before
+        told_by_first(lambda: run.lengthen(experiment.steps))
+    return _conduct(model, task, experiment, run, console, also, placement)
+
+
+def _join(processes: str | None, mesh: str | None) -> None:
+    """Meets the other processes, if there are any."""
+    if processes is None:
+        return
+    if mesh is None:
+        raise ValueError(
+            "Several processes share the work along a mesh of all their devices; give it too, such "
+            "as `--mesh fsdp=8` for 2 hosts of 4 devices."
+        )
+    join(processes)
 
 
 def _begun(out: Path | None) -> RunDirectory | None:
     """The run to go on with; None where there is nothing yet."""
     if out is None:
         raise ValueError("`--resume` needs `--out DIRECTORY`, the run to go on with.")
-    return RunDirectory.open(out) if out.exists() else None
+    return RunDirectory.open(out) if told_by_first(out.exists) else None
+
+
+def _create(out: Path, about: dict[str, Any], task: Task) -> None:
+    RunDirectory.create(out, about=about, tokenizer=task.tokenizer)
 
 
 def _chosen(name: str | None, before: RunDirectory | None) -> Recipe:
@@ -151,10 +184,12 @@ def _chosen(name: str | None, before: RunDirectory | None) -> Recipe:
     return recipe(known)
 
 
-def _refuse_changes(before: RunDirectory, now: dict[str, Any]) -> None:
+def _refuse_changes(before: RunDirectory, now: dict[str, Any], steps: int) -> None:
     """Raises `ValueError` that shows what is not as it was when the run began."""
-    then = {"experiment": before.experiment().identity(), "data": before.about()["data"]}
-    lines = differences(then, now)
+    known = before.experiment()
+    lines = differences({"experiment": known.identity(), "data": before.about()["data"]}, now)
+    if steps < known.steps and "steps" not in known.identity():
+        lines.append(f"steps: {known.steps:,} -> {steps:,}, and there can only be more of them")
     if lines:
         raise ValueError(
             f"The run in `{before.path}` cannot go on changed; then -> now: {'; '.join(lines)}. "
@@ -243,7 +278,9 @@ def _callbacks(
         LossPlot(run.path / "loss.png", history=run.path / "metrics.jsonl"),
         SaveBest(run.save_best),
         Validate(
-            task.validation(experiment), every=experiment.validate_every, loss=experiment.loss
+            task.validation(experiment),
+            every=experiment.validate_every,
+            loss=measured(experiment.loss),
         ),
     ]
     callbacks.append(_measure(experiment))
@@ -322,6 +359,11 @@ def _about(chosen: Recipe, task: Task, experiment: Experiment, data: Path | None
         "path": None if data is None else str(data.absolute()),
         "versions": {"eqxformer": __version__, "python": platform.python_version(), **versions},
     }
+
+
+def _told_directory(name: str) -> Path:
+    """The directory that the first process chooses for a run."""
+    return Path(told_by_first(lambda: str(default_directory(name))))
 
 
 def default_directory(name: str) -> Path:

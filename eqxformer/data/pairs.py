@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int
 from eqxformer.data.batches import Data, PairBatch, StepBatches
 from eqxformer.data.fingerprints import digest, digest_of_array
 from eqxformer.data.parallel import ParallelText
+from eqxformer.data.share import Share
 from eqxformer.data.tokenizer import Tokenizer, encoded
 
 _EVEN = 8  # rows of a batch are a multiple of this where there are as many: devices share them
@@ -154,9 +155,17 @@ class Pairs(Data):
             raise ValueError(f"No pair is left: of {len(fits):,}, all are longer or empty.")
         return pairs.only(fits)
 
-    def build(self, pairs: TokenPairs, *, seed: int = 0) -> StepBatches:
-        """A function from the number of a step to its batch."""
+    def build(self, pairs: TokenPairs, *, seed: int = 0, share: Share = Share()) -> StepBatches:
+        """A function from the number of a step to its batch.
+
+        Arguments:
+            pairs: those to learn from, all of which fit.
+            seed: what the order follows from.
+            share: the part of every batch that is made here; all of it by default. Rows are a
+                multiple of 8 where `tokens` are 8 times the width or more.
+        """
         widths, steps = best_widths(pairs.widths, self.buckets), self.steps(pairs, epochs=1)
+        own = {width: share.rows(self._rows(width)) for width in widths}
 
         @functools.lru_cache(maxsize=2)
         def plan(epoch: int) -> list[tuple[int, np.ndarray]]:
@@ -165,7 +174,7 @@ class Pairs(Data):
         def batch(step: int) -> PairBatch:
             epoch, place = divmod(step, steps)
             width, rows = plan(epoch)[place]
-            return pairs.batch(rows, width)
+            return pairs.batch(rows[own[width]], width)
 
         return StepBatches(batch, lambda: digest(self.to_dict(), seed, pairs.digest()))
 

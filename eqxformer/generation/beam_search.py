@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from eqxformer.constraints import fetched
 from eqxformer.generation._beam_caches import followed, parted_source, seated, spread
 from eqxformer.generation._beams import (
     EARLY,
@@ -301,13 +302,13 @@ def _read_out(
 ) -> Hypotheses:
     """The best of what has been found; raises for a row in which there is nothing."""
     best, new = shape
-    scores, length = np.asarray(finished.scores), np.asarray(finished.length)
-    nothing = np.flatnonzero(np.asarray(stuck) | np.isneginf(scores.max(-1)))
+    scores, length = fetched(finished.scores), fetched(finished.length)
+    nothing = np.flatnonzero(fetched(stuck) | np.isneginf(scores.max(-1)))
     if nothing.size:
         raise ValueError(nothing_to_choose(int(nothing[0])))
     order = np.argsort(-scores, axis=-1, kind="stable")[:, :best]
     ranked = np.take_along_axis(scores, order, axis=1)
-    every = np.asarray(finished.tokens)
+    every = fetched(finished.tokens)
     texts = [
         [
             every[row, i, begin : length[row, i]].tolist()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
+from eqxformer.constraints import fetched
 from eqxformer.generation._token_ids import check_vocabulary
 from eqxformer.generation.following import joined, parted, where_rows
 from eqxformer.generation.prefill import read_newest
@@ -71,8 +72,8 @@ def decode(
 
 def limited(model: Model, state: GenerationState, new: int) -> GenerationState:
     """The state with room for so many more tokens, written down in it."""
-    unfinished = ~np.asarray(state.finished)
-    length = np.asarray(state.seen.length)
+    unfinished = ~fetched(state.finished)
+    length = fetched(state.seen.length)
     longest = int(length[unfinished].max()) if unfinished.any() else 0
     if longest + new > state.slots:
         raise ValueError(
@@ -112,7 +113,7 @@ def run(model: Model, choices: Choices, state: GenerationState, steps: int) -> G
     if steps == 0:
         return state
     state, stuck = _loop((model, choices, jax.device_put(np.int32(steps))), state)
-    if (without := np.flatnonzero(np.asarray(stuck))).size:
+    if (without := np.flatnonzero(fetched(stuck))).size:
         raise ValueError(nothing_to_choose(int(without[0])))
     return state
 

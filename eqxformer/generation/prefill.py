@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from eqxformer.constraints import fetched
 from eqxformer.generation.processors import Seen
 from eqxformer.generation.prompts import Prompts, Rows, Valid, as_rows, bucket, passes
 from eqxformer.generation.state import GenerationState, Model, check_room, positions_of
@@ -83,7 +84,7 @@ def append(
     more = as_rows(prompts, None, config.vocab)
     if more.tokens.shape[0] != state.rows:
         raise ValueError(f"The state has {state.rows} rows; got {more.tokens.shape[0]} prompts.")
-    before, read = np.asarray(state.seen.length), np.asarray(state.cache.length)
+    before, read = fetched(state.seen.length), fetched(state.cache.length)
     after = before + more.lengths
     if after.max() > state.slots:
         raise ValueError(
@@ -91,7 +92,7 @@ def append(
             "begin with a larger `slots`."
         )
     check_room(model, int(after.max()), 1)
-    tokens = np.asarray(state.seen.tokens).copy()
+    tokens = fetched(state.seen.tokens).copy()
     for row, (a, b) in enumerate(zip(before, after, strict=True)):
         tokens[row, a:b] = more.tokens[row, : b - a]
     lengths = after - read
@@ -133,9 +134,9 @@ def read_newest(model: Model, state: GenerationState) -> GenerationState:
     """The state with each unfinished row's newest token read, so that there are logits."""
     if state.logits is not None:
         return state
-    last = np.asarray(state.seen.length)[:, None] - 1
-    newest = np.take_along_axis(np.asarray(state.seen.tokens), last, axis=1)
-    going = ~np.asarray(state.finished)[:, None]
+    last = fetched(state.seen.length)[:, None] - 1
+    newest = np.take_along_axis(fetched(state.seen.tokens), last, axis=1)
+    going = ~fetched(state.finished)[:, None]
     return _read(model, state, jax.device_put(newest), jax.device_put(going))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
+from eqxformer.constraints import fetched
 from eqxformer.generation._selection import below_largest
 from eqxformer.generation.following import Follower
 from eqxformer.generation.processors import Processor, Seen, wide
@@ -181,7 +182,7 @@ def place_of(
 
 def _settled(ids: Int[Array, " rows"]) -> Int[Array, " rows"]:
     """The ids; where they can be seen, a row without one is an error."""
-    if not isinstance(ids, Tracer) and (rows := np.flatnonzero(np.asarray(ids) < 0)).size:
+    if not isinstance(ids, Tracer) and (rows := np.flatnonzero(fetched(ids) < 0)).size:
         raise ValueError(nothing_to_choose(int(rows[0])))
     return ids
 

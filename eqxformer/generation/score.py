@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from eqxformer.constraints import fetched
 from eqxformer.generation.prefill import as_given, piece
 from eqxformer.generation.prompts import Prompts, Rows, as_rows, passes, slots_for
 from eqxformer.generation.state import Model, check_room
@@ -88,7 +89,7 @@ def _score(model: Model, rows: Rows, source: Any, chunk: int | None) -> list[lis
         tokens, valid = piece(rows, begin, size)
         targets, _ = piece(rows, begin + 1, size)
         numbers, cache = _scores(model, cache, tokens, valid, targets, mask)
-        found.append(np.asarray(numbers))
+        found.append(fetched(numbers))
     numbers = np.concatenate(found, axis=1)
     return [row[: length - 1].tolist() for row, length in zip(numbers, rows.lengths, strict=True)]
 

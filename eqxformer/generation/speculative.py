@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from eqxformer.constraints import fetched
 from eqxformer.generation.decode import Choices, check_choices, keys_of
 from eqxformer.generation.drafts import (
     KEEPING,
@@ -148,13 +149,13 @@ def generate_speculative(
         none = np.zeros(state.rows, np.int32)
         return Speculated(as_asked(prompts, state.new_tokens(), 0, choices.stop), none, none, 0)
     made, _, counts = _loop((model, draft, choices), state, memory)
-    if (without := np.flatnonzero(np.asarray(counts.stuck))).size:
+    if (without := np.flatnonzero(fetched(counts.stuck))).size:
         raise ValueError(nothing_to_choose(int(without[0])))
     return Speculated(
         as_asked(prompts, made.new_tokens(), max_new_tokens, choices.stop),
-        np.asarray(counts.proposed),
-        np.asarray(counts.accepted),
-        int(counts.passes),
+        fetched(counts.proposed),
+        fetched(counts.accepted),
+        int(fetched(counts.passes)),
     )
 
 

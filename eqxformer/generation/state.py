@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from eqxformer.constraints import fetched
 from eqxformer.generation.processors import Seen
 from eqxformer.layers.masks import Padding
 from eqxformer.models.decoder_lm import DecoderLM, ModelCache
@@ -52,7 +53,7 @@ class GenerationState(eqx.Module):
 
     def new_tokens(self) -> list[list[int]]:
         """The tokens that were made, of every row."""
-        return self._between(np.asarray(self.seen.prompt))
+        return self._between(fetched(self.seen.prompt))
 
     def repeat(self, times: int) -> "GenerationState":
         """Every row `times` over, next to each other: many answers to a prompt that is read once.
@@ -68,7 +69,7 @@ class GenerationState(eqx.Module):
         return _take(self, rows)
 
     def _between(self, begin: np.ndarray) -> list[list[int]]:
-        tokens, ends = np.asarray(self.seen.tokens), np.asarray(self.seen.length)
+        tokens, ends = fetched(self.seen.tokens), fetched(self.seen.length)
         return [row[a:b].tolist() for row, a, b in zip(tokens, begin, ends, strict=True)]
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 from jaxtyping import Array, Key
 
+from eqxformer.constraints import fetched
 from eqxformer.generation.decode import check_choices, run
 from eqxformer.generation.generate import begun
 from eqxformer.generation.prefill import Frames, Start, as_given, read_newest
@@ -51,7 +51,7 @@ def stream(
     def pieces() -> Iterator[list[list[int]]]:
         nonlocal state
         given_out, steps, left = [0] * state.rows, 1, max_new_tokens
-        while left and not np.asarray(state.finished).all():
+        while left and not fetched(state.finished).all():
             steps = min(steps, left)
             state = run(model, choices, read_newest(model, state), steps)
             new = state.new_tokens()

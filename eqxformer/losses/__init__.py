@@ -13,7 +13,7 @@ from eqxformer.losses.labels import (
 )
 from eqxformer.losses.objective import Answer, LossFunction, Objective, Question, Supervised
 from eqxformer.losses.preference import DirectPreference
-from eqxformer.losses.scores import NextTokenScores
+from eqxformer.losses.scores import TokenScores
 from eqxformer.losses.tokens import (
     MaskedLM,
     NextToken,
@@ -36,7 +36,6 @@ __all__ = [
     "LossFunction",
     "MaskedLM",
     "NextToken",
-    "NextTokenScores",
     "Objective",
     "PrefixLM",
     "Question",
@@ -46,6 +45,7 @@ __all__ = [
     "Supervised",
     "TokenClassification",
     "TokenLoss",
+    "TokenScores",
     "cross_entropy",
     "cross_entropy_of",
     "next_token_loss",

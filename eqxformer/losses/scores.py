@@ -1,4 +1,4 @@
-"""How well the next token is known: cross-entropy and accuracy, for validation."""
+"""How well tokens are known: cross-entropy and accuracy, for validation."""
 
 from typing import Any
 
@@ -7,38 +7,44 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from eqxformer.config import Config
-from eqxformer.data.batches import TokenBatch
 from eqxformer.losses.chunked import chunk_count, dealt_out
 from eqxformer.losses.cross_entropy import Loss, cross_entropy
-from eqxformer.losses.objective import Answer, Question
-from eqxformer.losses.tokens import NextToken
+from eqxformer.losses.objective import Answer, LossFunction, Question
+from eqxformer.losses.tokens import NextToken, TokenLoss
 
 _CHUNK = 2048  # tokens whose logits exist at once
 
 
-class NextTokenScores(Config):
-    """Cross-entropy of each next token, and how often the likeliest one is right.
+class TokenScores(Config):
+    """Cross-entropy of each token, and how often the likeliest one is right.
 
-    `NextTokenScores()(model, batch)` is a `Loss`: plain cross-entropy, without what `NextToken`
-    adds to it for training, and the metrics `cross_entropy`, the same, and `accuracy`. Of tokens
-    that are equally likely, the one with the lowest id is the answer.
+    `TokenScores()(model, batch)` is a `Loss`: plain cross-entropy, without what the objective adds
+    to it for training, and the metrics `cross_entropy`, the same, and `accuracy`. Of tokens that
+    are equally likely, the one with the lowest id is the answer.
+
+    Arguments:
+        objective: what asks for the tokens.
 
     Example:
         >>> import eqxformer as ef, jax, jax.numpy as jnp
         >>> config = ef.families.gpt(vocab=65, dim=16, layers=1, heads=2, context=8)
         >>> model = config.build(key=jax.random.key(0))
-        >>> scores = ef.NextTokenScores()(model, ef.TokenBatch(jnp.arange(18).reshape(2, 9)))
+        >>> scores = ef.TokenScores()(model, ef.TokenBatch(jnp.arange(18).reshape(2, 9)))
         >>> sorted(scores.means())
         ['accuracy', 'cross_entropy', 'loss']
     """
 
-    def __call__(
-        self, model: Any, batch: TokenBatch, /, *, key: PRNGKeyArray | None = None
-    ) -> Loss:
+    objective: TokenLoss = NextToken()
+
+    def __call__(self, model: Any, batch: Any, /, *, key: PRNGKeyArray | None = None) -> Loss:
         """The scores over a batch; a key switches dropout on."""
-        question = NextToken().question(batch)
-        answer = NextToken().answer(model, question, key=key)
-        return _scores(answer, question)
+        question = self.objective.question(batch)
+        return _scores(self.objective.answer(model, question, key=key), question)
+
+
+def measured(loss: LossFunction) -> LossFunction:
+    """What to measure for validation: of a loss of tokens their scores, else the loss itself."""
+    return TokenScores(loss) if isinstance(loss, TokenLoss) else loss
 
 
 def _scores(answer: Answer, question: Question) -> Loss:

@@ -5,7 +5,7 @@ away much of the noise in the weights.
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from eqxformer.checkpoints.native import load, save
+from eqxformer.checkpoints.placing import one_writes
 from eqxformer.layers.norms import widen
 from eqxformer.training.callbacks import Callback
 
@@ -80,19 +81,23 @@ class AverageLast(Callback):
         self.folder, self.count, self.every = folder, count, every
 
     def started(self, trainer: "Trainer") -> None:
-        for step, path in self._kept().items():
-            if step > trainer.step or trainer.step == 0:
-                shutil.rmtree(path)
+        self._remove(lambda step: step > trainer.step or trainer.step == 0)
 
     def reached(self, trainer: "Trainer") -> None:
         save(trainer.state.averaged, self.folder / f"{_NAME}{trainer.step}")
-        for step in sorted(kept := self._kept())[: -self.count]:
-            shutil.rmtree(kept[step])
+        self._remove(lambda step: step in sorted(self._kept())[: -self.count])
 
     def finished(self, trainer: "Trainer") -> None:
         kept = self._kept()
         if kept and not trainer.interrupted:
             trainer.outcome = average(load(kept[step]) for step in sorted(kept))
+
+    def _remove(self, goes: Callable[[int], bool]) -> None:
+        """Removes the models of some steps; the first of several processes does it for all."""
+        with one_writes() as removes:
+            if removes:
+                for path in [path for step, path in self._kept().items() if goes(step)]:
+                    shutil.rmtree(path)
 
     def _kept(self) -> dict[int, Path]:
         """The models that are there, by their steps."""

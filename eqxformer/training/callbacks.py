@@ -71,7 +71,7 @@ class Validate(Callback):
     """Publishes `validation_loss`: the mean per token over some batches, without dropout.
 
     What the loss measures besides is published likewise, such as `validation_accuracy` with
-    `NextTokenScores`; of a `cross_entropy` the exponential, as `validation_perplexity`.
+    `TokenScores`; of a `cross_entropy` the exponential, as `validation_perplexity`.
     """
 
     def __init__(
@@ -127,17 +127,26 @@ class ShowSamples(Callback):
 class Evaluate(Callback):
     """Publishes what `measure(model)` finds at the end, unless Ctrl-C made it the end.
 
-    `values` keeps it.
+    With `every`, also at intervals before. `values` keeps what was found last.
     """
 
-    def __init__(self, measure: Callable[[Any], dict[str, float]]) -> None:
-        self.measure = measure
+    def __init__(
+        self, measure: Callable[[Any], dict[str, float]], *, every: int | None = None
+    ) -> None:
+        self.measure, self.every = measure, every
         self.values: dict[str, float] = {}
+
+    def reached(self, trainer: "Trainer") -> None:
+        if trainer.step < trainer.steps:
+            self._publish(trainer.state.averaged, trainer)
 
     def finished(self, trainer: "Trainer") -> None:
         if not trainer.interrupted:
-            self.values = self.measure(trainer.outcome)
-            trainer.publish(self.values)
+            self._publish(trainer.outcome, trainer)
+
+    def _publish(self, model: Any, trainer: "Trainer") -> None:
+        self.values = self.measure(model)
+        trainer.publish(self.values)
 
 
 class Save(Callback):

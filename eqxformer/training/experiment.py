@@ -14,6 +14,7 @@ from eqxformer.data.batches import Data
 from eqxformer.generation.samplers import Sampler
 from eqxformer.losses.objective import Objective
 from eqxformer.optimizers.optimizer import Optimizer
+from eqxformer.optimizers.schedules import Schedule
 from eqxformer.optimizers.trainable import Trainable
 from eqxformer.sharding.placement import Placement
 from eqxformer.training.accumulation import check_microbatch, check_splits
@@ -74,9 +75,14 @@ class Experiment(Config):
         check_splits(self.loss, self.microbatch)
 
     def identity(self) -> dict[str, Any]:
-        """What the bits of a run follow from, as plain JSON values: all but what is only shown."""
-        shown = ("validate_every", "sample_every", "prompt", "checkpoint_every", "peak_flops")
-        return {name: value for name, value in self.to_dict().items() if name not in shown}
+        """What the bits of a step follow from, as plain JSON values: all but what is only shown.
+
+        The number of steps is among it where a schedule ends with the last one.
+        """
+        left = ["validate_every", "sample_every", "prompt", "checkpoint_every", "peak_flops"]
+        if not _ends(self.optimizer):
+            left.append("steps")
+        return {name: value for name, value in self.to_dict().items() if name not in left}
 
     def init(self, placement: Placement | None = None) -> Any:
         """The model, freshly initialised, on the devices that it belongs to."""
@@ -90,6 +96,14 @@ class Experiment(Config):
         return jax.random.fold_in(
             jax.random.key(self.seed), ("model", "steps", "samples").index(use)
         )
+
+
+def _ends(config: Config) -> bool:
+    """Whether a schedule anywhere in a config depends on the number of steps."""
+    values = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    if isinstance(config, Schedule) and config.ends:
+        return True
+    return any(isinstance(value, Config) and _ends(value) for value in values)
 
 
 Made = TypeVar("Made", bound=Experiment)

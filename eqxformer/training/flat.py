@@ -7,6 +7,7 @@ next as it is.
 
 import dataclasses
 import functools
+import weakref
 from typing import Any
 
 import equinox as eqx
@@ -15,8 +16,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eqxformer.sharding.mirror import on_mesh
-
-_ATTRIBUTE = "_flat"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +38,6 @@ class Flat:
         self.arrays = arrays
         self.shape = shape
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copied and pickled as None: the copy of a tree is taken apart anew."""
-        return type(None), ()
-
     @functools.cached_property
     def spread(self) -> "Spread | None":
         """Where the arrays lie on a mesh; None where they lie on none."""
@@ -57,9 +52,9 @@ class Flat:
     @staticmethod
     def of(tree: Any) -> "Flat":
         """A tree taken apart; at once for one that `tree()` has made."""
-        known = getattr(tree, _ATTRIBUTE, None)
-        if known is not None:
-            return known
+        made, flat = _MADE.get(id(tree), (None, None))
+        if made is not None and flat is not None and made() is tree:
+            return flat
         leaves, structure = jax.tree.flatten(tree)
         fixed = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
         return Flat(tuple(leaf for leaf in leaves if _is_array(leaf)), Shape(structure, fixed))
@@ -72,8 +67,13 @@ class Flat:
             leaves = [next(arrays) if leaf is None else leaf for leaf in self.shape.fixed]
         tree = jax.tree.unflatten(self.shape.structure, leaves)
         if isinstance(tree, eqx.Module) and self.shape.lasts:
-            object.__setattr__(tree, _ATTRIBUTE, self)  # modules are frozen, so it stays true
+            # Modules are frozen, so it stays true. An attribute would be a part of its structure.
+            number = id(tree)
+            _MADE[number] = weakref.ref(tree, lambda _: _MADE.pop(number, None)), self
         return tree
+
+
+_MADE: dict[int, tuple[weakref.ref[Any], Flat]] = {}  # the trees that live, by their `id`
 
 
 @dataclasses.dataclass(frozen=True)

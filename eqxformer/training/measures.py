@@ -66,7 +66,7 @@ class Measure(Callback):
 
 def memory() -> float:
     """Bytes that the first device has held at most; those of this process where it does not say."""
-    told = jax.devices()[0].memory_stats()
+    told = jax.local_devices()[0].memory_stats()
     if told and "peak_bytes_in_use" in told:
         return float(told["peak_bytes_in_use"])
     try:

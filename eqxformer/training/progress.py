@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _LINES = 20  # lines in a run where no bar can be drawn
 _SPAN = 10.0  # seconds that the speed is averaged over
+_VALIDATED = "validation_"
 
 
 class ProgressBar(Callback):
@@ -48,8 +49,9 @@ class ProgressBar(Callback):
         if "loss" in record.values:
             self._advance(record)
         if "validation_loss" in record.values:
-            found = record.values["validation_loss"]
-            self._print(f"step {record.step:>6,}  {self._loss()}  validation loss {found:.4f}")
+            self._print(f"step {record.step:>6,}  {self._loss()}  {_validated(record)}")
+        elif any(name.startswith(_VALIDATED) for name in record.values):
+            self._print(f"step {record.step:>6,}  {_validated(record)}")
 
     def closed(self) -> None:
         self._bar.stop()
@@ -81,3 +83,13 @@ class ProgressBar(Callback):
         left = (self._steps - last.step) * seconds / (last.step - first.step)
         clock = timedelta(seconds=round(left))
         return f"{self._loss()}  {speed:,.0f} tokens/s  {clock} left"
+
+
+def _validated(record: Record) -> str:
+    """What was measured on the validation data: `validation loss 1.2345, accuracy 0.6789`."""
+    found = {
+        name.removeprefix(_VALIDATED): value
+        for name, value in record.values.items()
+        if name.startswith(_VALIDATED)
+    }
+    return "validation " + ", ".join(f"{name} {value:.4f}" for name, value in found.items())

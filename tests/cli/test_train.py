@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import jax.numpy as jnp
@@ -65,6 +66,10 @@ def test_the_numbers_of_a_run(trained):
     lines = records(trained / "text")
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in lines if "validation_loss" in line] == [3, 6]
+    scores = [line for line in lines if "validation_loss" in line]
+    assert all(0 < line["validation_accuracy"] < 1 for line in scores)
+    for line in scores:
+        assert line["validation_perplexity"] == pytest.approx(math.exp(line["validation_loss"]))
     assert (lines[-1]["step"], lines[-1]["tokens"]) == (6, 768)
     assert "final_validation_loss" in lines[-1]
 

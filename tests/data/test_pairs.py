@@ -7,6 +7,7 @@ import pytest
 from eqxformer.data.characters import Characters
 from eqxformer.data.pairs import Pairs, Rows, TokenPairs, best_widths
 from eqxformer.data.parallel import ParallelText
+from eqxformer.data.share import Share
 from eqxformer.data.subwords import Subwords, WordBPE
 from tests.data.made import sentences
 
@@ -48,6 +49,19 @@ def test_batches_are_a_pure_function_of_seed_and_step():
     np.testing.assert_array_equal(one(3).source, DATA.build(TOKENS, seed=1)(3).source)
     other = DATA.build(TOKENS, seed=2)
     assert any(texts(one(step)) != texts(other(step)) for step in range(5))
+
+
+def test_the_shares_of_processes_are_the_batch_of_one():
+    whole = DATA.build(TOKENS, seed=1)
+    shares = [DATA.build(TOKENS, seed=1, share=Share(index=i, count=4)) for i in range(4)]
+    assert {share.fingerprint for share in shares} == {whole.fingerprint}
+    for step in range(DATA.steps(TOKENS, 2)):
+        own = [share(step) for share in shares]
+        for field in ("source", "source_valid", "target", "target_weights"):
+            together = np.concatenate([getattr(batch, field) for batch in own])
+            np.testing.assert_array_equal(together, getattr(whole(step), field))
+    with pytest.raises(ValueError, match="multiple of the 3 processes"):
+        DATA.build(TOKENS, seed=1, share=Share(index=0, count=3))
 
 
 def test_the_fingerprint_notices_pairs_settings_and_seed():

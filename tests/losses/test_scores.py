@@ -43,12 +43,24 @@ def test_scores_are_those_of_each_token():
     total, right = twin(np.asarray(model(BATCH.tokens[:, :-1])), targets, weights)
     assert 0 < right < weights.sum()
     for each in (model, OnlyCallable(model)):
-        found = ef.NextTokenScores()(each, BATCH)
+        found = ef.TokenScores()(each, BATCH)
         assert set(found.metrics) == {"cross_entropy", "accuracy"}
         np.testing.assert_allclose(found.total, total, rtol=1e-6)
         np.testing.assert_allclose(found.metrics["cross_entropy"], total, rtol=1e-6)
         np.testing.assert_allclose(found.metrics["accuracy"], right, rtol=1e-6)
         np.testing.assert_allclose(found.weight, weights.sum(), rtol=1e-6)
+
+
+def test_scores_of_an_encoder_decoder_are_without_what_training_adds():
+    config = ef.families.transformer(vocab=13, dim=8, layers=1, heads=2, hidden=8)
+    model, loss = drawn(config), ef.SequenceToSequence(label_smoothing=0.3, z_loss=0.1)
+    batch = ef.PairBatch(BATCH.tokens[:, :5], BATCH.tokens, target_weights=BATCH.weights)
+    targets, weights = np.asarray(BATCH.tokens[:, 1:]), np.asarray(BATCH.weights[:, 1:])
+    logits = np.asarray(model(batch.source, batch.target[:, :-1]))
+    found = scores.measured(loss)(model, batch)
+    np.testing.assert_allclose(
+        (found.total, found.metrics["accuracy"]), twin(logits, targets, weights), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("chunk", [5, 8, 24])
@@ -75,7 +87,7 @@ def test_validation_publishes_perplexity_and_accuracy():
         ef.AdamW(1e-3).build(1),
         1,
         key=jax.random.key(0),
-        callbacks=[Log(), ef.Validate([BATCH, BATCH], every=1, loss=ef.NextTokenScores())],
+        callbacks=[Log(), ef.Validate([BATCH, BATCH], every=1, loss=ef.TokenScores())],
     ).fit()
     names = {"validation_loss", "validation_accuracy", "validation_perplexity"}
     assert {name for name in published if name.startswith("validation")} == names

@@ -1,6 +1,7 @@
 """Trees as lists of arrays, which a training step takes and gives."""
 
 import copy
+import gc
 import pickle
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
+from eqxformer.training import flat
 from eqxformer.training.flat import Flat
 from tests.helpers.compiling import compilations
 
@@ -30,12 +32,24 @@ def part(inner=()):
 
 
 def test_a_tree_is_what_it_was_when_put_together():
-    flat = Flat.of(part((jnp.ones(2), None, part())))
-    assert len(flat.arrays) == 5
-    tree = flat.tree()
+    taken = Flat.of(part((jnp.ones(2), None, part())))
+    assert len(taken.arrays) == 5
+    tree = taken.tree()
     assert (tree.size, tree.name, tree.inner[1], tree.inner[2].size) == (3, "part", None, 3)
-    assert tree.weight is flat.arrays[0]
-    assert Flat.of(tree) is flat
+    assert tree.weight is taken.arrays[0]
+    assert Flat.of(tree) is taken
+
+
+def test_a_tree_put_together_has_the_structure_of_a_fresh_one_and_is_forgotten_with_it():
+    before = len(flat._MADE)
+    tree = Flat.of(part((part(),))).tree()
+    assert jax.tree.structure(tree) == jax.tree.structure(part((part(),)))
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), tree, part((part(),)))
+    assert all(jax.tree.leaves(same))
+    assert len(flat._MADE) == before + 1
+    del tree
+    gc.collect()
+    assert len(flat._MADE) <= before
 
 
 def test_leaves_that_are_no_arrays_compile_a_program_of_their_own():

@@ -1,71 +1,161 @@
-"""Two processes on this machine that train together, are killed, and go on."""
+"""Two processes on this machine that train together, are killed and stopped, and go on."""
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import numpy as np
+import pytest
 
 import eqxformer as ef
-from eqxformer.training.callbacks import Callback
-from eqxformer.training.processes import told_by_first
+from eqxformer.cli.commands import run
+from eqxformer.training.processes import all_or_none, check_alike, join, told_by_first
+from eqxformer.training.recipes import mlm
 from tests.helpers.compare import assert_close
-from tests.training.joined_settings import BATCHES, STEPS, settings
 
-ROOT = Path(__file__).parents[2]
-
-
-def together(directory, *last):
-    """Exit codes and complaints of both processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    directory.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.training.joined_run", str(directory)]
-    both = [
-        subprocess.Popen(
-            [*command, rank, port, *map(str, last)],
-            cwd=ROOT,
-            env={**os.environ, "EQXFORMER_CHECKS": "0"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        complaints = [process.communicate(timeout=300)[1] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    return [process.returncode for process in both], "\n".join(complaints)
+TEXT = " ".join(f"{number} times" for number in range(300))
+STEPS = 60
+TINY = mlm.model(len(set(TEXT)) + mlm.SPECIAL, dim=8, layers=1, heads=2, hidden=8)
+SETTINGS = {
+    "model": json.dumps(TINY.to_dict()),
+    "optimizer": json.dumps(ef.SGD(0.05, momentum=0.9).to_dict()),
+    "data.batch": "4",
+    "checkpoint_every": "10",
+    "validate_every": "30",
+}
+OPTIONS = [f"--steps={STEPS}", *(f"--set={path}={value}" for path, value in SETTINGS.items())]
 
 
-class Losses(Callback):
-    def __init__(self):
-        self.values = []
+def slurm(rank, port):
+    """What Slurm tells a task of a job on one machine."""
+    return {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "SLURM_STEP_NUM_NODES": "1",
+        "JAX_COORDINATOR_PORT": str(port),
+    }
 
-    def recorded(self, record):
-        self.values.append(record.values["loss"])
+
+class Together:
+    """`eqxformer train` by two processes of two devices each."""
+
+    def __init__(self, place, *arguments, where=None, second=()):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {
+            "EQXFORMER_CHECKS": "0",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        command = [sys.executable, "-m", "eqxformer.cli", "train", *map(str, arguments)]
+        self.both = []
+        for rank, more in enumerate(((), second)):
+            processes = where or f"{rank}/2@127.0.0.1:{port}"
+            self.both.append(
+                subprocess.Popen(
+                    [*command, "--mesh=fsdp=4", f"--processes={processes}", *more],
+                    env={**os.environ, **shared, **slurm(rank, port)},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+
+    def until(self, there):
+        """Waits until something is there, or one of them is not."""
+        while not there() and all(process.poll() is None for process in self.both):
+            time.sleep(0.005)
+
+    def ended(self):
+        """Exit codes, and what the two wrote to both ends."""
+        try:
+            written = [process.communicate(timeout=300) for process in self.both]
+        finally:
+            for process in self.both:
+                process.kill()
+        codes = [process.returncode for process in self.both]
+        return codes, [out for out, _ in written], [err for _, err in written]
 
 
-def test_two_processes_that_are_killed_and_go_on_are_one_device(tmp_path):
-    directory = tmp_path / "run"
-    assert together(directory, 5)[0] == [-9, -9]
-    assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == ["3"]
-    codes, complaints = together(directory)
-    assert codes == [0, 0], complaints
-    losses = Losses()
-    alone = ef.Trainer(
-        **settings(lambda build, key: build(key)), batches=BATCHES, callbacks=[losses]
-    ).fit()
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    np.testing.assert_allclose([line["loss"] for line in lines], losses.values, rtol=1e-5)
-    assert_close(ef.load(directory / "model"), alone.model, 1e-5)
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("processes")
+    (place / "text.txt").write_text(TEXT)
+    return place
+
+
+def numbers(directory, name):
+    lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def test_two_processes_that_are_killed_and_stopped_go_on_as_one_device_would(place):
+    together, alone = place / "together", place / "alone"
+    begin = ("mlm", "--data", place / "text.txt", *OPTIONS)
+
+    killed = Together(place, *begin, "--out", together)
+    killed.until((together / "checkpoints" / "10").exists)
+    for process in killed.both:
+        process.kill()
+    assert killed.ended()[0] == [-9, -9]
+
+    stopped = Together(place, "--out", together, "--resume")
+    stopped.until((together / "checkpoints" / "20").exists)
+    stopped.both[1].send_signal(signal.SIGTERM)
+    codes, outs, errs = stopped.ended()
+    assert codes == [143, 143], errs
+    last = max(numbers(together, "loss"))
+    assert 20 <= last < STEPS
+    assert f"the model of step {last} is saved" in outs[0]
+    assert (together / "checkpoints" / str(last)).is_dir()
+
+    codes, outs, errs = Together(place, "--out", together, "--resume").ended()
+    assert codes == [0, 0], errs
+    assert f"Going on from step {last}." in outs[0]
+    assert "Validation loss" in outs[0]
+    assert "step" not in outs[1]  # the first one speaks for all
+
+    assert run(["train", *map(str, begin), "--out", str(alone)]) == 0
+    for name in ("loss", "validation_loss"):
+        found, wanted = numbers(together, name), numbers(alone, name)
+        assert list(found) == list(wanted)
+        np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-5)
+    assert_close(ef.load(together), ef.load(alone), 1e-5)
+
+
+def test_processes_of_slurm_find_each_other_and_are_refused_where_they_are_told_different_things(
+    place,
+):
+    begin = ("mlm", "--data", place / "text.txt", *OPTIONS, "--out", place / "none")
+    codes, _, errs = Together(place, *begin, where="auto", second=["--seed=1"]).ended()
+    assert codes == [2, 2], errs
+    assert "first -> this one: experiment.seed: 0 -> 1" in errs[1]
+    assert "Process 1 was asked for another thing than the first" in errs[0]
+    assert not (place / "none").exists()
+
+
+@pytest.mark.parametrize("where", ["2/2@host0:1234", "0/2", "first", "0/2@host0"])
+def test_processes_are_spelled_out(where):
+    with pytest.raises(ValueError, match="RANK/COUNT@HOST:PORT"):
+        join(where)
+
+
+def test_processes_need_a_mesh(capsys):
+    assert run(["train", "--processes", "0/2@127.0.0.1:1"]) == 2
+    assert "--mesh" in capsys.readouterr().err
 
 
 def test_alone_what_the_first_finds_is_what_is_found():
     assert told_by_first(lambda: {"a": 1}) == {"a": 1}
+    check_alike({"a": (1, 2)})
+    with pytest.raises(KeyError), all_or_none():
+        {}["a"]

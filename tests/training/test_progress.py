@@ -55,6 +55,15 @@ def test_a_validation_is_a_line_that_stays(terminal):
     assert re.search(r"step     30  loss 2\.000  validation loss 2\.2500\r?\n", out)
 
 
+def test_everything_that_validation_measures_is_shown():
+    scores = {"validation_loss": 2.25, "validation_accuracy": 0.5, "validation_perplexity": 9.4877}
+    out = shown(False, [*steady(30), Record(30, 1500, 15.0, scores)])
+    assert "validation loss 2.2500, accuracy 0.5000, perplexity 9.4877\n" in out
+    assert "step     30  validation bleu 1.0000\n" in shown(
+        False, [Record(30, 1500, 15.0, {"validation_bleu": 1.0})]
+    )
+
+
 def test_the_loss_shown_is_a_running_mean_that_begins_without_bias():
     records = [Record(1, 50, 0.5, {"loss": 4.0}), Record(2, 100, 1.0, {"loss": 2.0})]
     assert "loss 2.947" in shown(True, records)  # (0.9 * 4 + 2) / 1.9

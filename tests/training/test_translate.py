@@ -30,6 +30,7 @@ SETTINGS = {
     "averaged": 2,
     "beams": 2,
     "optimizer.learning_rate.warmup": 1,
+    "bleu_every": 4,
 }
 
 
@@ -61,6 +62,9 @@ def test_a_run_learns_and_ends_with_bleu_of_the_averaged_model(trained):
     records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]
     assert losses[-1] < losses[0]
+    on_the_way = [record for record in records if "validation_bleu" in record]
+    assert [record["step"] for record in on_the_way] == [4, 6]
+    assert f"step      4  validation bleu {on_the_way[0]['validation_bleu']:.4f}" in out
     (score,) = (record["test_bleu"] for record in records if "test_bleu" in record)
     assert f"BLEU {score:.2f} on 5 texts" in out
     run = RunDirectory.open(path)

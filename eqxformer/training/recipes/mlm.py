@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from eqxformer.blocks import Block, pre_norm
+from eqxformer.constraints import fetched
 from eqxformer.data.characters import Characters
 from eqxformer.data.corruption import CorruptedWindows
 from eqxformer.data.masking import MaskTokens
@@ -80,7 +81,7 @@ def fill(
     ids = np.full(experiment.data.length, tokenizer.vocab, np.int32)
     ids[: len(holes)][~holes] = tokenizer.encode(request.prompt.replace(HOLE, ""))
     real = np.arange(len(ids)) < len(holes)
-    scores = np.asarray(_scores(model, jnp.asarray(ids), jnp.asarray(real)))
+    scores = fetched(_scores(model, jnp.asarray(ids), jnp.asarray(real)))
     likeliest = scores[: len(holes), : tokenizer.vocab].argmax(axis=-1)
     return tokenizer.decode(np.where(holes, likeliest, ids[: len(holes)]))
 

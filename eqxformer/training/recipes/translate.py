@@ -22,7 +22,7 @@ from eqxformer.optimizers.optimizer import AdamW, ClipByNorm
 from eqxformer.optimizers.schedules import InverseSquareRoot
 from eqxformer.training.averaging import AverageLast
 from eqxformer.training.bleu import bleu
-from eqxformer.training.callbacks import Callback
+from eqxformer.training.callbacks import Callback, Evaluate
 from eqxformer.training.experiment import Experiment, Recipe, Request, Task
 from eqxformer.training.translation import translate
 
@@ -36,6 +36,8 @@ class Translating(Experiment):
         averaged: how many of the last models are averaged at the end.
         average_every: steps between two of them.
         beams, length_penalty: of the beam search.
+        bleu_every: steps between two times that the validation texts are translated, and their
+            BLEU published; None for never.
     """
 
     model: EncoderDecoder.Config
@@ -47,12 +49,19 @@ class Translating(Experiment):
     average_every: int = 250
     beams: int = 5
     length_penalty: float = 1.0
+    bleu_every: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        values = super().identity()
+        del values["bleu_every"]  # only shown
+        return values
 
     def check(self) -> None:
         super().check()
-        for name in ("averaged", "average_every", "beams"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+        for name in ("averaged", "average_every", "beams", "bleu_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {value}.")
 
 
 def tiny(vocab: int) -> EncoderDecoder.Config:
@@ -141,15 +150,20 @@ class Translation(Task[Translating]):
         return experiment.data.in_turn(self._pairs(experiment.data, "valid"))
 
     def callbacks(self, experiment: Translating, folder: Path) -> list[Callback]:
-        """The last models are kept, to be averaged."""
-        return [
-            AverageLast(folder / "last", count=experiment.averaged, every=experiment.average_every)
-        ]
+        """The last models are kept, to be averaged; BLEU on the way, where it is asked for."""
+        count, every = experiment.averaged, experiment.average_every
+        average = AverageLast(folder / "last", count=count, every=every)
+        if experiment.bleu_every is None:
+            return [average]
+
+        def measure(model: Any) -> dict[str, float]:
+            return {"validation_bleu": self._bleu(model, self.splits.valid, experiment)}
+
+        return [average, Evaluate(measure, every=experiment.bleu_every)]
 
     def evaluate(self, model: Any, experiment: Translating) -> dict[str, float]:
         """BLEU of the translations of all texts to test with."""
-        source, target = self.splits.test
-        return {"test_bleu": bleu(self._translated(model, source, experiment), target)}
+        return {"test_bleu": self._bleu(model, self.splits.test, experiment)}
 
     def conclude(self, values: dict[str, float], experiment: Translating) -> str:
         """The BLEU, and of what."""
@@ -163,6 +177,9 @@ class Translation(Task[Translating]):
         """The prompt and its translation."""
         (answer,) = self._translated(model, (experiment.prompt,), experiment)
         return f"{experiment.prompt} -> {answer}"
+
+    def _bleu(self, model: Any, text: ParallelText, experiment: Translating) -> float:
+        return bleu(self._translated(model, text.source, experiment), text.target)
 
     def _translated(self, model: Any, texts: tuple[str, ...], experiment: Translating) -> list[str]:
         return translated(model, list(texts), self.tokenizer, experiment)
