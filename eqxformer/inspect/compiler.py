@@ -56,7 +56,7 @@ class Program:
         >>> tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
         >>> forward = ef.inspect.program(lambda model, x: model(x), ef.shapes(config), tokens)
         >>> forward.primitives()["dot_general"], forward.backends["blocks.0.attention"].backend
-        (8, 'plain')
+        (9, 'plain')
     """
 
     traced: Any
@@ -164,13 +164,28 @@ def _named(report: list[Choice], places: list[str], visit: Visit) -> Any:
 
 
 def _equations(jaxpr: Any) -> Iterator[str]:
-    """The primitives of a jaxpr's equations, and of those inside of them."""
+    """The primitives of a jaxpr's equations, and of those inside of them.
+
+    Of branches among which the platform chooses, those of this machine's are taken.
+    """
+    chosen: dict[Any, int] = {}
     for equation in jaxpr.eqns:
+        if equation.primitive.name == "platform_index":
+            chosen[equation.outvars[0]] = _of_platform(equation.params["platforms"])
+            continue
         inner = [each for value in equation.params.values() for each in _jaxprs(value)]
+        if equation.primitive.name == "cond" and id(equation.invars[0]) in map(id, chosen):
+            inner = [inner[chosen[equation.invars[0]]]]
         if not inner:
             yield equation.primitive.name
         for each in inner:
             yield from _equations(each)
+
+
+def _of_platform(platforms: Any) -> int:
+    """Which of some groups of platforms has this machine's; the last is for all others."""
+    here = jax.default_backend()
+    return next((i for i, group in enumerate(platforms) if group and here in group), -1)
 
 
 def _jaxprs(value: Any) -> Iterator[Any]:
