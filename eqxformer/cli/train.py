@@ -141,7 +141,7 @@ def train(
         check_alike(identity)
     first = jax.process_index() == 0  # the one of several that speaks
     console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
-    console.print(f"{table(skeleton)}\n")
+    console.print(f"{table(skeleton, trains=experiment.trains)}\n")
     if dry_run:
         console.print(str(experiment))
         return 0
