@@ -185,11 +185,11 @@ class AdaptedLinear(AbstractLinear):
         >>> mlp = ef.MLP(8, hidden=16, key=jax.random.key(0))
         >>> adapted = ef.add_lora(mlp, ef.LoRA(rank=2), to=("up",), key=jax.random.key(1))
         >>> print(ef.table(adapted.up))
-        base.weight       in_dim=8 out_dim=16  128  512 B
-        base.bias         out_dim=16            16  64 B
-        lora.down.weight  in_dim=8 rank=2       16  64 B
-        lora.up.weight    rank=2 out_dim=16     32  128 B
-        total                                  192  768 B
+        base.weight   in_dim=8 out_dim=16  Linear  128  512 B
+        base.bias              out_dim=16  Linear   16  64 B
+        lora.down.weight  in_dim=8 rank=2  Linear   16  64 B
+        lora.up.weight  rank=2 out_dim=16  Linear   32  128 B
+        total                                      192  768 B
     """
 
     base: AbstractLinear

@@ -27,10 +27,12 @@ class QuantisedLinear(AbstractLinear):
         >>> import eqxformer as ef, jax
         >>> mlp = ef.quantise(ef.MLP(8, hidden=16, key=jax.random.key(0)), to=("up", "down"))
         >>> print(ef.table(mlp.up))
-        weight  in_dim=8 out_dim=16  128  128 B
-        scale   out_dim=16            16  64 B
-        bias    out_dim=16            16  64 B
-        total                        160  256 B
+        weight  in_dim=8 out_dim=16  QuantisedLinear  int8     128  128 B
+        scale            out_dim=16  QuantisedLinear  float32   16  64 B
+        bias             out_dim=16  QuantisedLinear  float32   16  64 B
+        total                                                  160  256 B
+          int8                                                 128  128 B
+          float32                                               32  128 B
     """
 
     weight: Int8[Array, "in_dim out_dim"]

@@ -98,7 +98,12 @@ def _guard(fn: Callable[..., Any]) -> Callable[..., Any]:
             error = None
         if error is None:
             return fn(*args, **kwargs)  # raises Python's own message, which names the function
-        raise error from None
+        kept = error.__traceback__
+        try:
+            raise error from None
+        except shape_errors:
+            error.__traceback__ = kept  # without this frame, which a bare `raise` does not add
+            raise
 
     return guard
 

@@ -66,7 +66,7 @@ def _explain(named: Named, before: list[Named]) -> tuple[str, list[str]]:
     got = hints.describe(named.value)
     details = [f"{named.label}: {got}, annotated {hints.show(named.hint)}"]
     if not options or not hints.is_array(named.value):
-        return f"must be {hints.show(named.hint)}; got {got}", []
+        return f"must be {hints.show(named.hint)}; got {got}{_instead(named)}", []
     kinds = [o for o in options if o.array_type is Any or isinstance(named.value, o.array_type)]
     if not kinds:
         wanted = f"an array of type {hints.array_type(options[0])}"
@@ -84,6 +84,12 @@ def _explain(named: Named, before: list[Named]) -> tuple[str, list[str]]:
         return f"must have {ranks}; got {len(named.value.shape)}", details
     problem, sources = _axis(Named(named.label, ranked[0], named.value), before)
     return problem, details + sources
+
+
+def _instead(named: Named) -> str:
+    """What a class says of those who pass an array where it is wanted."""
+    classes = hints.alternatives(named.hint) if hints.is_array(named.value) else ()
+    return next((f"; {c.of_array}" for c in classes if hasattr(c, "of_array")), "")
 
 
 def _axis(named: Named, before: list[Named]) -> tuple[str, list[str]]:

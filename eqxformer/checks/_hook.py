@@ -3,11 +3,13 @@
 import ast
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any
+
+from eqxformer.checks import ShapeError
 
 # Part of the names of cached bytecode. Raise it when the transformation below changes.
 _VERSION = "checks1"
@@ -49,6 +51,24 @@ def install(packages: Sequence[str]) -> None:
     _FINDER.packages.extend(packages)
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)
+        sys.excepthook = _told_shortly(sys.excepthook)
+
+
+def _told_shortly(before: Callable[..., Any]) -> Callable[..., Any]:
+    """What prints an error that ends the process, with the user's own frames alone of a shape's.
+
+    Frames of Equinox lie between a user's call and the function that has refused it.
+    """
+
+    def excepthook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if isinstance(error, ShapeError):
+            from eqxformer.checks._where import tidy  # here, where Equinox is loaded already
+
+            traceback = tidy(traceback)
+            error = error.with_traceback(traceback)
+        before(kind, error, traceback)
+
+    return excepthook
 
 
 def covers(module: str) -> bool:

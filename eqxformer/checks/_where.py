@@ -12,14 +12,18 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import equinox as eqx
+import jax
 from jaxtyping import jaxtyped
 
 # Files whose frames say nothing about the model: these checks, and what calls methods for Equinox.
 _HIDDEN = (
     os.path.dirname(__file__),
     jaxtyped.__code__.co_filename,
-    os.path.dirname(eqx.Module.__hash__.__code__.co_filename),
+    os.path.dirname(eqx.__file__),
 )
+
+# What is called in the library is told by the message: a path in the model says more than frames.
+_LIBRARY = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 
 
 def module_path(owner: Any) -> str:
@@ -111,10 +115,15 @@ def _items(node: Any) -> list[tuple[str, Any]]:
 
 
 def tidy(traceback: TracebackType | None) -> TracebackType | None:
-    """`traceback` without the frames of the checks themselves."""
+    """`traceback` without the frames of the checks and of the library: the user's own come last.
+
+    With JAX_TRACEBACK_FILTERING=off, which shows all of JAX's frames too, the library's stay.
+    """
+    whole = jax.config.jax_traceback_filtering == "off"  # pyright: ignore[reportAttributeAccessIssue]
+    hidden = _HIDDEN if whole else (*_HIDDEN, _LIBRARY)
     kept = []
     while traceback is not None:
-        if not traceback.tb_frame.f_code.co_filename.startswith(_HIDDEN):
+        if not traceback.tb_frame.f_code.co_filename.startswith(hidden):
             kept.append(traceback)
         traceback = traceback.tb_next
     tidied = None

@@ -14,6 +14,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("eqxformer.cli.generate:generate", "Let a model go on from a prompt, or talk."),
     "score": ("eqxformer.cli.score:score", "See how likely a model finds a text."),
     "info": ("eqxformer.cli.info:info", "See what a checkpoint or a preset is, and what it needs."),
+    "inspect": ("eqxformer.cli.inspect:inspect", "See what the compiler makes of a model."),
+    "draw": ("eqxformer.cli.draw:draw", "Draw blocks, attention, masks, positions or losses."),
     "convert": ("eqxformer.cli.convert:convert", "Write a checkpoint in another type or format."),
     "bench": ("eqxformer.cli.bench:bench", "See how fast this machine runs a model."),
     "tour": ("eqxformer.cli.tour:tour", "See every component with its formula and its shapes."),

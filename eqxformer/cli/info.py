@@ -16,8 +16,10 @@ from eqxformer.checkpoints.native import open_saved
 from eqxformer.checkpoints.rebuild import shapes
 from eqxformer.checkpoints.tensor_files import TensorFiles
 from eqxformer.cli.errors import explained
-from eqxformer.cli.mesh import mesh_report
+from eqxformer.cli.mesh import mesh_report, on_mesh
+from eqxformer.inspect.inputs import input_shapes
 from eqxformer.inspect.table import count, size, table
+from eqxformer.inspect.tabulate import tabulate
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.models.encoder import Encoder
 from eqxformer.models.encoder_decoder import EncoderDecoder
@@ -34,6 +36,7 @@ Examples:
   eqxformer info --presets
   eqxformer info path/to/checkpoint --depth 2
   eqxformer info google/flan-t5-small --config
+  eqxformer info deepseek-v3 --shapes --length 4096
   eqxformer info mixtral-8x7b-v0.1 --depth 1 --mesh fsdp=16,expert=8 --batch 512 --length 4096
 """
 
@@ -66,13 +69,17 @@ def _list_presets(context: click.Context, option: click.Parameter, asked: bool) 
 )
 @click.option("--depth", type=click.IntRange(min=1), help="Names of a path to tell arrays by.")
 @click.option("--config", "whole", is_flag=True, help="Show every setting instead of the table.")
+@click.option("--shapes", "parts", is_flag=True, help="Show what goes in and out of every part.")
 @click.option("--mesh", metavar="AXES", help="What training on a mesh needs: fsdp=64,tensor=4.")
-@click.option("--batch", type=click.IntRange(min=1), help="Rows of a step, over the whole mesh.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), help="Rows: of a call, or of a step over all devices."
+)
 @click.option("--length", type=click.IntRange(min=1), help="Tokens of a row.")
 def info(
     source: str,
     depth: int | None,
     whole: bool,
+    parts: bool,
     mesh: str | None,
     batch: int | None,
     length: int | None,
@@ -84,15 +91,30 @@ def info(
     """
     with explained():
         found = find(source)
-        shown = str(found.skeleton.config) if whole else table(found.skeleton, depth=depth)
+        laid = found.skeleton if mesh is None else on_mesh(found.skeleton, mesh)
+        shown = _shown(laid, depth, whole, parts, (batch, length))
         notes, config = list(_notes(found)), found.skeleton.config
         report = None if mesh is None else mesh_report(config, mesh, batch, length)
-        if mesh is None and (batch, length) != (None, None):
-            raise ValueError("--batch and --length are those of a step on a --mesh; give one.")
+        if mesh is None and not parts and (batch, length) != (None, None):
+            raise ValueError("--batch and --length are for --shapes, or a step on a --mesh.")
     width = max(len(name) for name, _ in notes)
     lines = [f"{name:<{width}}  {text}" for name, text in notes]
     more = [] if report is None else ["", report]
     click.echo("\n".join([found.title, "", shown, "", *lines, *more]))
+
+
+def _shown(
+    skeleton: Any, depth: int | None, whole: bool, parts: bool, sizes: tuple[int | None, ...]
+) -> str:
+    """The settings of a model, the table of its parts, or that of its arrays."""
+    if whole and parts:
+        raise ValueError("--config and --shapes are two answers; ask for one of them.")
+    if whole:
+        return str(skeleton.config)
+    if not parts:
+        return table(skeleton, depth=depth)
+    batch, length = sizes
+    return tabulate(skeleton, *input_shapes(skeleton, batch=batch or 1, length=length), depth=depth)
 
 
 def find(source: str) -> Found:

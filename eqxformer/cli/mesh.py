@@ -5,6 +5,7 @@ from typing import Any
 from eqxformer.inspect.table import size
 from eqxformer.sharding.mesh import abstract_mesh, spelled
 from eqxformer.sharding.placement import Placement
+from eqxformer.sharding.rules import Rules
 from eqxformer.training.estimate import Estimate, estimate
 
 _LENGTH = 2048  # tokens of a row where nothing is said
@@ -30,6 +31,11 @@ def mesh_report(config: Any, mesh: str, batch: int | None, length: int | None) -
             *(f"Not cut: {line}." for line in needed.whole),
         ]
     )
+
+
+def on_mesh(skeleton: Any, mesh: str) -> Any:
+    """The shapes of a model as they would lie on a mesh; what it cannot cut is whole."""
+    return Placement(abstract_mesh(mesh), Rules(uneven="whole")).abstract(skeleton)
 
 
 def _memory(needed: Estimate) -> list[tuple[str, int]]:

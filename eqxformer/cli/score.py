@@ -2,20 +2,15 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import click
 
-from eqxformer.checkpoints.native import load
 from eqxformer.cli.errors import explained
+from eqxformer.cli.reading import read_model
 from eqxformer.cli.texts import given_text
 from eqxformer.generation.score import score as score_rows
 from eqxformer.generation.state import positions_of
 from eqxformer.models.decoder_lm import DecoderLM
-from eqxformer.pretrained.checkpoint import is_native
-from eqxformer.pretrained.load import from_pretrained, load_tokenizer
-from eqxformer.pretrained.locate import locate
-from eqxformer.training.run_directory import RUN, RunDirectory
 
 _EXAMPLES = """\b
 Examples:
@@ -50,7 +45,8 @@ def score(
         given = given_text(text, file, "--text")
         if not given:
             raise ValueError('There is no text to score; give one as in --text "The cat sat."')
-        model, ids, words = _read(source, given, dtype)
+        model, encode = read_model(source, dtype)
+        ids, words = encode(given)
         if not isinstance(model, DecoderLM):
             raise ValueError(f"A text is scored by a decoder; this is {type(model).__name__}.")
         room = positions_of(model.config)
@@ -69,23 +65,3 @@ def score(
     click.echo(f"log-probability   {total:,.4f} nats, {mean:.4f} a token")
     click.echo(f"perplexity        {math.exp(-mean):,.4f}")
     click.echo(f"bits a byte       {-total / math.log(2) / size:.4f} of {size:,} bytes")
-
-
-def _read(source: str, text: str, dtype: str | None) -> tuple[Any, list[int], list[str]]:
-    """The model, the ids of the text, and the text of each."""
-    if Path(source, RUN).is_file():
-        if dtype is not None:
-            raise ValueError("--dtype is for checkpoints; SOURCE is a run.")
-        directory = RunDirectory.open(Path(source))
-        characters: Any = directory.tokenizer()
-        return directory.load(), characters.encode(text).tolist(), list(text)
-    folder = locate(source)
-    tokenizer = load_tokenizer(folder)
-    tokenizer.no_truncation()
-    encoded = tokenizer.encode(text)
-    model = load(folder) if is_native(folder) else from_pretrained(folder, dtype=dtype)
-    return model, encoded.ids, [text[a:b] or t for (a, b), t in _spans(encoded)]
-
-
-def _spans(encoded: Any) -> list[tuple[tuple[int, int], str]]:
-    return list(zip(encoded.offsets, encoded.tokens, strict=True))

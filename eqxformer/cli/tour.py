@@ -14,7 +14,7 @@ Examples:
 def tour(everything: bool) -> None:
     """Walk through every component of a transformer, with the shapes that go in and come out.
 
-    The code of each stop is run as it is shown, on the CPU, in a few seconds.
+    The code of each stop is run as it is shown, which takes the tour most of a minute.
     """
     from eqxformer.tour import tour as walk  # here, so that help comes at once
 

@@ -132,7 +132,7 @@ def train(
             experiment = task.fitted(edited(suggested, given + settings))
             identity = {"experiment": experiment.identity(), "data": task.about}
             if before is not None:
-                _refuse_changes(before, identity)
+                _refuse_changes(before, identity, experiment.steps)
             task.check(experiment)
             placement = None if mesh is None else _placement(mesh, experiment)
             check_memory(experiment, 1 if placement is None else placement.mesh.size)
@@ -141,7 +141,7 @@ def train(
         check_alike(identity)
     first = jax.process_index() == 0  # the one of several that speaks
     console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
-    console.print(f"{table(skeleton)}\n")
+    console.print(f"{table(skeleton, trains=experiment.trains)}\n")
     if dry_run:
         console.print(str(experiment))
         return 0
@@ -153,7 +153,9 @@ def train(
             told_by_first(lambda: _create(out, about, task))
             before = RunDirectory(out)
             before.save(model)  # from here on there is always a model to load, however this ends
-    return _conduct(model, task, experiment, before, console, also, placement)
+        run = before
+        told_by_first(lambda: run.lengthen(experiment.steps))
+    return _conduct(model, task, experiment, run, console, also, placement)
 
 
 def _join(processes: str | None, mesh: str | None) -> None:
@@ -189,10 +191,12 @@ def _chosen(name: str | None, before: RunDirectory | None) -> Recipe:
     return recipe(known)
 
 
-def _refuse_changes(before: RunDirectory, now: dict[str, Any]) -> None:
+def _refuse_changes(before: RunDirectory, now: dict[str, Any], steps: int) -> None:
     """Raises `ValueError` that shows what is not as it was when the run began."""
-    then = {"experiment": before.experiment().identity(), "data": before.about()["data"]}
-    lines = differences(then, now)
+    known = before.experiment()
+    lines = differences({"experiment": known.identity(), "data": before.about()["data"]}, now)
+    if steps < known.steps and "steps" not in known.identity():
+        lines.append(f"steps: {known.steps:,} -> {steps:,}, and there can only be more of them")
     if lines:
         raise ValueError(
             f"The run in `{before.path}` cannot go on changed; then -> now: {'; '.join(lines)}. "

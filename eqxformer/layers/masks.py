@@ -32,6 +32,9 @@ class Mask(eqx.Module):
 
     ordered: ClassVar[bool] = False
     own_axes: ClassVar[int | None] = None
+    of_array: ClassVar[str] = (  # told to those who pass an array where a mask is wanted
+        "`ef.Padding(valid)` and `ef.Explicit(allowed)` make masks of arrays"
+    )
 
     @abc.abstractmethod
     def allows(

@@ -200,6 +200,8 @@ class DecoderLM(eqx.Module):
         check_reads_positions(self.config, positions)
         check_batch(mask, tokens.shape[:-1])
         _check_stored_alike(cache, self.blocks)
+        if cache is not None:
+            check_rows(cache.length.shape, tokens.shape[:-1])
         embedding_key, blocks_key = split(key, 2)
         valid = valid_keys(mask)
         at = positions
@@ -328,6 +330,13 @@ def reads_positions(config: Any) -> bool:
     """Whether anything in a model depends on the positions of its tokens."""
     somewhere = config.embedding.positions is not None or config.bias is not None
     return somewhere or any(block.reads_positions for block in config.blocks)
+
+
+def check_rows(remembered: tuple[int, ...], batch: tuple[int, ...]) -> None:
+    """Raises `ValueError` for tokens of another batch than the rows of a cache."""
+    pairs = zip(remembered[::-1], batch[::-1], strict=False)
+    if any(a != b and 1 not in (a, b) for a, b in pairs):
+        raise ValueError(f"The cache is for a batch of {remembered}; this call has {batch}.")
 
 
 def check_sizes(**sizes: int) -> None:

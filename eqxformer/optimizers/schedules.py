@@ -11,6 +11,11 @@ from eqxformer.config import Config
 class Schedule(Config):
     """A learning rate that changes from step to step; `build(steps)` makes it a function."""
 
+    @property
+    def ends(self) -> bool:
+        """Whether the rate depends on how many steps the run has."""
+        return True
+
     def build(self, steps: int) -> optax.Schedule:
         """A function from the step (0 is the first) to the rate, for a run of `steps` steps."""
         raise NotImplementedError(f"{type(self).__name__} must say how its rate is computed.")
@@ -117,6 +122,10 @@ class WarmupExponential(Schedule):
         _check_count("warmup", self.warmup, 0)
         _check_count("every", self.every, 1)
 
+    @property
+    def ends(self) -> bool:
+        return False
+
     def build(self, steps: int) -> optax.Schedule:
         """The rate for a run of any number of steps."""
 
@@ -140,6 +149,10 @@ class InverseSquareRoot(Schedule):
     def check(self) -> None:
         _check_rates(peak=self.peak)
         _check_count("warmup", self.warmup, 1)
+
+    @property
+    def ends(self) -> bool:
+        return False
 
     def build(self, steps: int) -> optax.Schedule:
         """The rate for a run of any number of steps."""

@@ -15,6 +15,7 @@ from eqxformer.generation.samplers import Sampler
 from eqxformer.inspect.watch import Watch
 from eqxformer.losses.objective import Objective
 from eqxformer.optimizers.optimizer import Optimizer
+from eqxformer.optimizers.schedules import Schedule
 from eqxformer.optimizers.trainable import Trainable
 from eqxformer.sharding.placement import Placement
 from eqxformer.training.accumulation import check_microbatch, check_splits
@@ -77,10 +78,13 @@ class Experiment(Config):
         check_splits(self.loss, self.microbatch)
 
     def identity(self) -> dict[str, Any]:
-        """What the bits of a run follow from, as plain JSON values: all but what is only shown."""
-        shown = ("validate_every", "sample_every", "prompt", "checkpoint_every", "peak_flops")
-        shown = (*shown, "watch")
-        return {name: value for name, value in self.to_dict().items() if name not in shown}
+        """What the bits of a step follow from, as plain JSON values: all but what is only shown.
+
+        The number of steps is among it where a schedule ends with the last one.
+        """
+        left = ["validate_every", "sample_every", "prompt", "checkpoint_every", "peak_flops"]
+        left += ["watch"] if _ends(self.optimizer) else ["watch", "steps"]
+        return {name: value for name, value in self.to_dict().items() if name not in left}
 
     def init(self, placement: Placement | None = None) -> Any:
         """The model, freshly initialised, on the devices that it belongs to."""
@@ -94,6 +98,14 @@ class Experiment(Config):
         return jax.random.fold_in(
             jax.random.key(self.seed), ("model", "steps", "samples").index(use)
         )
+
+
+def _ends(config: Config) -> bool:
+    """Whether a schedule anywhere in a config depends on the number of steps."""
+    values = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    if isinstance(config, Schedule) and config.ends:
+        return True
+    return any(isinstance(value, Config) and _ends(value) for value in values)
 
 
 Made = TypeVar("Made", bound=Experiment)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eqxformer.inspect.pictures import losses
 from eqxformer.training.callbacks import Callback, Record
 
 if TYPE_CHECKING:
@@ -64,27 +65,39 @@ class LossPlot(Callback):
         self, path: str | os.PathLike[str], *, history: str | os.PathLike[str] | None = None
     ) -> None:
         self.path, self.history = Path(path), None if history is None else Path(history)
-        self.curves: dict[str, list[tuple[int, float]]] = collections.defaultdict(list)
+        self.curves: Curves = collections.defaultdict(list)
 
     def started(self, trainer: "Trainer") -> None:
         self.curves.clear()
         if self.history is not None and trainer.step:
             for line in map(json.loads, read_lines(self.history)):
                 if line["step"] <= trainer.step:
-                    self._add(line["step"], line)
+                    _add(self.curves, line["step"], line)
 
     def recorded(self, record: Record) -> None:
-        self._add(record.step, record.values)
+        _add(self.curves, record.step, record.values)
 
     def closed(self) -> None:
         if self.curves:
-            draw_losses(self.curves, self.path)
+            losses(self.curves).savefig(self.path, dpi=120)
 
-    def _add(self, step: int, values: dict[str, Any]) -> None:
-        for name in ("loss", "validation_loss"):
-            value = values.get(name)
-            if value is not None and math.isfinite(value):
-                self.curves[name].append((step, value))
+
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def read_curves(path: Path) -> Curves:
+    """The losses in the file of a `MetricsFile`, as `ef.inspect.pictures.losses` draws them."""
+    curves: Curves = collections.defaultdict(list)
+    for line in map(json.loads, read_lines(path)):
+        _add(curves, line["step"], line)
+    return dict(curves)
+
+
+def _add(curves: Curves, step: int, values: dict[str, Any]) -> None:
+    for name in ("loss", "validation_loss"):
+        value = values.get(name)
+        if value is not None and math.isfinite(value):
+            curves[name].append((step, value))
 
 
 def read_lines(path: Path) -> list[str]:
@@ -94,32 +107,3 @@ def read_lines(path: Path) -> list[str]:
     except FileNotFoundError:
         return []
     return text.split("\n")[:-1]
-
-
-def draw_losses(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Draws curves of (step, nats per token) by name into a PNG."""
-    from matplotlib.figure import Figure  # not pyplot: it would pick a backend for the process
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
-    for name, points in curves.items():
-        steps, values = zip(*points, strict=True)
-        if name == "loss":
-            axes.plot(steps, values, color="C0", alpha=0.25, linewidth=0.8)
-            axes.plot(steps, _smooth(values), color="C0", label="training")
-        else:
-            label = name.replace("_loss", "")
-            axes.plot(steps, values, color="C1", marker=".", label=label)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-
-
-def _smooth(values: tuple[float, ...], keep: float = 0.95) -> list[float]:
-    """Exponential running mean, without the pull of its start towards 0."""
-    mean = weight = 0.0
-    smooth = []
-    for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        smooth.append(mean / weight)
-    return smooth

@@ -80,6 +80,13 @@ class RunDirectory:
         """The experiment that `run.json` tells of."""
         return Config.from_dict(self.about()["experiment"])
 
+    def lengthen(self, steps: int) -> None:
+        """Says in `run.json` that the run has so many steps."""
+        about = self.about()
+        if about["experiment"]["steps"] != steps:
+            about["experiment"]["steps"] = steps
+            write_text(self.path / RUN, json.dumps(about, indent=2) + "\n")
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer."""
         return tokenizer_of(_read_json(self.path / TOKENIZER))

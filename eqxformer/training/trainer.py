@@ -265,6 +265,11 @@ class Trainer:
             return
         self.state, progress = found.state, found.progress
         self.step, self.tokens = progress["step"], progress["tokens"]
+        if self.step > self.steps:
+            raise ValueError(
+                f"The newest checkpoint is of step {self.step:,}, behind the last; `steps` must "
+                f"be at least that, got {self.steps:,}."
+            )
         self._begin -= progress["seconds"]
         self._skipped, self.stopped = progress["skipped"], progress["stopped"]
         self._feed.move_to(progress["feed"])

@@ -38,8 +38,9 @@ def test_a_preset_is_described_with_its_parameters_and_memory(command):
     code, out, err = command("info", "qwen3-0.6b")
     assert (code, err) == (0, "")
     assert out.startswith("Qwen3ForCausalLM (qwen3). Qwen3: Llama with an RMS norm on every query")
+    assert re.search(r"^blocks\.0\.\.27 +28 x Block +440,466,432 +1\.8 GB$", out, re.MULTILINE)
     assert re.search(
-        r"blocks\.0\.\.27\.attention\.query\.weight +dim=1024 heads\*head_dim=2048", out
+        r"^  attention\.query\.weight +dim=1024 heads\*head_dim=2048 +Linear ", out, re.MULTILINE
     )
     assert said(out, "model") == "DecoderLM of 28 blocks, width 1,024, 151,936 tokens"
     assert said(out, "parameters") == "596,049,920"
@@ -49,6 +50,20 @@ def test_a_preset_is_described_with_its_parameters_and_memory(command):
     expected = f"{size(each)} a token in bfloat16, {size(8192 * each)} for 8,192"
     assert said(out, "KV cache") == expected
     assert said(out, "training").startswith("9.5 GB with AdamW in float32")
+
+
+def test_the_parts_of_a_preset_are_shown_with_what_goes_in_and_out(command):
+    _, out, _ = command("info", "deepseek-v3", "--shapes", "--batch", 2, "--length", 4096)
+    assert re.search(
+        r"^  blocks\.3\.\.60 +Block +f32\[2,4096,7168\] +f32\[2,4096,7168\] +667,422,603,776$",
+        out,
+        re.MULTILINE,
+    )
+    assert re.search(r"^ +DecoderLM +i32\[2,4096\] +f32\[2,4096,129280\] +671,", out, re.MULTILINE)
+
+
+def test_settings_and_parts_cannot_be_shown_at_once(command, here):
+    assert "two answers" in refused(command, here, "info", "gpt2", "--config", "--shapes")
 
 
 def test_a_window_bounds_the_cache(command):
@@ -212,6 +227,8 @@ def test_a_mesh_is_reckoned_with_on_paper(command):
     report = out[out.index("A step of") :]
     assert report.startswith("A step of 64 rows of 512 tokens on fsdp=64,tensor=2, 128 devices.\n")
     assert re.search(r"^    weights +[\d.]+ MB$", report, re.MULTILINE)
+    assert re.search(r"^blocks +12 x Block +several ", out, re.MULTILINE)
+    assert re.search(r"^  on each device +", out, re.MULTILINE)
     assert re.search(r"^  sent in a step +[\d.]+ MB$", report, re.MULTILINE)
     assert "Not cut: embedding.tokens.weight: vocab=50257 is not a multiple of tensor=2." in report
 
@@ -222,7 +239,7 @@ def test_a_mesh_is_reckoned_with_on_paper(command):
         (("--mesh", "fsdp=8", "--batch", "12"), "multiple of fsdp=8, which they are dealt out to"),
         (("--mesh", "fsdp=8,tensr=2"), "no axis `tensr`. Did you mean `tensor`?"),
         (("--mesh", "fsdp"), "A mesh must look like fsdp=4,tensor=2"),
-        (("--length", "512"), "--batch and --length are those of a step on a --mesh"),
+        (("--length", "512"), "--batch and --length are for --shapes, or a step on a --mesh"),
     ],
 )
 def test_a_mesh_that_makes_no_sense_is_refused(command, here, arguments, message):

@@ -60,6 +60,23 @@ def test_without_a_run_resume_begins_one(command, here, trained):
     assert log(here / "new")
 
 
+def test_a_run_may_get_more_steps_where_its_rate_does_not_end(command, here, trained):
+    steady = ["--set", "optimizer.learning_rate=0.01", "--data", trained / "text.txt"]
+    for name, steps in (("longer", 2), ("straight", 3)):
+        options = [*SMALL, *steady, f"--steps={steps}", "--out", here / name]
+        assert command("train", *options)[0] == 0
+    longer = ["train", "--out", here / "longer", "--resume"]
+    code, out, _ = command(*longer, "--steps=3")
+    assert (code, "Going on from step 2." in out) == (0, True)
+    for name in ("model.safetensors", "best/model.safetensors"):
+        assert (here / "longer" / name).read_bytes() == (here / "straight" / name).read_bytes()
+    losses = [[x for x in log(here / run) if "loss" in x] for run in ("longer", "straight")]
+    assert losses[0] == losses[1]
+    assert json.loads((here / "longer/run.json").read_text())["experiment"]["steps"] == 3
+    line = refused(command, here, *longer, "--steps=2")
+    assert "steps: 3 -> 2, and there can only be more of them" in line
+
+
 CHANGES = {
     "optimizer.learning_rate.peak: ": ["--set", "optimizer.learning_rate.peak=0.5"],
     "steps: 6 -> 7": ["--steps", "7"],

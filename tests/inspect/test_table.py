@@ -1,6 +1,6 @@
 """The parameter table: every array once, equal blocks folded, totals that add up."""
 
-import re
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,17 @@ EVERY = {**DECODERS, **SEQ2SEQ}
 
 
 def _numbers(table):
-    """The count of every line by its path."""
-    lines = [re.split(r" {2,}", line) for line in table.splitlines()]
-    return {line[0]: int(line[-2].replace(",", "")) for line in lines}
+    """The count of every line by its path in full, and the total."""
+    lines = table.splitlines()
+    end = next(i for i, line in enumerate(lines) if line.startswith("total "))
+    found, heading = {}, ""
+    for line, following in itertools.pairwise(lines):
+        path, number = line.split()[0], int(line.split()[-3].replace(",", ""))
+        if following.startswith("  ") and not line.startswith("  "):
+            heading = path
+        else:
+            found[f"{heading}.{path}" if line.startswith("  ") else path] = number
+    return {**found, "total": int(lines[end].split()[1].replace(",", ""))}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -54,15 +62,89 @@ def test_the_two_sides_of_an_encoder_decoder_are_folded_each_by_itself():
 
 def test_a_line_spells_axes_sizes_and_bytes():
     lines = ef.table(ef.shapes(DECODERS["llama"])).splitlines()
-    row = next(line for line in lines if line.startswith("blocks.0..1.attention.key.weight"))
-    assert row.split() == [
-        "blocks.0..1.attention.key.weight",
-        "dim=11",
-        "kv_heads*head_dim=12",
-        "264",
-        "1.1",
-        "kB",
+    row = next(line for line in lines if line.startswith("  attention.key.weight"))
+    words = "attention.key.weight dim=11 kv_heads*head_dim=12 Linear 264 1.1 kB"
+    assert row.split() == words.split()
+
+
+def test_the_sum_of_equal_blocks_is_that_of_their_lines():
+    lines = ef.table(ef.shapes(decoder(*[block({})] * 4))).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("blocks.0..3 "))
+    heading, below = lines[start].split(), lines[start + 1 :]
+    inside = [line.split() for line in itertools.takewhile(lambda x: x.startswith("  "), below)]
+    assert heading[1:4] == ["4", "x", "Block"]
+    assert int(heading[-3].replace(",", "")) == sum(int(w[-3].replace(",", "")) for w in inside)
+
+
+def test_the_table_keeps_to_the_width_and_leaves_the_parts_out_for_it():
+    shapes = ef.shapes(ef.preset("bart-base"))
+    assert max(map(len, ef.table(shapes).splitlines())) <= 100
+    assert " LearnedPositions " not in ef.table(shapes)
+    assert " LearnedPositions " in ef.table(shapes, width=130)
+    assert " LearnedPositions " in ef.table(shapes, columns=("part",))
+
+
+def test_what_is_the_same_everywhere_is_shown_only_when_it_is_asked_for():
+    part = ef.MLP(4, hidden=8, key=jax.random.key(0))
+    assert not {"float32", "trained"} & set(ef.table(part).split())
+    asked = ef.table(part, columns=("dtype", "trained")).splitlines()
+    assert asked[0].split() == [
+        "up.weight",
+        "dim=4",
+        "hidden=8",
+        "float32",
+        "trained",
+        "32",
+        "128",
+        "B",
     ]
+    assert len(asked) == 5  # one kind only: no sums of kinds
+
+
+@pytest.mark.parametrize("layout", [ef.Unrolled(), ef.Scanned()])
+def test_frozen_arrays_are_told_from_trained_ones_with_exact_sums(layout):
+    config = DECODERS["llama"].edit(layout=layout)
+    model = ef.quantise(filled(config), to="blocks.*.feed_forward")
+    trains = ef.Except(paths=("embedding", "norm"))
+    lines = [line.split() for line in ef.table(model, trains=trains).splitlines()]
+    learned = ef.count(trains.of(model))
+    by_name = {line[0]: line for line in lines}
+    assert by_name["embedding.tokens.weight"][-4] == "frozen"
+    assert by_name["feed_forward.up.weight"][-5:-3] == ["int8", "frozen"]
+    assert by_name["attention.query.weight"][-5:-3] == ["float32", "trained"]
+    sums = {line[0]: int(line[1].replace(",", "")) for line in lines if len(line) == 4}
+    assert sums["trained"] == learned
+    assert sums["trained"] + sums["frozen"] == sums["float32"] + sums["int8"] == sums["total"]
+    whole = [leaf for leaf in jax.tree.leaves(model) if leaf.dtype == jnp.int8]
+    assert sums["int8"] == sum(leaf.size for leaf in whole) > 0
+
+
+def test_the_way_a_mesh_cuts_arrays_is_shown_with_what_a_device_holds():
+    config = ef.families.gpt(vocab=16, dim=8, layers=2, heads=2, context=8)
+    config = config.edit(layout=ef.Scanned())
+    placement = ef.Placement(ef.make_mesh("fsdp=4,tensor=2"))
+    model = placement.init(lambda key: config.build(key=key), jax.random.key(0))
+    lines = [line.split() for line in ef.table(model).splitlines()]
+    by_name = {line[0]: line for line in lines}
+    assert by_name["feed_forward.up.weight"][1:-3] == [
+        "dim=8",
+        "hidden=32",
+        "Linear",
+        "fsdp",
+        "tensor",
+    ]
+    assert by_name["feed_forward.down.weight"][1:-3] == [
+        "hidden=32",
+        "dim=8",
+        "Linear",
+        "tensor",
+        "fsdp",
+    ]
+    assert by_name["norm.weight"][1:-3] == ["dim=8", "LayerNorm", "whole"]
+    held = [leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(model)]
+    assert by_name["on"][3] == f"{sum(held):,}"
+    on_paper = placement.abstract(ef.shapes(config))
+    assert ef.table(on_paper) == ef.table(model)
 
 
 def test_a_model_and_its_shapes_have_the_same_table():

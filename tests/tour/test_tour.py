@@ -33,6 +33,14 @@ COMPONENTS = [
     "experts",
     "cache",
     "Generation",
+    "Rotary positions",
+    "Position biases",
+    "Grouped heads and windows",
+    "Latent attention",
+    "Parallel block",
+    "Stack",
+    "Looking inside",
+    "Training step",
 ]
 
 
@@ -90,6 +98,32 @@ def test_what_is_claimed_about_numbers_is_there(told):
     for row in ef.Causal().draw(5).splitlines():
         assert f"  {row}\n" in pages["The causal mask"]
     assert "0..1: Block(" in pages["Language model"]
+    assert "  ██\n" in pages["The causal mask"]  # the first query takes all of the first key
+    losses = [float(loss) for loss in re.findall(r"loss (\d\.\d+),", pages["Training step"])]
+    assert losses[0] > losses[1] > losses[2]
+    assert re.search(r"6 numbers of a token are remembered, not 36", pages["Latent attention"])
+    assert "(11, 21) (11, 7)" in pages["Grouped heads and windows"]
+    assert pages["Stack"].count("(11, 21)") == 1
+    assert "(2, 11, 21)" in pages["Stack"]
+    assert "\n  True\n" in pages["Stack"]
+
+
+def test_a_rotary_score_is_the_same_along_every_diagonal(told):
+    (page,) = (page for page in told if "   Rotary positions\n" in page)
+    rows = re.findall(r"^  \[*((?:\d\.\d* *){5})\]+$", page, re.MULTILINE)
+    scores = np.array([[float(number) for number in row.split()] for row in rows[-5:]])
+    for distance in range(5):
+        assert len(set(np.diagonal(scores, distance))) == 1
+
+
+def test_shades_are_darker_for_larger_numbers():
+    picture = ef.inspect.shades(jax.numpy.array([[0.0, 1.0, 2.0, 3.0, 4.0], [-1.0, 4, 4, 4, 4]]))
+    first = ef.inspect.shades(jax.numpy.arange(5.0)[None])
+    assert first == "  ░░▒▒▓▓██"
+    assert picture.splitlines()[1] == "  ████████"
+    assert ef.inspect.shades(jax.numpy.array([[np.nan, 1.0]])) == "??██"
+    with pytest.raises((ValueError, ef.ShapeError), match="two axes|2 axes"):
+        ef.inspect.shades(jax.numpy.ones(3))
 
 
 def test_the_code_shown_is_the_code_run(told):

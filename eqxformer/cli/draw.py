@@ -1,0 +1,200 @@
+"""`eqxformer draw`: pictures of a model's blocks, attention, masks, positions, and of losses."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+
+from eqxformer.cli.errors import explained
+from eqxformer.cli.info import find
+from eqxformer.cli.reading import read_model
+from eqxformer.config import Config, paths
+from eqxformer.inspect import pictures
+from eqxformer.inspect.weights import weights_of
+from eqxformer.layers.biases import PositionBias
+from eqxformer.layers.masks import Causal, Mask, Window, join
+from eqxformer.layers.positions import Positions
+from eqxformer.layers.rotary import Rotary
+from eqxformer.models.decoder_lm import DecoderLM
+from eqxformer.models.encoder_decoder import EncoderDecoder
+from eqxformer.pretrained.presets import preset_names
+from eqxformer.training.records import read_curves
+
+_EXAMPLES = """\b
+Examples:
+  eqxformer draw blocks llama-3.1-8b --out llama.svg
+  eqxformer draw attention runs/text-20250101-120000 --text "the end" --part blocks.0.attention
+  eqxformer draw mask gemma-2-2b --part blocks.0.attention --length 12 --out mask.pdf
+  eqxformer draw positions gpt2
+  eqxformer draw losses runs/text-20250101-120000
+"""
+
+
+@click.group(epilog=_EXAMPLES)
+def draw() -> None:
+    """Draw a picture into a file, whose ending says the format: png, svg or pdf.
+
+    SOURCE is a run that `eqxformer train` made, a checkpoint's directory, the name of a preset, or
+    an id of the Hugging Face Hub.
+    """
+
+
+def _out(name: str) -> Any:
+    path = click.Path(path_type=Path, dir_okay=False)
+    return click.option("--out", type=path, default=name, show_default=True, help="The picture.")
+
+
+@draw.command()
+@click.argument("source", metavar="SOURCE")
+@_out("blocks.svg")
+def blocks(source: str, out: Path) -> None:
+    """Draw what a model is made of, from its config alone."""
+    with explained():
+        if out.suffix != ".svg":
+            raise ValueError(
+                f"A diagram of blocks is an SVG; name a file such as x.svg, not {out}."
+            )
+        out.write_text(pictures.diagram(find(source).skeleton.config), encoding="utf-8")
+    click.echo(f"{out}")
+
+
+@draw.command()
+@click.argument("source", metavar="SOURCE")
+@click.option("--text", required=True, help="What the model reads.")
+@click.option("--target", help="What the decoder of an encoder-decoder reads.")
+@click.option("--part", help="The path of an attention.  [default: that of the first block]")
+@click.option("--heads", help="Which heads, as in 0,3.  [default: all]")
+@_out("attention.png")
+def attention(
+    source: str, text: str, target: str | None, part: str | None, heads: str | None, out: Path
+) -> None:
+    """Draw how much every token of a text takes of each other, a panel per head."""
+    with explained():
+        chosen = None if heads is None else _numbers(heads)
+        model, encode = read_model(source)
+        texts = [text] if target is None else [text, target]
+        if isinstance(model, EncoderDecoder) != (target is not None):
+            raise ValueError("--target is for encoder-decoders, which need it beside --text.")
+        read = [encode(each) for each in texts]
+        inputs = [jnp.asarray([ids], jnp.int32) for ids, _ in read]
+        path = part or f"{_first_side(model)}blocks.0.attention"
+        weights = weights_of(model, path, *inputs)[0]
+        words = [words for _, words in read]
+        tokens = words[0] if path.startswith("encoder.") else words[-1]
+        keys = words[0] if path.endswith("cross_attention") else None
+        figure = pictures.attention(weights, tokens, keys, heads=chosen, title=path)
+        figure.savefig(out, dpi=150)
+    click.echo(f"{out}")
+
+
+@draw.command()
+@click.argument("source", metavar="SOURCE")
+@click.option("--part", help="The path of an attention.  [default: that of the first block]")
+@click.option("--length", type=click.IntRange(1, 512), default=16, show_default=True)
+@_out("mask.png")
+def mask(source: str, part: str | None, length: int, out: Path) -> None:
+    """Draw who may look at whom in an attention, without padding."""
+    with explained():
+        model = find(source).skeleton
+        path = part or f"{_first_side(model)}blocks.0.attention"
+        figure = pictures.mask(_mask_of(model.config, path), length)
+        figure.savefig(out, dpi=150)
+    click.echo(f"{out}")
+
+
+@draw.command()
+@click.argument("source", metavar="SOURCE")
+@click.option("--part", help="The path of what knows of positions.  [default: the first]")
+@click.option("--length", type=click.IntRange(1, 4096), default=128, show_default=True)
+@_out("positions.png")
+def positions(source: str, part: str | None, length: int, out: Path) -> None:
+    """Draw how a model knows where a token stands: waves, rotations, or biases by distance.
+
+    Of learned positions and biases, the numbers are read; a preset has none.
+    """
+    with explained():
+        figure = _positions(source, part, length)
+        figure.savefig(out, dpi=150)
+    click.echo(f"{out}")
+
+
+@draw.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@_out("losses.png")
+def losses(run: Path, out: Path) -> None:
+    """Draw the losses of a run over its steps."""
+    with explained():
+        if not (run / "metrics.jsonl").is_file():
+            raise ValueError(f"`{run}` has no metrics.jsonl; name a run of `eqxformer train`.")
+        pictures.losses(read_curves(run / "metrics.jsonl")).savefig(out, dpi=150)
+    click.echo(f"{out}")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--heads must be numbers such as 0,3; got {text}.") from None
+
+
+def _first_side(model: Any) -> str:
+    """The path of what has the blocks: empty, or `encoder.`."""
+    return "" if hasattr(model, "blocks") else "encoder."
+
+
+def _mask_of(config: Config, path: str) -> Mask:
+    """What an attention allows, from the configs of it and of the side that it is in."""
+    every = paths(config)
+    part: Any = every.get(path)
+    if part is None or not hasattr(part, "heads") or path.endswith("cross_attention"):
+        known = [name for name, each in every.items() if hasattr(each, "heads")]
+        inside = [name for name in known if not name.endswith("cross_attention")]
+        raise ValueError(f"`{path}` is no self-attention; there are {', '.join(inside[:8])}.")
+    side: Any = every[path.partition("blocks.")[0].rstrip(".")]
+    causal = isinstance(side, DecoderLM.Config) or getattr(side, "direction", "") == "causal"
+    window = getattr(part, "window", None)
+    found: list[Mask] = [Causal()] if causal else []
+    if window is not None:
+        found.append(Window(*window) if isinstance(window, tuple) else Window(window - 1, 0))
+    if not found:
+        raise ValueError(f"In `{path}` every token may look at every other; there is no mask.")
+    return join(tuple(found))  # pyright: ignore[reportReturnType]
+
+
+def _positions(source: str, part: str | None, length: int) -> Any:
+    """The picture of what knows of positions in a model."""
+    found = find(source)
+    known = {
+        path: each
+        for path, each in paths(found.skeleton.config).items()
+        if isinstance(each, Positions.Config | PositionBias.Config | Rotary)
+    }
+    path = part or next(iter(known), "")
+    if path not in known:
+        raise ValueError(f"`{path}` knows nothing of positions; {', '.join(known) or 'nothing'}.")
+    each = known[path]
+    if isinstance(each, Rotary):
+        head = _at(found.skeleton, path.rpartition(".")[0]).head_dim
+        return pictures.rotary(each, head, length, title=path)
+    built = _at(found.skeleton, path)
+    if jax.tree.leaves(built):
+        built = _at(_trained(source, path), path)
+    if isinstance(built, Positions):
+        return pictures.position_table(built, length, title=path)
+    return pictures.position_bias(built, length, title=path)
+
+
+def _trained(source: str, path: str) -> Any:
+    """The model with its numbers; `ValueError` for a preset, which has none."""
+    if source in preset_names() and not Path(source).exists():
+        raise ValueError(f"`{path}` is learned, and a preset has no numbers; name a checkpoint.")
+    return read_model(source)[0]
+
+
+def _at(model: Any, path: str) -> Any:
+    """The part of a model at a path."""
+    for name in path.split("."):
+        model = model[int(name)] if name.isdigit() else getattr(model, name)
+    return model

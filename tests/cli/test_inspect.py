@@ -1,0 +1,57 @@
+"""`eqxformer inspect`: the three programs of a preset or a run, on the terminal and in files."""
+
+import re
+
+import pytest
+
+import eqxformer as ef
+from tests.cli.test_mistakes import refused
+from tests.helpers.models import DECODERS, SEQ2SEQ, filled
+
+
+@pytest.fixture
+def tiny(here):
+    ef.save(filled(DECODERS["llama"]), here / "tiny")
+    return "tiny"
+
+
+def test_without_options_equations_are_counted_and_nothing_is_compiled(command, tiny, monkeypatch):
+    monkeypatch.setattr("eqxformer.inspect.compiler.dumped", None)
+    code, out, err = command("inspect", tiny, "--length", 5)
+    assert (code, err) == (0, "")
+    assert re.findall(r"^(\w+): ", out, re.MULTILINE) == ["forward", "gradient", "decode"]
+    assert out.count("attention   plain (no GPU; this is a cpu): blocks.*.attention x 2") == 3
+    assert re.search(r"^  gives       f32\[1,5,13\]$", out, re.MULTILINE)
+
+
+def test_all_of_a_program_is_shown_with_whole_texts_in_files(command, here, tiny):
+    wanted = ("--jaxpr", "--hlo", "--cost", "--memory", "--out", "seen", "--only", "decode")
+    _, out, _ = command("inspect", tiny, "--batch", 2, "--length", 6, *wanted)
+    assert re.search(r"cost        .* by the compiler, .*FLOP by our count of products", out)
+    assert re.search(r"^  memory      [\d.]+ kB at most: arguments ", out, re.MULTILINE)
+    assert re.search(
+        r" argument +2 x f32\[11,12\] +model\.blocks\.groups\[\*\]\.attention\.key", out
+    )
+    for kind in ("jaxpr", "hlo"):
+        lines = (here / f"seen/decode.{kind}.txt").read_text().splitlines()
+        assert f"  {kind:<10}  {len(lines):,} lines in seen/decode.{kind}.txt" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "programs"),
+    [("t5", ["forward", "gradient", "decode"]), ("encoder", ["forward", "gradient"])],
+)
+def test_models_of_all_kinds_have_their_programs(command, here, name, programs):
+    encoder = ef.families.bert(vocab=13, dim=12, layers=1, heads=3, hidden=7, context=8)
+    ef.save(filled({**SEQ2SEQ, "encoder": encoder}[name]), here / name)
+    _, out, _ = command("inspect", name, "--length", 4)
+    assert re.findall(r"^(\w+): ", out, re.MULTILINE) == programs
+
+
+def test_a_text_is_printed_where_no_directory_is_named(command, tiny):
+    _, out, _ = command("inspect", tiny, "--length", 4, "--only", "forward", "--jaxpr")
+    assert "# [blocks.0/feed_forward_residual/feed_forward" in out
+
+
+def test_a_source_that_is_nothing_is_refused(command, here):
+    assert "There is no directory nothing" in refused(command, here, "inspect", "nothing")
