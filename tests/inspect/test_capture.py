@@ -155,14 +155,12 @@ def test_cross_attention_is_captured_and_looks_at_no_padding():
     source = ef.Padding(jnp.array([[True, True, False], [True, True, True]]))
     names = ("decoder.blocks.1.cross_attention.weights", "encoder.blocks.*.residual")
     look = ef.capture(seq2seq, *names)
-    logits, seen = run(look, models.tokens(2, 3), models.tokens(2, 4, vocab=11), source_mask=source)
+    _, seen = run(look, models.tokens(2, 3), models.tokens(2, 4, vocab=11), source_mask=source)
     weights = seen[names[0]]
     assert weights.shape == (2, 3, 4, 3)
     assert seen[names[1]].shape == (2, 2, 3, 8)
     close(weights.sum(-1), jnp.ones((2, 3, 4)))
     assert float(jnp.abs(weights[0, ..., 2]).max()) == 0.0
-    plain = run(seq2seq, models.tokens(2, 3), models.tokens(2, 4, vocab=11), source_mask=source)
-    np.testing.assert_array_equal(logits, plain)
 
 
 @pytest.mark.parametrize("name", ["experts and sinks", "t5"])

@@ -7,7 +7,7 @@ import pytest
 
 import eqxformer as ef
 from tests.helpers import models
-from tests.helpers.models import block, filled
+from tests.helpers.models import filled
 
 BATCH = ef.TokenBatch(models.tokens(2, 5))
 SOUND, INFINITE, STEEP = (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)
@@ -21,7 +21,8 @@ def fragile(numbers, x):
 @pytest.fixture(scope="module")
 def model():
     """Two equal blocks in one rematerialised scan."""
-    blocks = (block({"rotary": ef.Rotary(), "head_dim": 4}),) * 2
+    attention = ef.Attention.Config(heads=2, kv_heads=1, rotary=ef.Rotary())
+    blocks = (ef.ParallelBlock.Config(attention, ef.MLP.Config(hidden=7)),) * 2
     return filled(models.decoder(*blocks, layout=ef.Scanned(remat="nothing_saved")))
 
 
