@@ -120,9 +120,9 @@ def every_site(model: eqx.Module) -> list[Site]:
 
 
 def _of_part(path: str, part: eqx.Module) -> Iterator[Site]:
-    if path:
+    if path:  # what goes into the whole and comes out of it is in anyone's hands
         yield Site(path, "output")
-    yield Site(path, "input")
+        yield Site(path, "input")
     has_heads = isinstance(part, AbstractAttention)
     yield from (Site(path, what, has_heads) for what in getattr(type(part), "sites", ()))
     if isinstance(part, AbstractBlock):

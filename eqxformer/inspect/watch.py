@@ -191,7 +191,7 @@ def _forward(
     """What is measured of weights, inside, and of the outputs."""
     with collecting() as collector:
         outputs = tapped(*args, **kwargs) if call is None else call(tapped, *args, **kwargs)
-    return keep.each(named_arrays(model)), collector.taken(), keep.each({"outputs": outputs})
+    return keep.each(_weights(model)), collector.taken(), keep.each({"outputs": outputs})
 
 
 @eqx.filter_jit
@@ -206,8 +206,13 @@ def _both(
         return loss, (collector.taken(), keep.each({"loss": loss}))
 
     (_, (taken, loss)), gradients = eqx.filter_value_and_grad(run, has_aux=True)(tapped)
-    arrays = {name: x for name, x in named_arrays(gradients).items() if HELD not in name}
-    return keep.each(named_arrays(model)), taken, loss, _slots(gradients), keep.each(arrays)
+    weights, changes = (keep.each(_weights(tree)) for tree in (model, gradients))
+    return weights, taken, loss, _slots(gradients), changes
+
+
+def _weights(model: Any) -> dict[str, Any]:
+    """The model's arrays by name, without those of patches."""
+    return {name: x for name, x in named_arrays(model).items() if HELD not in name}
 
 
 def _watched(model: Any) -> list[Site]:

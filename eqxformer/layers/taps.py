@@ -1,9 +1,9 @@
 """Places in a part's work whose values can be looked at and replaced by name.
 
-A part says `x = tap(self, "weights", x)`, which is `x`, and nothing in a compiled program. In a
-model that `ef.capture` or `ef.patch` gives, named parts hold taps, and what they say so is handed
-to those. What a tap keeps has to leave every transformation that the model itself makes: `through`
-and `collected` are said where blocks are scanned or rematerialised.
+A part says `x = tap(self, "weights", x)`. That is `x`, and adds nothing to a compiled program,
+unless the part holds taps: those that are named to `ef.capture` and `ef.patch` do. What a tap keeps
+must leave the transformations that the model itself makes as one of their results: `through` and
+`collected` see to that where blocks are rematerialised or scanned.
 """
 
 import contextlib

@@ -51,10 +51,8 @@ def test_a_head_without_a_result_is_that_of_a_twin_whose_output_projection_ignor
         return weight.at[18:24].set(0.0)  # where the fourth of heads of six numbers enters
 
     twin = eqx.tree_at(lambda m: m.blocks[2].attention.out.weight, model, replace_fn=blind)
-    expected = run(twin, TOKENS, mask=MASK)
-    for each in (model, scanned):
-        without = ef.patch(each, {f"{FRONT}.heads[3]": jnp.zeros_like})
-        close(run(without, TOKENS, mask=MASK), expected, 1e-5)
+    without = ef.patch(scanned, {f"{FRONT}.heads[3]": jnp.zeros_like})
+    close(run(without, TOKENS, mask=MASK), run(twin, TOKENS, mask=MASK), 1e-5)
 
 
 def test_heads_of_changed_weights_are_those_of_a_slow_twin(model):
@@ -83,8 +81,8 @@ def test_the_gradient_of_a_patched_value_is_that_of_the_rest_of_the_model(model,
         x = model.norm(last(x, mask=ef.Causal()))
         return (model.logits(x) * weight).sum()
 
-    def of(model, change):
-        changed = ef.patch(model, {"blocks.1.residual": lambda x: x + change})
+    def of(change):
+        changed = ef.patch(scanned, {"blocks.1.residual": lambda x: x + change})
         return (changed(TOKENS) * weight).sum()
 
     def directly(x):
@@ -92,8 +90,7 @@ def test_the_gradient_of_a_patched_value_is_that_of_the_rest_of_the_model(model,
         return jax.grad(rest)(x)
 
     expected = run(directly, model.embedding(TOKENS))
-    for each in (model, scanned):
-        close(run(eqx.filter_grad(lambda x, m=each: of(m, x)), jnp.zeros((2, 5, 12))), expected)
+    close(run(jax.grad(of), jnp.zeros((2, 5, 12))), expected)
     assert float(jnp.abs(expected).max()) > 0.1
 
 
@@ -126,7 +123,8 @@ def test_a_generation_is_steered_at_each_of_its_steps(small):
     for i in range(3, 6):
         tokens[i] = int(step(jnp.array([tokens]))[0, i - 1].argmax())
     assert made == [tokens[3:]]
-    assert made != ef.generate(small, [[1, 2, 3]], max_new_tokens=3)
+    plain = run(small, jnp.array([[1, 2, 3, 0, 0, 0]]))
+    assert float(jnp.abs(step(jnp.array([[1, 2, 3, 0, 0, 0]])) - plain).max()) > 0.1
 
 
 def test_other_numbers_in_a_patch_compile_nothing_anew(model):

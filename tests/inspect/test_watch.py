@@ -7,7 +7,7 @@ import pytest
 
 import eqxformer as ef
 from tests.helpers import models
-from tests.helpers.models import block, filled
+from tests.helpers.models import filled
 
 BATCH = ef.TokenBatch(models.tokens(2, 5))
 SOUND, INFINITE, STEEP = (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)
@@ -21,7 +21,8 @@ def fragile(numbers, x):
 @pytest.fixture(scope="module")
 def model():
     """Two equal blocks in one rematerialised scan."""
-    blocks = (block({"rotary": ef.Rotary(), "head_dim": 4}),) * 2
+    attention = ef.Attention.Config(heads=2, kv_heads=1, rotary=ef.Rotary())
+    blocks = (ef.ParallelBlock.Config(attention, ef.MLP.Config(hidden=7)),) * 2
     return filled(models.decoder(*blocks, layout=ef.Scanned(remat="nothing_saved")))
 
 
@@ -70,13 +71,17 @@ def test_a_broken_weight_is_named_before_what_it_breaks(model):
 
 
 def test_numbers_that_a_smaller_type_cannot_hold_are_found_before_they_are_cast():
-    mlp = ef.MLP(4, hidden=8, key=jax.random.key(0))
-    large = ef.patch(mlp, {"up": lambda x: x + 7e4})
-    x = jnp.ones((3, 4))
-    assert ef.Watch("bfloat16").forward(large, x) is None
-    fault = ef.Watch("float16").forward(large, x)
-    assert (fault.name, fault.what, fault.beyond, fault.infinite) == ("up", "output", 24, 0)
-    assert fault.largest == pytest.approx(7e4, rel=1e-3)
+    mlp, x = ef.MLP(4, hidden=8, key=jax.random.key(0)), jnp.ones((3, 4))
+
+    def found(fits, by):
+        large = ef.patch(mlp, {"up": eqx.Partial(jnp.add, jnp.full((3, 8), by))})
+        return ef.Watch(fits).forward(large, x)
+
+    assert found("bfloat16", 7e4) is None
+    for fits, by in (("bfloat16", 3.395e38), ("float16", 7e4)):
+        fault = found(fits, by)
+        assert (fault.name, fault.what, fault.beyond, fault.infinite) == ("up", "output", 24, 0)
+        assert fault.largest == pytest.approx(by, rel=1e-3)
     small = ef.Precision(compute="float16").computing(mlp)
     overflow = ef.patch(small, {"up": lambda x: x + jnp.float16(6e4) + jnp.float16(6e4)})
     fault = ef.Watch().forward(overflow, x.astype(jnp.float16))
