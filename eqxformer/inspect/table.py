@@ -95,8 +95,9 @@ def _text(shown: list[Row | Fold], every: list[Row], columns: Sequence[Column]) 
     for each in shown:
         if isinstance(each, Row):
             lines.append(_line(each, each.path, columns))
-        elif len(each.rows) == 1 and not each.rows[0].path:
-            lines.append(_line(each.rows[0], each.path, columns))
+        elif len(each.rows) == 1:
+            path = f"{each.path}.{each.rows[0].path}".removesuffix(".")
+            lines.append(_line(each.rows[0], path, columns))
         else:
             lines.append(_heading(each, columns))
             lines += [_line(row, f"  {row.path}", columns) for row in each.rows]

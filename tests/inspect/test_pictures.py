@@ -1,6 +1,7 @@
 """Pictures: what is drawn is what was given, and nothing of it is cut off."""
 
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +163,18 @@ def test_a_diagram_names_every_part_and_keeps_within_its_edges(name):
         for each in () if side is None else side.blocks:
             assert each.feed_forward.type_name in texts
             assert each.attention.type_name in texts
+
+
+def test_the_diagram_in_the_docs_is_the_one_that_is_drawn():
+    shown = Path(__file__).parents[2] / "docs" / "pictures" / "blocks.svg"
+    assert shown.read_text(encoding="utf-8") == pictures.diagram(ef.preset("bart-base"))
+
+
+def test_blocks_that_share_weights_are_drawn_inside_of_what_repeats_them():
+    shared = ef.Repeated.Config(blocks=(block({}), block({"window": 2})), times=3)
+    texts = _texts(pictures.diagram(decoder(shared)))
+    assert "3 times, with the same weights" in texts
+    assert texts.count("Attention") == 2
 
 
 def test_text_in_a_diagram_stays_within_its_box():
