@@ -1,12 +1,13 @@
 """The pages of `docs/how-to` do what they say: their Python runs from top to bottom."""
 
-import re
 from pathlib import Path
 
 import jax
 import pytest
 
 from eqxformer import architectures
+
+pages = pytest.importorskip("website.pages", reason="the site's sources are not in the sdist")
 
 PAGES = sorted((Path(__file__).parent.parent / "docs" / "how-to").glob("*.md"))
 
@@ -19,20 +20,15 @@ def _nothing_stays_registered():
     architectures._own.update(before)
 
 
-def snippets(page):
-    """The blocks of Python of a page."""
-    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
-def test_the_snippets_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
+def test_the_snippets_of_a_page_run_and_print_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {}
-    with jax.debug_key_reuse(False):
-        for number, snippet in enumerate(snippets(page)):
-            exec(compile(snippet, f"{page.name}, block {number}", "exec"), names)
+    with jax.debug_key_reuse(False):  # a page may use a key for several things
+        for ran in pages.run(page):
+            assert ran.right, ran.printed
 
 
 def test_the_example_of_an_architecture_is_one_short_file():
-    first = snippets(Path(PAGES[0]).with_name("add-an-architecture.md"))[0]
+    text = Path(PAGES[0]).with_name("add-an-architecture.md").read_text(encoding="utf-8")
+    first = next(pages.BLOCK.finditer(text))["code"]
     assert len(first.splitlines()) < 60

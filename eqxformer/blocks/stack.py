@@ -16,6 +16,7 @@ from eqxformer.config import Config
 from eqxformer.constraints import constrain
 from eqxformer.keys import fold
 from eqxformer.layers.feed_forward import RouterLosses
+from eqxformer.layers.taps import collected, hand_on, through
 
 Remat = Literal["nothing_saved", "dots_saved"] | None
 Runs = tuple[tuple[AbstractBlock.Config, int], ...]
@@ -126,6 +127,18 @@ class Stack(eqx.Module):
             for group, size in zip(self.groups, self.sizes, strict=True)
         )
 
+    def regrouped(self, sizes: tuple[int | None, ...]) -> "Stack":
+        """The same blocks in smaller groups: each of these sizes is a part of one group."""
+        rest, groups = iter(sizes), []
+        for group, whole in zip(self.groups, self.sizes, strict=True):
+            first = 0
+            while first < (whole or 1):
+                size = next(rest)
+                part = first if size is None else slice(first, first + size)
+                groups.append(group if size == whole else _slice(group, part))
+                first += size or 1
+        return Stack(tuple(groups), sizes, self.layout)
+
     @staticmethod
     def of(
         blocks: Sequence[AbstractBlock], layout: Layout, sizes: tuple[int | None, ...]
@@ -209,7 +222,7 @@ def _rematerialised(step: Callable[..., Any], remat: Remat) -> Callable[..., Any
         return step
     policies = jax.checkpoint_policies
     saved = policies.dots_with_no_batch_dims_saveable if remat == "dots_saved" else None
-    return eqx.filter_checkpoint(step, policy=saved)
+    return through(functools.partial(eqx.filter_checkpoint, policy=saved), step)
 
 
 def _scan(step: Callable[..., Any], size: int) -> Callable[..., Any]:
@@ -225,19 +238,21 @@ def _scan(step: Callable[..., Any], size: int) -> Callable[..., Any]:
     ) -> tuple[Array, Any, RouterLosses | None]:
         arrays, static = eqx.partition(group, eqx.is_array)
 
-        def body(x: Array, each: tuple[Any, Any, Array]) -> tuple[Array, tuple[Any, Any]]:
+        def body(x: Array, each: tuple[Any, Any, Array]) -> tuple[Array, tuple[Any, Any, Any]]:
             block = eqx.combine(each[0], static)
-            x, new_cache, losses = step(block, x, context, each[1], key, each[2])
-            return x, (new_cache, losses)
+            done, taken = collected(step)(block, x, context, each[1], key, each[2])
+            x, new_cache, losses = done
+            return x, (new_cache, losses, taken)
 
         layers = layer + jnp.arange(size)
-        x, (caches, losses) = jax.lax.scan(body, x, (arrays, cache, layers))
+        x, (caches, losses, taken) = jax.lax.scan(body, x, (arrays, cache, layers))
+        hand_on(taken, size)
         return x, caches, jax.tree.map(lambda each: each.sum(0), losses)
 
     return run
 
 
-def _slice(group: AbstractBlock, index: int) -> AbstractBlock:
+def _slice(group: AbstractBlock, index: int | slice) -> AbstractBlock:
     return jax.tree.map(lambda leaf: _slice_leaf(leaf, index) if _is_array(leaf) else leaf, group)
 
 
@@ -259,9 +274,11 @@ def _is_array(leaf: Any) -> bool:
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-def _slice_leaf(leaf: Any, index: int) -> Any:
+def _slice_leaf(leaf: Any, index: int | slice) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+        length = len(range(leaf.shape[0])[index]) if isinstance(index, slice) else None
+        front = () if length is None else (length,)
+        return jax.ShapeDtypeStruct((*front, *leaf.shape[1:]), leaf.dtype)
     return leaf[index]
 
 

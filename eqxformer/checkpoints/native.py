@@ -53,8 +53,8 @@ def save(model: eqx.Module, directory: str | os.PathLike[str]) -> None:
         model: any model with a `config` that builds it.
         directory: where `config.json` and `model.safetensors` go. Other files stay as they are.
 
-    Raises `ValueError` for what `load` could not read: arrays that the config would not make,
-    adapters and int8 weights among them, and more than 2,048 blocks.
+    Raises `ValueError` for what `load` could not read: parts and arrays that the config would not
+    make, adapters, int8 weights and patches among them, and more than 2,048 blocks.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, Config):

@@ -15,6 +15,7 @@ from eqxformer.checkpoints.names import (
     with_names,
 )
 from eqxformer.layers.linear import AbstractLinear, Linear
+from eqxformer.layers.taps import HELD
 
 
 def shapes(config: Any) -> Any:
@@ -53,12 +54,17 @@ def rebuild(model: Any, config: Any) -> Any:
 
 
 def check_plain(model: Any) -> None:
-    """Raises `ValueError` for a model with linear maps that no config makes, such as adapted ones.
+    """Raises `ValueError` for a model with parts that no config makes: adapted or patched ones.
 
-    Its arrays have other names than those that its config knows.
+    It computes something else than what its config builds, or has arrays of other names.
     """
 
     def check(names: tuple[str, ...], part: Any) -> None:
+        if hasattr(part, HELD):
+            raise ValueError(
+                f"`{names[0].strip('.')}` is patched, which no config makes: `without_patches` "
+                "gives the plain model."
+            )
         if _is_linear(part) and not isinstance(part, Linear):
             kind = type(part).__name__
             raise ValueError(
@@ -67,7 +73,7 @@ def check_plain(model: Any) -> None:
                 "`without_adapters` gives the model without them."
             )
 
-    with_names(check, model, is_leaf=_is_linear)
+    with_names(check, model, is_leaf=lambda part: _is_linear(part) or hasattr(part, HELD))
 
 
 def with_arrays(skeleton: Any, arrays: Mapping[str, Any]) -> Any:

@@ -87,6 +87,11 @@ Examples:
     type=click.Choice(["tensorboard", "wandb"]),
     help="Where else the numbers go, beside metrics.jsonl; may be given twice.",
 )
+@click.option(
+    "--watch",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Should numbers break, say which first; they must fit the range of this type.",
+)
 @click.option("--mesh", metavar="AXES", help="Devices that share the work: fsdp=4,tensor=2.")
 @click.option(
     "--processes",
@@ -104,6 +109,7 @@ def train(
     batch: int | None,
     seed: int | None,
     sinks: tuple[str, ...],
+    watch: str | None,
     mesh: str | None,
     processes: str | None,
     settings: tuple[str, ...],
@@ -112,6 +118,7 @@ def train(
     """Train a model."""
     shortcuts = {"steps": steps, "data.batch": batch, "seed": seed}
     given = tuple(f"{path}={value}" for path, value in shortcuts.items() if value is not None)
+    given += () if watch is None else (f'watch={{"type": "Watch", "fits": "{watch}"}}',)
     with explained():
         _join(processes, mesh)
         before = _begun(out) if resume else None
@@ -234,6 +241,7 @@ def _conduct(
         trains=experiment.trains,
         precision=experiment.precision,
         skips=experiment.skips,
+        watch=experiment.watch,
         callbacks=[*own, save, evaluate, *_callbacks(task, experiment, run, console), *also],
         checkpoints=Checkpoints(
             run.checkpoints,

@@ -61,6 +61,7 @@ from eqxformer.layers.rotary import (
     Scaling,
     YaRN,
 )
+from eqxformer.layers.taps import tap
 
 __all__ = [
     "MLP",
@@ -134,5 +135,6 @@ __all__ = [
     "backend_report",
     "drop_path",
     "dropout",
+    "tap",
     "valid_keys",
 ]

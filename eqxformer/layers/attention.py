@@ -1,6 +1,6 @@
 """Multi-head attention: self and cross, many, grouped or single key heads."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -29,6 +29,7 @@ from eqxformer.layers.masks import (
 from eqxformer.layers.norms import Norm, build_norm, each_norm, norm_each
 from eqxformer.layers.plain_attention import Scoring, attention_weights
 from eqxformer.layers.rotary import Rotary
+from eqxformer.layers.tapped_attention import ATTENTION_SITES
 
 
 class Attention(AbstractAttention):
@@ -116,6 +117,8 @@ class Attention(AbstractAttention):
         ) -> "Attention":
             """Attention in a model of width `dim`, over a source of width `source_dim` or `dim`."""
             return Attention(dim, self, source_dim=source_dim, key=key)
+
+    sites: ClassVar[tuple[str, ...]] = ATTENTION_SITES
 
     query: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="heads*head_dim")]
     key: Annotated[AbstractLinear, Axes(in_dim="source_dim", out_dim="kv_heads*head_dim")]
@@ -205,6 +208,7 @@ class Attention(AbstractAttention):
             bias=self._bias(places, bias, valid_keys(mask) if cache is None else None),
             backend=self.config.backend,
             key=key,
+            part=self,
         )
         y = self.out(merge_heads(y))
         return (y if cache is None else cache.poison(y)), cache
@@ -233,6 +237,7 @@ class Attention(AbstractAttention):
             bias=self._bias(_counted(x, source.keys), bias),
             backend=self.config.backend,
             key=key,
+            part=self,
         )
         return self.out(merge_heads(y))
 

@@ -9,7 +9,8 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from eqxformer.constraints import constrain
 from eqxformer.layers.masks import Causal, Mask, Window, join, parts
 from eqxformer.layers.plain_attention import Scoring, allowed_array, plain_attention
+from eqxformer.layers.tapped_attention import ATTENTION_SITES, tapped_attention
+from eqxformer.layers.taps import is_tapped
 
 Backend = Literal["auto", "plain", "xla", "cudnn"]
 
@@ -47,6 +50,7 @@ def attend(
     bias: Float[Array, "*#batch heads seq keys"] | None = None,
     backend: Backend = "auto",
     key: PRNGKeyArray | None = None,
+    part: Any = None,
 ) -> Float[Array, "*batch heads seq value_dim"]:
     """Each query's average of the values, weighted by a softmax over the keys it may look at.
 
@@ -59,9 +63,14 @@ def attend(
         bias: numbers added to the scores.
         backend: see the module.
         key: switches dropout on.
+        part: the attention that asks, of which `ef.capture` and `ef.patch` may name what is made
+            here.
 
     Raises `NotImplementedError` where a backend asked for by name cannot serve.
     """
+    if is_tapped(part, *ATTENTION_SITES):
+        given = (scoring, mask, places, bias, key)
+        return tapped_attention(partial(attend, backend=backend), part, query, keys, values, *given)
     dropping = key is not None and scoring.dropout > 0.0
     query = constrain(query, "heads", "seq", "head_dim")
     keys, values = (constrain(x, "kv_heads", "keys", "head_dim") for x in (keys, values))

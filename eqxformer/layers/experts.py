@@ -4,7 +4,7 @@ Tokens are sorted by their expert and all experts run as one grouped matrix prod
 there is no loop over experts and no token is dropped.
 """
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import equinox as eqx
 import jax
@@ -20,6 +20,7 @@ from eqxformer.layers.feed_forward import FeedForward, RouterLosses
 from eqxformer.layers.initializers import Initializer
 from eqxformer.layers.linear import AbstractLinear, Groups, Linear, along_last
 from eqxformer.layers.norms import widen
+from eqxformer.layers.taps import tap
 
 Chosen = tuple[Float[Array, "tokens top"], Int[Array, "tokens top"], Float[Array, "tokens experts"]]
 
@@ -176,6 +177,8 @@ class Experts(FeedForward):
             """A mixture of experts for this width."""
             return Experts(dim, self, key=key)
 
+    sites: ClassVar[tuple[str, ...]] = ("chosen_experts", "chosen_weights")
+
     router: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="experts")]
     experts: Annotated[FeedForward, Axes(stacked="experts")]
     shared: FeedForward | None
@@ -211,6 +214,8 @@ class Experts(FeedForward):
             logits,
             self.correction,
         )
+        ids = tap(self, "chosen_experts", ids, x.shape[:-1])
+        weights = tap(self, "chosen_weights", weights, x.shape[:-1])
         y = self._mix(tokens, weights, ids, routed_key).reshape(x.shape)
         if self.shared is not None:
             y = y + self.shared(x, key=shared_key)

@@ -1,6 +1,6 @@
 """Multi-head latent attention: keys and values made from one small vector per token."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import equinox as eqx
 import jax
@@ -20,6 +20,7 @@ from eqxformer.layers.masks import Mask, blank_padding, for_cache, valid_keys
 from eqxformer.layers.norms import Norm, RMSNorm, build_norm
 from eqxformer.layers.plain_attention import Scoring
 from eqxformer.layers.rotary import Rotary
+from eqxformer.layers.tapped_attention import ATTENTION_SITES
 
 _BARE = Linear.Config(bias=False)
 
@@ -92,6 +93,8 @@ class LatentAttention(AbstractAttention):
             """Latent attention in a model of width `dim`."""
             return LatentAttention(dim, self, key=key)
 
+    sites: ClassVar[tuple[str, ...]] = ATTENTION_SITES
+
     to_query_latent: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="query_latent")] | None
     query_norm: Annotated[Norm, Axes(dim="query_latent")]
     query: Annotated[AbstractLinear, Axes(in_dim="query_latent", out_dim="heads*head_dim")]
@@ -163,6 +166,7 @@ class LatentAttention(AbstractAttention):
             places=None if cache is None else (at, seen.places),
             bias=None if bias is None else bias(at, seen.places),
             key=key,
+            part=self,
         )
         y = self.out(merge_heads(y))
         return (y if cache is None else cache.poison(y)), cache

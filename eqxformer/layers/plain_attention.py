@@ -117,7 +117,13 @@ def attention_weights(
 ) -> Float[Array, "*batch heads seq keys"]:
     """The weight of every key for every head and query, in float32; arguments as in `attend`."""
     allowed = allowed_array(mask, places, query.shape[-2], keys.shape[-2])
-    powers, total = _powers(_scores(query, keys, scoring, bias), allowed, scoring.sinks)
+    return shares(*powers_of(scores_of(query, keys, scoring, bias), allowed, scoring.sinks))
+
+
+def shares(
+    powers: Float[Array, "*batch heads seq keys"], total: Float[Array, "*batch heads seq 1"]
+) -> Float[Array, "*batch heads seq keys"]:
+    """`powers / total`; zeros for a query that may look at nothing."""
     return powers / jnp.where(total == 0.0, 1.0, total)
 
 
@@ -167,16 +173,30 @@ def _sums(
     scoring: Scoring,
     key: PRNGKeyArray | None,
 ) -> tuple[Array, Array]:
-    powers, total = _powers(_scores(query, keys, scoring, bias), allowed, scoring.sinks)
-    powers = dropout(powers, scoring.dropout, key).astype(values.dtype)
-    *batch, heads, seq, length = powers.shape
+    powers, total = powers_of(scores_of(query, keys, scoring, bias), allowed, scoring.sinks)
+    return mix(dropout(powers, scoring.dropout, key), values), total
+
+
+def mix(
+    weights: Float[Array, "*batch heads seq keys"],
+    values: Float[Array, "*#batch kv_heads keys value_dim"],
+) -> Float[Array, "*batch heads seq value_dim"]:
+    """The sum of the values by these weights, in the type of the weights."""
+    *batch, heads, seq, length = weights.shape
     kv_heads = values.shape[-3]
-    grouped = powers.reshape(*batch, kv_heads, heads // kv_heads * seq, length)
-    mixed = jnp.matmul(grouped, values, preferred_element_type=total.dtype)
-    return mixed.reshape(*batch, heads, seq, values.shape[-1]), total
+    grouped = weights.astype(values.dtype)
+    grouped = grouped.reshape(*batch, kv_heads, heads // kv_heads * seq, length)
+    mixed = jnp.matmul(grouped, values, preferred_element_type=weights.dtype)
+    return mixed.reshape(*batch, heads, seq, values.shape[-1])
 
 
-def _scores(query: Array, keys: Array, scoring: Scoring, bias: Array | None) -> Array:
+def scores_of(
+    query: Float[Array, "*batch heads seq head_dim"],
+    keys: Float[Array, "*#batch kv_heads keys head_dim"],
+    scoring: Scoring,
+    bias: Float[Array, "*#batch heads seq keys"] | None,
+) -> Float[Array, "*batch heads seq keys"]:
+    """The scores with their bias, in float32, before masks."""
     *batch, heads, seq, head_dim = query.shape
     kv_heads = keys.shape[-3]
     groups = query.reshape(*batch, kv_heads, heads // kv_heads * seq, head_dim)
@@ -190,7 +210,7 @@ def _scores(query: Array, keys: Array, scoring: Scoring, bias: Array | None) -> 
     return scores
 
 
-def _powers(
+def powers_of(
     scores: Float[Array, "*batch heads seq keys"],
     allowed: Bool[Array, "*#batch #heads seq keys"] | None,
     sinks: Float[Array, " heads"] | None,

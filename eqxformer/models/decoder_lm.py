@@ -199,6 +199,7 @@ class DecoderLM(eqx.Module):
             check_reads_source(self.config.blocks)
         check_reads_positions(self.config, positions)
         check_batch(mask, tokens.shape[:-1])
+        _check_stored_alike(cache, self.blocks)
         if cache is not None:
             check_rows(cache.length.shape, tokens.shape[:-1])
         embedding_key, blocks_key = split(key, 2)
@@ -343,6 +344,15 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"`{name}` must be positive; got {size}.")
+
+
+def _check_stored_alike(cache: ModelCache | None, blocks: Stack) -> None:
+    """Raises `ValueError` for the cache of a model whose blocks are stored in other groups."""
+    if cache is not None and cache.sizes != blocks.sizes:
+        raise ValueError(
+            f"The cache is of blocks stored in groups of {cache.sizes}, the model's are in groups "
+            f"of {blocks.sizes}; use the cache that this model's own `init_cache` makes."
+        )
 
 
 def _each_cache(function: Callable[[Cache], Cache], blocks: tuple[Any, ...]) -> tuple[Any, ...]:

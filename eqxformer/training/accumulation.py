@@ -1,5 +1,6 @@
 """The gradient of a batch that does not fit into memory: some rows of it at a time."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -67,6 +68,19 @@ def accumulated(
     share = value.per_token(jnp.ones((), jnp.float32))
     like = eqx.filter(model, eqx.is_inexact_array)
     return value, jax.tree.map(lambda g, x: (share * g).astype(x.dtype), gradients, like)
+
+
+def pieces(
+    batch: Any, microbatch: int | None, key: PRNGKeyArray | None
+) -> Iterator[tuple[Any, PRNGKeyArray | None]]:
+    """The microbatches of a batch, with the keys that `accumulated` gives them."""
+    if microbatch is None:
+        yield batch, key
+        return
+    for number, first in enumerate(range(0, _rows(batch), microbatch)):
+        rows = slice(first, first + microbatch)
+        part = jax.tree.map(lambda x, rows=rows: x[rows] if eqx.is_array(x) else x, batch)
+        yield part, None if key is None else jax.random.fold_in(key, number)
 
 
 def _dealt(x: Array, parts: int) -> Array:

@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 from eqxformer.config import Config
 from eqxformer.data.batches import Data
 from eqxformer.generation.samplers import Sampler
+from eqxformer.inspect.watch import Watch
 from eqxformer.losses.objective import Objective
 from eqxformer.optimizers.optimizer import Optimizer
 from eqxformer.optimizers.schedules import Schedule
@@ -40,6 +41,7 @@ class Experiment(Config):
         trains: which of the model's arrays are trained, such as `Except(paths=("embedding",))`.
         precision: the number types of a step, such as `Precision(compute="bfloat16")`.
         skips: how many steps in a row may have a loss that is not finite; they change nothing.
+        watch: what says where numbers broke when they did, such as `Watch("float32")`.
         checkpoint_every: steps between two checkpoints; None for `validate_every`.
         peak_flops: floating point operations per second that all devices together can do; with it,
             the share of it that is reached is measured.
@@ -60,6 +62,7 @@ class Experiment(Config):
     trains: Trainable = Trainable()
     precision: Precision = Precision()
     skips: int = 0
+    watch: Watch | None = None
     checkpoint_every: int | None = None
     patience: int | None = None
     peak_flops: float | None = None
@@ -80,8 +83,7 @@ class Experiment(Config):
         The number of steps is among it where a schedule ends with the last one.
         """
         left = ["validate_every", "sample_every", "prompt", "checkpoint_every", "peak_flops"]
-        if not _ends(self.optimizer):
-            left.append("steps")
+        left += ["watch"] if _ends(self.optimizer) else ["watch", "steps"]
         return {name: value for name, value in self.to_dict().items() if name not in left}
 
     def init(self, placement: Placement | None = None) -> Any:

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from eqxformer.data.feed import Feed, feed
+from eqxformer.inspect.watch import Watch
 from eqxformer.losses.objective import LossFunction
 from eqxformer.losses.tokens import NextToken
 from eqxformer.optimizers.trainable import Trainable
@@ -23,17 +24,19 @@ from eqxformer.training.checkpoints import Checkpoints
 from eqxformer.training.precision import Precision
 from eqxformer.training.signals import StopRequest, stop_requests
 from eqxformer.training.step import Metrics, TrainState, make_step
+from eqxformer.training.watching import first_fault
 
 _RUN_AHEAD = 4  # steps handed to the device before the numbers of the first are asked for
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss or its gradient became infinite or NaN at `step`."""
+    """The loss or its gradient became infinite or NaN at `step`; `found` is a watch's report."""
 
-    def __init__(self, step: int, values: dict[str, float]):
-        shown = ", ".join(f"{name}={value:g}" for name, value in values.items())
+    def __init__(self, step: int, values: dict[str, float], found: str = ""):
+        told = {name: value for name, value in values.items() if name != "skipped"}
+        shown = ", ".join(f"{name}={value:g}" for name, value in told.items())
         super().__init__(
-            f"Step {step} is not finite: {shown}. "
+            f"Step {step} is not finite: {shown}. {found}"
             "Try a smaller learning rate, a longer warm-up or clipped gradients."
         )
         self.step = step
@@ -56,6 +59,9 @@ class Trainer:
         precision: the number types of a step.
         skips: how many steps in a row may have a loss or gradient that is not finite; such a step
             changes nothing. With 0, the first one ends training.
+        watch: what looks for the first broken numbers of the step that ends training, and says in
+            the error where they are; None for nobody. The model must still be there then, so each
+            step waits for the numbers of the one before.
         callbacks: what else happens; see `Callback`.
         checkpoints: where the state is kept, so that training that ended before its last step goes
             on from there: with the same batches, the same randomness and so the same bits.
@@ -94,6 +100,7 @@ class Trainer:
     trains: Trainable = dataclasses.field(default_factory=Trainable)
     precision: Precision = dataclasses.field(default_factory=Precision)
     skips: int = 0
+    watch: Watch | None = None
     callbacks: Sequence[Callback] = ()
     checkpoints: Checkpoints | None = None
     placement: Placement | None = None
@@ -183,11 +190,12 @@ class Trainer:
             self.optimizer,
             microbatch=self.microbatch,
             precision=self.precision,
-            skips_nonfinite=self.skips > 0,
+            skips_nonfinite=self.skips > 0 or self.watch is not None,
         )
+        ahead = _RUN_AHEAD if self.watch is None else 0
         pending: deque[tuple[int, int, Metrics]] = deque()
         while self.step < self.steps and not self.stopped and not self.interrupted:
-            batch = self._next_batch()
+            self._batch = batch = self._next_batch()
             self.state, metrics = update(self.state, batch)
             self.step += 1
             self.tokens += getattr(batch, "token_count", 0)
@@ -196,7 +204,7 @@ class Trainer:
             last = self.interrupted or self.step == self.steps
             due = [c for c in self._callbacks if c.every and self.step % c.every == 0]
             saves = self._saves_at(self.step) or (last and self.checkpoints is not None)
-            while len(pending) > (0 if due or last or saves else _RUN_AHEAD):
+            while len(pending) > (0 if due or last or saves else ahead):
                 self._read(*pending.popleft())
             for callback in due:
                 callback.reached(self)
@@ -215,7 +223,17 @@ class Trainer:
             return
         self._skipped += 1
         if self._skipped > self.skips:
-            raise NonFiniteLoss(step, values)
+            raise NonFiniteLoss(step, values, self._found())
+
+    def _found(self) -> str:
+        """Where the numbers of the newest step broke, which has changed nothing, if one watches."""
+        if self.watch is None:
+            return ""
+        settings = {"microbatch": self.microbatch, "precision": self.precision}
+        fault = first_fault(self.watch, self.loss, self.state, self._batch, **settings)
+        if fault is None:
+            return "All numbers of the model and of its gradient are finite. "
+        return f"First broken: {fault}. "
 
     def _record(self, step: int, tokens: int, values: dict[str, float]) -> None:
         record = Record(step, tokens, self.seconds, values)

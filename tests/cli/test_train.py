@@ -106,9 +106,11 @@ def test_default_directories_that_begin_at_once_are_different(here):
 
 
 def test_a_dry_run_shows_every_setting_and_touches_nothing(command, here):
-    code, out, _ = command("train", "--dry-run", "--set", "optimizer.learning_rate.peak=0.5")
+    settings = ("--set", "optimizer.learning_rate.peak=0.5", "--watch", "bfloat16")
+    code, out, _ = command("train", "--dry-run", *settings)
     assert code == 0
     assert "Experiment(" in out
+    assert "watch=Watch(fits='bfloat16')" in out
     assert "WarmupCosine(peak=0.5" in out
     assert not list(here.iterdir())
 

@@ -1,0 +1,218 @@
+"""Places in a part's work whose values can be looked at and replaced by name.
+
+A part says `x = tap(self, "weights", x)`, which is `x`, and nothing in a compiled program. In a
+model that `ef.capture` or `ef.patch` gives, named parts hold taps, and what they say so is handed
+to those. What a tap keeps has to leave every transformation that the model itself makes: `through`
+and `collected` are said where blocks are scanned or rematerialised.
+"""
+
+import contextlib
+import contextvars
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.extend.core
+from jaxtyping import Array
+
+HELD = "held_taps"  # the field of a tapped part
+_home = jax.extend.core if hasattr(jax.extend.core, "get_opaque_trace_state") else jax.core
+
+
+class Tap(eqx.Module):
+    """What is done with the value at one site of a part: it is kept, or another takes its place.
+
+    Arguments:
+        change: a function from the value to another, or the other one; None where it is kept.
+        keep: what is kept of it: a function of the value, or None for all.
+        site: which value of the part; `output` and `input` are there for every part.
+        index: the head, of a value that has one for each; None for all.
+        names: what the value is called: one name, or one for each layer that is stacked here.
+    """
+
+    change: Any
+    keep: Callable[[Array], Any] | None
+    site: str = eqx.field(static=True)
+    index: int | None = eqx.field(static=True)
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    def __call__(self, value: Any) -> Any:
+        own = value if self.index is None else self._head(value)
+        if self.change is None:
+            _record(self.names, own, self.keep)
+            return value
+        new = self.change if eqx.is_array(self.change) else self.change(own)
+        self._check(new, own)
+        return new if self.index is None else value.at[..., self.index, :, :].set(new)
+
+    def _head(self, value: Array) -> Array:
+        heads, index = value.shape[-3], self.index
+        if index is None or index >= heads:
+            raise ValueError(f"`{self.names[0]}` does not exist: there are {heads} heads, from 0.")
+        return value[..., index, :, :]
+
+    def _check(self, new: Any, old: Any) -> None:
+        if not eqx.is_array(new) or (new.shape, new.dtype) != (old.shape, old.dtype):
+            got = f"{new.dtype}{list(new.shape)}" if eqx.is_array(new) else type(new).__name__
+            raise ValueError(
+                f"What takes the place of `{self.names[0]}` must be {old.dtype}{list(old.shape)}, "
+                f"as it is; got {got}. Reshape it, or cast it with `astype`."
+            )
+
+
+def tap(part: Any, site: str, value: Any, batch: tuple[int, ...] | None = None) -> Any:
+    """`value`, which `ef.capture` and `ef.patch` can then name as `site` of the part.
+
+    A part of your own says so where it makes the value, and lists its sites in the class variable
+    `sites`.
+
+    Arguments:
+        part: the part itself, `self`.
+        site: what the value is called.
+        value: an array; any other value is only given back.
+        batch: the axes that the first axis of `value` stands for, if it is several.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> from typing import ClassVar
+        >>> class Swish(ef.MLP):
+        ...     sites: ClassVar[tuple[str, ...]] = ("neurons",)
+        ...
+        ...     def run(self, x, *, key=None):
+        ...         return self.down(ef.tap(self, "neurons", jax.nn.swish(self.up(x)))), None
+        >>> mlp = Swish(8, hidden=16, key=jax.random.key(0))
+        >>> ef.capture(mlp, "neurons")(jnp.ones((3, 8)))[1]["neurons"].shape
+        (3, 16)
+    """
+    for each in _held(part):
+        if each.site == site and eqx.is_array(value):
+            shape = value.shape
+            value = value if batch is None else value.reshape(*batch, *shape[1:])
+            value = each(value)
+            value = value if batch is None else value.reshape(shape)
+    return value
+
+
+def is_tapped(part: Any, *sites: str) -> bool:
+    """Whether a part holds taps at one of these sites."""
+    return any(each.site in sites for each in _held(part))
+
+
+def is_changed(part: Any, *sites: str) -> bool:
+    """Whether a value at one of these sites is replaced."""
+    return any(each.site in sites and each.change is not None for each in _held(part))
+
+
+class Taken(eqx.Module):
+    """What taps have kept, in order of execution, each with its names (see `Tap`)."""
+
+    names: tuple[tuple[str, ...], ...] = eqx.field(static=True)
+    values: tuple[Any, ...]
+
+
+class Collector:
+    """Where taps put what they keep, while a function runs as Python.
+
+    `unreachable` are the names of values in a transformation that nobody brings values out of, such
+    as a `jit` in the function that is called.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[tuple[str, ...], Any]] = []
+        self.unreachable: set[str] = set()
+        self._state = _trace_state()
+
+    def add(self, names: tuple[str, ...], value: Any, keep: Callable[[Array], Any] | None) -> None:
+        """Takes a value, or notes that it cannot be had."""
+        if _trace_state() == self._state:
+            self.entries.append((names, value if keep is None else keep(value)))
+        else:
+            self.unreachable.update(names)
+
+    def taken(self) -> Taken:
+        """All that has been taken."""
+        return Taken(tuple(names for names, _ in self.entries), tuple(v for _, v in self.entries))
+
+
+_COLLECTOR: contextvars.ContextVar[Collector | None] = contextvars.ContextVar(
+    "collector", default=None
+)
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[Collector]:
+    """A collector for what is tapped inside; what is around gets nothing of it."""
+    token = _COLLECTOR.set(Collector())
+    try:
+        yield _COLLECTOR.get()  # pyright: ignore[reportReturnType]
+    finally:
+        _COLLECTOR.reset(token)
+
+
+def collected(function: Callable[..., Any]) -> Callable[..., tuple[Any, Taken]]:
+    """`function`, and beside its result what was tapped in it, if anybody outside collects."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> tuple[Any, Taken]:
+        outer = _COLLECTOR.get()
+        if outer is None:
+            return function(*args, **kwargs), Taken((), ())
+        with collecting() as collector:
+            result = function(*args, **kwargs)
+        outer.unreachable |= collector.unreachable
+        return result, collector.taken()
+
+    return run
+
+
+def hand_on(taken: Taken, layers: int | None = None) -> None:
+    """Gives what was taken to the collector here.
+
+    Arguments:
+        layers: of how many layers each value is a stack, after a scan; each goes on by itself,
+            layer by layer.
+    """
+    collector = _COLLECTOR.get()
+    if collector is None:
+        return
+    pairs = list(zip(taken.names, taken.values, strict=True))
+    if layers is None:
+        collector.entries += pairs
+        return
+    for i in range(layers):
+        for names, value in pairs:
+            own = names if len(names) == 1 else names[i : i + 1]  # one is of a part shared by all
+            collector.entries.append((own, jax.tree.map(operator.itemgetter(i), value)))
+
+
+def through(
+    transform: Callable[[Callable[..., Any]], Callable[..., Any]], function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """`transform(function)`, which also brings out what is tapped inside."""
+    inner = transform(collected(function))
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        result, taken = inner(*args, **kwargs)
+        hand_on(taken)
+        return result
+
+    return run
+
+
+def _record(names: tuple[str, ...], value: Any, keep: Callable[[Array], Any] | None) -> None:
+    collector = _COLLECTOR.get()
+    if collector is not None:
+        collector.add(names, value, keep)
+
+
+def _held(part: Any) -> tuple[Tap, ...]:
+    return getattr(part, HELD, ())
+
+
+def _trace_state() -> Any:
+    """What tells in which transformation of JAX this runs; equal where it is the same one."""
+    return _home.get_opaque_trace_state(convention="nnx")

@@ -1,0 +1,1 @@
+"""What the docs site is made with: generated pages, sources, formulas, pictures, checks."""
