@@ -1,5 +1,7 @@
 """A researcher's parts, written outside the library, keep caching, scanning, saving, generation."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
