@@ -165,7 +165,7 @@ def test_a_diagram_names_every_part_and_keeps_within_its_edges(name):
 
 
 def test_the_diagram_in_the_docs_is_the_one_that_is_drawn():
-    shown = Path(__file__).parents[2] / "docs" / "pictures" / "blocks.svg"
+    shown = Path(__file__).parents[2] / "docs" / "how-to" / "look" / "blocks.svg"
     assert shown.read_text(encoding="utf-8") == pictures.diagram(ef.preset("bart-base"))
 
 
