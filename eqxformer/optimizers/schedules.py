@@ -140,25 +140,30 @@ class WarmupExponential(Schedule):
 class InverseSquareRoot(Schedule):
     """Linear to `peak` in `warmup` steps, then `peak * sqrt(warmup / step)`.
 
-    Vaswani et al. 2017, who also scale it by `1 / sqrt(dim * warmup)`.
+    Vaswani et al. 2017, who also scale it by `1 / sqrt(dim * warmup)`. In the last `cooldown` steps
+    it goes to 0 besides, times the share of these that is left (Zhai et al. 2022, section 3.4).
     """
 
     peak: float
     warmup: int = 4000
+    cooldown: int = 0
 
     def check(self) -> None:
         _check_rates(peak=self.peak)
         _check_count("warmup", self.warmup, 1)
+        _check_count("cooldown", self.cooldown, 0)
 
     @property
     def ends(self) -> bool:
-        return False
+        return self.cooldown > 0
 
     def build(self, steps: int) -> optax.Schedule:
-        """The rate for a run of any number of steps."""
+        """The rate for a run of `steps` steps, which matters to the cooldown alone."""
 
         def rate(step: ArrayLike) -> Float[Array, ""]:
             falling = self.peak * jnp.sqrt(self.warmup / jnp.maximum(_float(step), self.warmup))
+            if self.cooldown:
+                falling = falling * (1.0 - _share_after(step, steps - self.cooldown, steps))
             return _warmed_up(step, self.warmup, 0.0, self.peak, falling)
 
         return rate

@@ -126,6 +126,10 @@ def test_the_schedule_sets_the_rate_of_each_step():
             {0: 0.53, 9: 0.8, 19: 0.4, 29: 0.2},
         ),
         (InverseSquareRoot(1.0, warmup=4), {0: 0.2, 3: 0.8, 4: 1.0, 16: 0.5, 400: 0.1}),
+        (
+            InverseSquareRoot(1.0, warmup=4, cooldown=45),
+            {3: 0.8, 16: 0.5, 64: 0.25, 100: 0.2 * 0.2, 109: 0.0, 400: 0.0},
+        ),
     ],
 )
 def test_schedules_pass_through_their_points(schedule, points):
