@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -12,7 +13,8 @@ from eqxformer.cli.info import find
 from eqxformer.cli.reading import read_model
 from eqxformer.config import Config, paths
 from eqxformer.inspect import pictures
-from eqxformer.inspect.weights import weights_of
+from eqxformer.inspect.capture import capture
+from eqxformer.inspect.sites import sites
 from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.masks import Causal, Mask, Window, join
 from eqxformer.layers.positions import Positions
@@ -80,7 +82,7 @@ def attention(
         read = [encode(each) for each in texts]
         inputs = [jnp.asarray([ids], jnp.int32) for ids, _ in read]
         path = part or f"{_first_side(model)}blocks.0.attention"
-        weights = weights_of(model, path, *inputs)[0]
+        weights = _weights(model, path, *inputs)[0]
         words = [words for _, words in read]
         tokens = words[0] if path.startswith("encoder.") else words[-1]
         keys = words[0] if path.endswith("cross_attention") else None
@@ -130,6 +132,17 @@ def losses(run: Path, out: Path) -> None:
             raise ValueError(f"`{run}` has no metrics.jsonl; name a run of `eqxformer train`.")
         pictures.losses(read_curves(run / "metrics.jsonl")).savefig(out, dpi=150)
     click.echo(f"{out}")
+
+
+def _weights(model: Any, path: str, *inputs: jax.Array) -> jax.Array:
+    """The weights of one attention, while all of the model runs as ever."""
+    name, ending = f"{path}.weights", ".weights"
+    known = [site for site in sites(model) if site.endswith(ending)]
+    if name not in known:
+        there = ", ".join(site.removesuffix(ending) for site in known[:8])
+        raise ValueError(f"`{path}` is no attention whose weights can be had; {there or 'none'}.")
+    look = capture(model, name)
+    return eqx.filter_jit(lambda look, inputs: look(*inputs)[1][name])(look, inputs)
 
 
 def _numbers(text: str) -> list[int]:

@@ -95,8 +95,11 @@ def _text(shown: list[Row | Fold], every: list[Row], columns: Sequence[Column]) 
     for each in shown:
         if isinstance(each, Row):
             lines.append(_line(each, each.path, columns))
-        elif len(each.rows) == 1 and not each.rows[0].path:
-            lines.append(_line(each.rows[0], each.path, columns))
+        elif len(each.rows) == 1:
+            row = each.rows[0]
+            part = row.part if row.path or each.times == 1 else f"{each.times} x {row.part}"
+            path = f"{each.path}.{row.path}".removesuffix(".")
+            lines.append(_line(row._replace(part=part), path, columns))
         else:
             lines.append(_heading(each, columns))
             lines += [_line(row, f"  {row.path}", columns) for row in each.rows]

@@ -193,18 +193,19 @@ print(new)
     ),
     Stop(
         "Looking inside",
-        "A table of all parts with what goes in and comes out, found without computing anything. "
-        "`ef.table` shows every array, `ef.inspect` has pictures and the compiler's view.",
-        "inputs, outputs = eval_shape(part)(inputs)",
+        "A table of all parts with what goes in and comes out, found without computing anything; "
+        "and any value from inside, by its name, while the model runs as ever. `ef.patch` puts "
+        "another in its place; `ef.inspect` has pictures and the compiler's view.",
+        "outputs, seen = capture(model, name)(inputs)",
         """\
 print(ef.tabulate(model, tokens, depth=2))
-first = model.blocks[0]
-stream = first.attention_residual.pre_norm(model.embedding(tokens))
-seen = first.attention.weights(stream, mask=ef.Causal())
-print(ef.inspect.shades(seen[0, 0]))
+look = ef.capture(model, "blocks.0.attention.weights", "blocks.1.residual")
+logits, seen = look(tokens)
+weights, stream = seen["blocks.0.attention.weights"], seen["blocks.1.residual"]
+print(ef.inspect.shades(weights[0, 0]))
 """,
         {"tokens": "batch seq"},
-        {"stream": "batch seq dim", "seen": "batch heads seq seq"},
+        {"weights": "batch heads seq seq", "stream": "batch seq dim"},
     ),
     Stop(
         "Training step",

@@ -37,19 +37,20 @@ def test_all_of_a_program_is_shown_with_whole_texts_in_files(command, here, tiny
         assert f"  {kind:<10}  {len(lines):,} lines in seen/decode.{kind}.txt" in out
 
 
-@pytest.mark.parametrize(
-    ("name", "programs"),
-    [("t5", ["forward", "gradient", "decode"]), ("encoder", ["forward", "gradient"])],
-)
-def test_models_of_all_kinds_have_their_programs(command, here, name, programs):
-    encoder = ef.families.bert(vocab=13, dim=12, layers=1, heads=3, hidden=7, context=8)
-    ef.save(filled({**SEQ2SEQ, "encoder": encoder}[name]), here / name)
-    _, out, _ = command("inspect", name, "--length", 4)
-    assert re.findall(r"^(\w+): ", out, re.MULTILINE) == programs
+def test_an_encoder_decoder_has_all_programs(command, here):
+    ef.save(filled(SEQ2SEQ["widths"]), here / "both")
+    _, out, _ = command("inspect", "both", "--length", 4)
+    assert re.findall(r"^(\w+): ", out, re.MULTILINE) == ["forward", "gradient", "decode"]
+    assert "decoder.blocks.*.cross_attention x 1" in out
 
 
-def test_a_text_is_printed_where_no_directory_is_named(command, tiny):
-    _, out, _ = command("inspect", tiny, "--length", 4, "--only", "forward", "--jaxpr")
+def test_an_encoder_decodes_nothing_and_texts_are_printed_where_no_directory_is_named(
+    command, here
+):
+    config = ef.families.bert(vocab=13, dim=12, layers=1, heads=3, hidden=7, context=8)
+    ef.save(filled(config), here / "encoder")
+    _, out, _ = command("inspect", "encoder", "--length", 4, "--jaxpr")
+    assert re.findall(r"^(\w+): ", out, re.MULTILINE) == ["forward", "gradient"]
     assert "# [blocks.0/feed_forward_residual/feed_forward" in out
 
 

@@ -1,6 +1,7 @@
 """Pictures: what is drawn is what was given, and nothing of it is cut off."""
 
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import eqxformer as ef
 from eqxformer.inspect import pictures
-from eqxformer.inspect.weights import weights_of
-from tests.helpers.models import DECODERS, SEQ2SEQ, block, decoder, filled
+from tests.helpers.models import DECODERS, SEQ2SEQ, block, decoder
 
 TOKENS = ["The", " quick", "\n", "$5 and $6", "extraordinarily"]
 
@@ -164,6 +164,18 @@ def test_a_diagram_names_every_part_and_keeps_within_its_edges(name):
             assert each.attention.type_name in texts
 
 
+def test_the_diagram_in_the_docs_is_the_one_that_is_drawn():
+    shown = Path(__file__).parents[2] / "docs" / "how-to" / "look" / "blocks.svg"
+    assert shown.read_text(encoding="utf-8") == pictures.diagram(ef.preset("bart-base"))
+
+
+def test_blocks_that_share_weights_are_drawn_inside_of_what_repeats_them():
+    shared = ef.Repeated.Config(blocks=(block({}), block({"window": 2})), times=3)
+    texts = _texts(pictures.diagram(decoder(shared)))
+    assert "3 times, with the same weights" in texts
+    assert texts.count("Attention") == 2
+
+
 def test_text_in_a_diagram_stays_within_its_box():
     root = ET.fromstring(pictures.diagram(ef.preset("deepseek-v3")))
     lines = [
@@ -192,25 +204,3 @@ def test_a_part_of_ones_own_is_a_box_with_its_settings():
     texts = _texts(pictures.diagram(decoder(block({}, feed_forward=Wave.Config(crests=5)))))
     assert any("Wave" in text for text in texts)
     assert "crests=5" in texts
-
-
-@pytest.mark.parametrize("layout", [ef.Unrolled(), ef.Scanned()])
-def test_the_weights_of_an_attention_are_those_of_its_own_input(layout):
-    config = DECODERS["llama"].edit(layout=layout)
-    model, tokens = filled(config), jnp.array([[1, 5, 3, 2]])
-    x = model.embedding(tokens)
-    first = model.blocks[0]
-    h = first.attention_residual.pre_norm(x)
-    expected = first.attention.weights(h, mask=ef.Causal())
-    found = weights_of(model, "blocks.0.attention", tokens)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_the_weights_of_cross_attention_look_at_the_source():
-    model = filled(SEQ2SEQ["t5"])
-    source, target = jnp.array([[1, 2, 3, 4, 5]]), jnp.array([[3, 1]])
-    weights = weights_of(model, "decoder.blocks.1.cross_attention", source, target)
-    assert weights.shape == (1, model.config.decoder.blocks[1].cross_attention.heads, 2, 5)
-    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)
-    with pytest.raises(ValueError, match="is no attention whose weights can be had; encoder"):
-        weights_of(model, "decoder.blocks.7.attention", source, target)

@@ -32,7 +32,7 @@ def _inputs(model, length=5):
     return ef.inspect.input_shapes(model, batch=2, length=length)
 
 
-@pytest.mark.parametrize("name", ["gemma", "experts and sinks", "t5"])
+@pytest.mark.parametrize("name", ["experts and sinks", "t5"])
 def test_what_is_shown_of_the_whole_is_what_a_run_gives(name):
     model = filled(EVERY[name])
     inputs = [jnp.ones(x.shape, x.dtype) for x in _inputs(model)]
@@ -70,9 +70,9 @@ def test_the_numbers_of_blocks_are_those_of_all_that_are_alike():
     assert rows["blocks.3"][-1] == f"{counts[3]:,}"
 
 
-@pytest.mark.parametrize("layout", [ef.Scanned(), ef.Scanned("nothing_saved")])
-def test_the_layout_makes_no_difference(layout):
+def test_the_layout_makes_no_difference():
     config = DECODERS["llama"]
+    layout = ef.Scanned("nothing_saved")
     model, scanned = ef.shapes(config), ef.shapes(config.edit(layout=layout))
     assert ef.tabulate(scanned, *_inputs(model)) == ef.tabulate(model, *_inputs(model))
 

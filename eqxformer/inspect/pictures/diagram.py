@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from eqxformer.blocks.block import Block, ParallelBlock
+from eqxformer.blocks.repeated import Repeated
 from eqxformer.config import Config
 from eqxformer.inspect.pictures._boxes import (
     MARGIN,
@@ -145,6 +146,8 @@ def _piece(config: Config) -> Piece:
         return Column([p for name, part, w, kind in parts for p in _wired(name, part, w, kind)])
     if isinstance(config, ParallelBlock.Config):
         return _side_by_side(config)
+    if isinstance(config, Repeated.Config):
+        return Group(Column(_stack(config.blocks)), f"{config.times} times, with the same weights")
     return _box(config, _kind(config))
 
 
