@@ -1,6 +1,7 @@
 """What is shipped, what it depends on, and which part may import which."""
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -95,6 +96,14 @@ def python(source, **environment):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_no_two_rooms_offer_another_thing_by_one_name():
+    offered = {}
+    for room in eqxformer._ROOMS:
+        module = importlib.import_module(f"eqxformer.{room}")
+        for name in module.__all__:
+            assert offered.setdefault(name, getattr(module, name)) is getattr(module, name), name
 
 
 def test_a_package_imports_only_from_packages_above_it():

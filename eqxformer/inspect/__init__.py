@@ -3,7 +3,7 @@
 from eqxformer.inspect import pictures
 from eqxformer.inspect.buffers import Buffer
 from eqxformer.inspect.capture import Capture, Captured, capture, patch
-from eqxformer.inspect.compiler import Memory, Program, program
+from eqxformer.inspect.compiler import Program, ProgramMemory, program
 from eqxformer.inspect.inputs import input_shapes
 from eqxformer.inspect.recompilations import Recompilation, recompilations
 from eqxformer.inspect.shades import shades
@@ -18,8 +18,8 @@ __all__ = [
     "Capture",
     "Captured",
     "Fault",
-    "Memory",
     "Program",
+    "ProgramMemory",
     "Recompilation",
     "Watch",
     "capture",

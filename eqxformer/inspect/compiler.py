@@ -24,7 +24,7 @@ from eqxformer.layers.dot_product import Choice, backend_report
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class ProgramMemory:
     """Bytes that a compiled program needs on a device.
 
     Arguments:
@@ -94,7 +94,7 @@ class Program:
         return {"flops": found.get("flops", 0.0), "bytes": found.get("bytes accessed", 0.0)}
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> ProgramMemory:
         """What it holds at most, and in which buffers."""
         compiled, assignment = self._compiled
         found = compiled.memory_analysis()
@@ -105,7 +105,7 @@ class Program:
             found.alias_size_in_bytes,
         )
         peak = sum(sizes[:3]) - sizes[3]
-        return Memory(*sizes, peak, buffers_of(assignment, self.hlo))
+        return ProgramMemory(*sizes, peak, buffers_of(assignment, self.hlo))
 
     @functools.cached_property
     def _compiled(self) -> tuple[Any, str]:

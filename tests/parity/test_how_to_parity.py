@@ -6,13 +6,15 @@ import eqxformer as ef
 from tests.helpers.parity import errors
 from tests.parity.live import SIZES, Case, expected_of, store
 from tests.parity.test_round_trip import assert_same_to_transformers
-from tests.test_how_to import snippets
+from website.pages import BLOCK
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-an-architecture.md"
 
 
 def test_the_example_equals_the_reference_both_ways(tmp_path):
-    exec(snippets(PAGE)[0], {})
+    first = BLOCK.search(PAGE.read_text(encoding="utf-8"))
+    assert first is not None
+    exec(first["code"], {})
     case = Case("ArceeForCausalLM", {**SIZES, "num_key_value_heads": 2, "mlp_bias": True})
     model = case.reference("hot")
     store(model, tmp_path / "theirs")
