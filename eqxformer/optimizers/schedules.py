@@ -140,8 +140,9 @@ class WarmupExponential(Schedule):
 class InverseSquareRoot(Schedule):
     """Linear to `peak` in `warmup` steps, then `peak * sqrt(warmup / step)`.
 
-    Vaswani et al. 2017, who also scale it by `1 / sqrt(dim * warmup)`. In the last `cooldown` steps
-    it goes to 0 besides, times the share of these that is left (Zhai et al. 2022, section 3.4).
+    Vaswani et al. 2017, who also scale it by `1 / sqrt(dim * warmup)`. In the last `cooldown` steps,
+    but not before the warm-up is over, it is times the share of these that is left, down to 0
+    (Zhai et al. 2022, section 3.4).
     """
 
     peak: float
@@ -163,7 +164,8 @@ class InverseSquareRoot(Schedule):
         def rate(step: ArrayLike) -> Float[Array, ""]:
             falling = self.peak * jnp.sqrt(self.warmup / jnp.maximum(_float(step), self.warmup))
             if self.cooldown:
-                falling = falling * (1.0 - _share_after(step, steps - self.cooldown, steps))
+                begin = max(steps - self.cooldown, self.warmup)
+                falling = falling * (1.0 - _share_after(step, begin, steps))
             return _warmed_up(step, self.warmup, 0.0, self.peak, falling)
 
         return rate

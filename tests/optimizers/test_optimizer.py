@@ -130,6 +130,7 @@ def test_the_schedule_sets_the_rate_of_each_step():
             InverseSquareRoot(1.0, warmup=4, cooldown=45),
             {3: 0.8, 16: 0.5, 64: 0.25, 100: 0.2 * 0.2, 109: 0.0, 400: 0.0},
         ),
+        (InverseSquareRoot(1.0, warmup=9, cooldown=500), {4: 0.5, 9: 1.0, 36: 0.5 * 0.73}),
     ],
 )
 def test_schedules_pass_through_their_points(schedule, points):

@@ -2,7 +2,8 @@
 
 Sizes, dropout and label smoothing are those with which a tiny transformer reaches BLEU 41.02 on
 Multi30k, English to German (Wu et al. 2021, Good for Misconceived Reasons). Unlike theirs it is
-pre-norm, which learns faster from the start, and its steps have half as many tokens.
+pre-norm, which learns faster from the start, its steps have half as many tokens, and its learning
+rate goes to zero in the last third of the steps.
 """
 
 import hashlib
@@ -78,14 +79,14 @@ def suggested() -> Translating:
     return Translating(
         model=tiny(WordBPE(vocab=10_000).vocab),
         optimizer=AdamW(
-            InverseSquareRoot(peak=4e-3, warmup=500),
+            InverseSquareRoot(peak=4e-3, warmup=500, cooldown=4000),
             betas=(0.9, 0.98),
             weight_decay=0.0,
             clip=ClipByNorm(1.0),
         ),
         data=Pairs(),
         loss=SequenceToSequence(label_smoothing=0.1),
-        steps=8000,
+        steps=12_000,
         validate_every=250,
     )
 
