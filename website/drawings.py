@@ -54,15 +54,15 @@ def flow() -> Drawing:
     d.arrow((145, top), (145, top - 24))
     d.text(135, top - 12, "logits", size=12, anchor="end")
     d.arrow((230, 175), (330, 175), head=False, colour="faint")
-    d.box(330, 70, 190, 190)
-    d.text(425, 88, "one Block", size=12, colour="faint")
-    d.box(350, 106, 150, 34, "feed_forward", "strong")
-    d.box(350, 194, 150, 34, "attention", "strong")
-    d.circle(425, 161, 8, "+")
-    d.arrow((425, 194), (425, 169))
-    d.arrow((425, 153), (425, 140))
-    d.arrow((425, 250), (425, 228))
-    d.arrow((425, 242), (340, 242), (340, 161), (417, 161))
+    d.box(330, 46, 190, 228)
+    d.text(350, 64, "one Block", size=12, colour="faint", anchor="start")
+    for y, part in ((216, "attention"), (136, "feed_forward")):
+        d.arrow((425, y + 50), (425, y + 30))
+        d.box(350, y, 150, 30, part, "strong")
+        d.arrow((425, y), (425, y - 14))
+        d.circle(425, y - 22, 8, "+")
+        d.arrow((425, y + 40), (340, y + 40), (340, y - 22), (417, y - 22))
+    d.arrow((425, 106), (425, 84))
     return d
 
 
