@@ -140,9 +140,9 @@ class WarmupExponential(Schedule):
 class InverseSquareRoot(Schedule):
     """Linear to `peak` in `warmup` steps, then `peak * sqrt(warmup / step)`.
 
-    Vaswani et al. 2017, who also scale it by `1 / sqrt(dim * warmup)`. In the last `cooldown` steps,
-    but not before the warm-up is over, it is times the share of these that is left, down to 0
-    (Zhai et al. 2022, section 3.4).
+    Vaswani et al. 2017, who also scale it by `1 / sqrt(dim * warmup)`. In the last `cooldown`
+    steps, but not before the warm-up is over, it is times the share of these that is left, down
+    to 0 (Zhai et al. 2022, section 3.4).
     """
 
     peak: float
