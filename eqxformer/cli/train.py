@@ -1,9 +1,5 @@
 """`eqxformer train`: from a recipe to a run directory."""
 
-import datetime
-import importlib.metadata
-import itertools
-import platform
 import shlex
 import signal
 from collections.abc import Callable
@@ -14,9 +10,19 @@ import click
 import jax
 from rich.console import Console
 
-from eqxformer.__about__ import __version__
 from eqxformer.bench.ceilings import step_flops
 from eqxformer.checkpoints.native import shapes
+from eqxformer.cli.beginning import (
+    about_run,
+    begun,
+    chosen_recipe,
+    create,
+    data_of,
+    meet,
+    placed,
+    refuse_changes,
+    told_directory,
+)
 from eqxformer.cli.errors import Failure, Mistake, explained
 from eqxformer.cli.memory import check_memory
 from eqxformer.cli.settings import edited
@@ -25,7 +31,7 @@ from eqxformer.data.feed import feed
 from eqxformer.inspect.table import table
 from eqxformer.losses.scores import measured
 from eqxformer.models.decoder_lm import DecoderLM
-from eqxformer.sharding import Placement, Rules, make_mesh
+from eqxformer.sharding import Placement
 from eqxformer.sharding.mesh import spelled
 from eqxformer.training.callbacks import (
     Callback,
@@ -37,12 +43,11 @@ from eqxformer.training.callbacks import (
     Validate,
 )
 from eqxformer.training.checkpoints import CheckpointNotWritten, Checkpoints, DamagedCheckpoints
-from eqxformer.training.differences import differences
 from eqxformer.training.experiment import Experiment, Recipe, Task
 from eqxformer.training.measures import Measure
-from eqxformer.training.processes import all_or_none, check_alike, join, told_by_first
+from eqxformer.training.processes import all_or_none, check_alike, told_by_first
 from eqxformer.training.progress import ProgressBar
-from eqxformer.training.recipes import RECIPES, recipe
+from eqxformer.training.recipes import RECIPES
 from eqxformer.training.records import LossPlot, MetricsFile
 from eqxformer.training.run_directory import RunDirectory, refuse_existing
 from eqxformer.training.sinks import TensorBoard, WeightsAndBiases
@@ -120,21 +125,21 @@ def train(
     given = tuple(f"{path}={value}" for path, value in shortcuts.items() if value is not None)
     given += () if watch is None else (f'watch={{"type": "Watch", "fits": "{watch}"}}',)
     with explained():
-        _join(processes, mesh)
-        before = _begun(out) if resume else None
-        chosen = _chosen(name, before)
-        out = _told_directory(chosen.name) if out is None else out
+        meet(processes, mesh)
+        before = begun(out) if resume else None
+        chosen = chosen_recipe(name, before)
+        out = told_directory(chosen.name) if out is None else out
         if before is None:
             told_by_first(lambda: refuse_existing(out))
         with all_or_none():
-            task = chosen.prepare(_data(data, before))
+            task = chosen.prepare(data_of(data, before))
             suggested = task.experiment if before is None else before.experiment()
             experiment = task.fitted(edited(suggested, given + settings))
             identity = {"experiment": experiment.identity(), "data": task.about}
             if before is not None:
-                _refuse_changes(before, identity, experiment.steps)
+                refuse_changes(before, identity, experiment.steps)
             task.check(experiment)
-            placement = None if mesh is None else _placement(mesh, experiment)
+            placement = None if mesh is None else placed(mesh, experiment)
             check_memory(experiment, 1 if placement is None else placement.mesh.size)
             skeleton = shapes(experiment.model)
             also = [_SINKS[sink](out, experiment) for sink in sinks]
@@ -149,72 +154,13 @@ def train(
     with explained():
         model = experiment.init(placement)
         if before is None:
-            about = _about(chosen, task, experiment, data)
-            told_by_first(lambda: _create(out, about, task))
+            about = about_run(chosen, task, experiment, data)
+            told_by_first(lambda: create(out, about, task))
             before = RunDirectory(out)
             before.save(model)  # from here on there is always a model to load, however this ends
         run = before
         told_by_first(lambda: run.lengthen(experiment.steps))
     return _conduct(model, task, experiment, run, console, also, placement)
-
-
-def _join(processes: str | None, mesh: str | None) -> None:
-    """Meets the other processes, if there are any."""
-    if processes is None:
-        return
-    if mesh is None:
-        raise ValueError(
-            "Several processes share the work along a mesh of all their devices; give it too, such "
-            "as `--mesh fsdp=8` for 2 hosts of 4 devices."
-        )
-    join(processes)
-
-
-def _begun(out: Path | None) -> RunDirectory | None:
-    """The run to go on with; None where there is nothing yet."""
-    if out is None:
-        raise ValueError("`--resume` needs `--out DIRECTORY`, the run to go on with.")
-    return RunDirectory.open(out) if told_by_first(out.exists) else None
-
-
-def _create(out: Path, about: dict[str, Any], task: Task) -> None:
-    RunDirectory.create(out, about=about, tokenizer=task.tokenizer)
-
-
-def _chosen(name: str | None, before: RunDirectory | None) -> Recipe:
-    """The recipe that was asked for, or that of the run; the first where nothing was said."""
-    if before is None:
-        return recipe(name or next(iter(RECIPES)))
-    known = before.about()["recipe"]
-    if name not in (None, known):
-        raise ValueError(f"The run in `{before.path}` is of the recipe `{known}`; got `{name}`.")
-    return recipe(known)
-
-
-def _refuse_changes(before: RunDirectory, now: dict[str, Any], steps: int) -> None:
-    """Raises `ValueError` that shows what is not as it was when the run began."""
-    known = before.experiment()
-    lines = differences({"experiment": known.identity(), "data": before.about()["data"]}, now)
-    if steps < known.steps and "steps" not in known.identity():
-        lines.append(f"steps: {known.steps:,} -> {steps:,}, and there can only be more of them")
-    if lines:
-        raise ValueError(
-            f"The run in `{before.path}` cannot go on changed; then -> now: {'; '.join(lines)}. "
-            "Leave it as it was, or begin another run."
-        )
-
-
-def _data(data: Path | None, before: RunDirectory | None) -> Path | None:
-    """The file that was asked for, or that of the run."""
-    known = None if before is None else before.about().get("path")
-    return Path(known) if data is None and known is not None else data
-
-
-def _placement(mesh: str, experiment: Experiment) -> Placement:
-    """The mesh that was asked for; `ValueError` where it cannot deal out the rows of a batch."""
-    placement = Placement(make_mesh(mesh), Rules(uneven="whole"))
-    placement.check_rows(experiment.data.shape[0])
-    return placement
 
 
 def _conduct(
@@ -355,30 +301,6 @@ def _plan(chosen: Recipe, task: Task, experiment: Experiment, out: Path, mesh: l
             "",
         ]
     )
-
-
-def _about(chosen: Recipe, task: Task, experiment: Experiment, data: Path | None) -> dict[str, Any]:
-    packages = ("jax", "jaxlib", "equinox", "optax", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {
-        "recipe": chosen.name,
-        "experiment": experiment.to_dict(),
-        "data": task.about,
-        "path": None if data is None else str(data.absolute()),
-        "versions": {"eqxformer": __version__, "python": platform.python_version(), **versions},
-    }
-
-
-def _told_directory(name: str) -> Path:
-    """The directory that the first process chooses for a run."""
-    return Path(told_by_first(lambda: str(default_directory(name))))
-
-
-def default_directory(name: str) -> Path:
-    """`runs/<recipe>-<date>-<time>`, with a number behind it where two begin at once."""
-    first = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain([first], others) if not path.exists())
 
 
 def _one_line(config: Config) -> str:

@@ -199,8 +199,8 @@ class DecoderLM(eqx.Module):
             check_reads_source(self.config.blocks)
         check_reads_positions(self.config, positions)
         check_batch(mask, tokens.shape[:-1])
-        _check_stored_alike(cache, self.blocks)
         if cache is not None:
+            _check_stored_alike(cache.sizes, self.blocks.sizes)
             check_rows(cache.length.shape, tokens.shape[:-1])
         embedding_key, blocks_key = split(key, 2)
         valid = valid_keys(mask)
@@ -346,12 +346,12 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"`{name}` must be positive; got {size}.")
 
 
-def _check_stored_alike(cache: ModelCache | None, blocks: Stack) -> None:
+def _check_stored_alike(cache: tuple[int | None, ...], model: tuple[int | None, ...]) -> None:
     """Raises `ValueError` for the cache of a model whose blocks are stored in other groups."""
-    if cache is not None and cache.sizes != blocks.sizes:
+    if cache != model:
         raise ValueError(
-            f"The cache is of blocks stored in groups of {cache.sizes}, the model's are in groups "
-            f"of {blocks.sizes}; use the cache that this model's own `init_cache` makes."
+            f"The cache is of blocks stored in groups of {cache}, the model's are in groups of "
+            f"{model}; use the cache that this model's own `init_cache` makes."
         )
 
 

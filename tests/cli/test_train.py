@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from eqxformer.checkpoints.native import load
+from eqxformer.cli.beginning import default_directory
 from eqxformer.cli.settings import edited
-from eqxformer.cli.train import default_directory
 from eqxformer.training.recipes import recipe
 from eqxformer.training.recipes.rot13 import Rot13
 from tests.cli.conftest import SMALL

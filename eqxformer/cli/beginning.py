@@ -1,0 +1,103 @@
+"""What a run begins from: the others that take part, the run before, the recipe, the mesh."""
+
+import datetime
+import importlib.metadata
+import itertools
+import platform
+from pathlib import Path
+from typing import Any
+
+from eqxformer.__about__ import __version__
+from eqxformer.sharding import Placement, Rules, make_mesh
+from eqxformer.training.differences import differences
+from eqxformer.training.experiment import Experiment, Recipe, Task
+from eqxformer.training.processes import join, told_by_first
+from eqxformer.training.recipes import RECIPES, recipe
+from eqxformer.training.run_directory import RunDirectory
+
+
+def meet(processes: str | None, mesh: str | None) -> None:
+    """Meets the other processes, if there are any."""
+    if processes is None:
+        return
+    if mesh is None:
+        raise ValueError(
+            "Several processes share the work along a mesh of all their devices; give it too, such "
+            "as `--mesh fsdp=8` for 2 hosts of 4 devices."
+        )
+    join(processes)
+
+
+def begun(out: Path | None) -> RunDirectory | None:
+    """The run to go on with; None where there is nothing yet."""
+    if out is None:
+        raise ValueError("`--resume` needs `--out DIRECTORY`, the run to go on with.")
+    return RunDirectory.open(out) if told_by_first(out.exists) else None
+
+
+def chosen_recipe(name: str | None, before: RunDirectory | None) -> Recipe:
+    """The recipe that was asked for, or that of the run; the first where nothing was said."""
+    if before is None:
+        return recipe(name or next(iter(RECIPES)))
+    known = before.about()["recipe"]
+    if name not in (None, known):
+        raise ValueError(f"The run in `{before.path}` is of the recipe `{known}`; got `{name}`.")
+    return recipe(known)
+
+
+def refuse_changes(before: RunDirectory, now: dict[str, Any], steps: int) -> None:
+    """Raises `ValueError` that shows what is not as it was when the run began."""
+    known = before.experiment()
+    lines = differences({"experiment": known.identity(), "data": before.about()["data"]}, now)
+    if steps < known.steps and "steps" not in known.identity():
+        lines.append(f"steps: {known.steps:,} -> {steps:,}, and there can only be more of them")
+    if lines:
+        raise ValueError(
+            f"The run in `{before.path}` cannot go on changed; then -> now: {'; '.join(lines)}. "
+            "Leave it as it was, or begin another run."
+        )
+
+
+def data_of(data: Path | None, before: RunDirectory | None) -> Path | None:
+    """The file that was asked for, or that of the run."""
+    known = None if before is None else before.about().get("path")
+    return Path(known) if data is None and known is not None else data
+
+
+def placed(mesh: str, experiment: Experiment) -> Placement:
+    """The mesh that was asked for; `ValueError` where it cannot deal out the rows of a batch."""
+    placement = Placement(make_mesh(mesh), Rules(uneven="whole"))
+    placement.check_rows(experiment.data.shape[0])
+    return placement
+
+
+def create(out: Path, about: dict[str, Any], task: Task) -> None:
+    """Makes the directory of a run."""
+    RunDirectory.create(out, about=about, tokenizer=task.tokenizer)
+
+
+def about_run(
+    chosen: Recipe, task: Task, experiment: Experiment, data: Path | None
+) -> dict[str, Any]:
+    """What `run.json` says."""
+    packages = ("jax", "jaxlib", "equinox", "optax", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "recipe": chosen.name,
+        "experiment": experiment.to_dict(),
+        "data": task.about,
+        "path": None if data is None else str(data.absolute()),
+        "versions": {"eqxformer": __version__, "python": platform.python_version(), **versions},
+    }
+
+
+def told_directory(name: str) -> Path:
+    """The directory that the first process chooses for a run."""
+    return Path(told_by_first(lambda: str(default_directory(name))))
+
+
+def default_directory(name: str) -> Path:
+    """`runs/<recipe>-<date>-<time>`, with a number behind it where two begin at once."""
+    first = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([first], others) if not path.exists())
