@@ -53,8 +53,8 @@ def gathered(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """
 
     def whole(array: Any) -> Any:
-        there = isinstance(array, jax.Array) and array.is_fully_addressable
-        return array if there else fetched(array)
+        elsewhere = isinstance(array, jax.Array) and not array.is_fully_addressable
+        return fetched(array) if elsewhere else array
 
     return {name: whole(array) for name, array in arrays.items()}
 
