@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import eqxformer as ef
@@ -121,6 +121,7 @@ LETTERS = "the 你😀🦜"  # the last is four tokens or more
 def test_where_a_row_is_finished_the_pieces_of_its_text_stop_too(kind, text, more):
     tokenizer, strings = tokenizer_of(kind), ["th", *more]
     first, *ids = tokenizer.encode("x" + text, add_special_tokens=False).ids
+    assume(tokenizer.decode([first]))  # behind no text at all, a first word has no space
     row = ([*ids, first] * 13)[:13]
     reached = stops(ef.StopStrings(strings, tokenizer), jnp.array([row]))[0].tolist()
     size = reached.index(True) + 1 if any(reached) else len(row)
