@@ -1,21 +1,19 @@
 """The contract: a function that compares its arguments and its result with its annotations."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
-import itertools
-import traceback
+import sys
 import types
 import typing
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
-from beartype import beartype, roar
-from jaxtyping import jaxtyped
+from jaxtyping import config, jaxtyped
 
 from eqxformer.checks import ShapeError, _hints
 from eqxformer.checks._explain import Fault, Named, fields, first_fault
@@ -78,8 +76,8 @@ def _speaks_for_itself(cls: type) -> bool:
 
 
 def _guard(fn: Callable[..., Any]) -> Callable[..., Any]:
-    contract, build, turn, failed_to_bind = None, _build, _as_shape_error, _failed_to_bind
-    violations, shape_errors, type_errors = _Violation, ShapeError, TypeError
+    contract, build, turn = None, _build, _as_shape_error
+    violations, shape_errors = _Violation, ShapeError
 
     def guard(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
@@ -92,12 +90,6 @@ def _guard(fn: Callable[..., Any]) -> Callable[..., Any]:
             error = turn(violation, fn)
         except shape_errors as inner:
             error = turn(inner, fn)
-        except type_errors as mistake:
-            if not failed_to_bind(mistake):
-                raise
-            error = None
-        if error is None:
-            return fn(*args, **kwargs)  # raises Python's own message, which names the function
         kept = error.__traceback__
         try:
             raise error from None
@@ -106,10 +98,6 @@ def _guard(fn: Callable[..., Any]) -> Callable[..., Any]:
             raise
 
     return guard
-
-
-def _build(fn: Callable[..., Any]) -> Callable[..., Any]:
-    return jaxtyped(fn, typechecker=_typechecker)
 
 
 def _as_shape_error(error: _Violation | ShapeError, fn: Callable[..., Any]) -> ShapeError:
@@ -121,125 +109,130 @@ def _as_shape_error(error: _Violation | ShapeError, fn: Callable[..., Any]) -> S
     return ShapeError(error.fault.text(f"{path} ({name})" if path else name))
 
 
-def _failed_to_bind(error: TypeError) -> bool:
-    """Whether `jaxtyped` could not match the arguments to the signature, of which it tells less."""
-    frames = [frame for frame, _ in itertools.islice(traceback.walk_tb(error.__traceback__), 3)]
-    return len(frames) == 3 and frames[2].f_code is inspect.Signature.bind.__code__
+def _build(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` between a check of its arguments and one of its result, in a scope of axis words.
 
-
-def _typechecker(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """What `jaxtyped` calls to compare values with hints: `beartype`, and modules' own fields.
-
-    `fn` has the signature and annotations of a checked function, and does nothing. Called within
-    the scope in which `jaxtyped` holds the axis words of one call: once for the arguments, and
-    once more with the result, which is then all that is left to compare.
+    What can be known before a call is found out here, since nearly every call is right; what is
+    wrong with one that is not, `_refuse` finds out.
     """
-    signature = inspect.signature(fn)
-    output = _output(signature)
-    fit = _arguments_fit(fn, signature) if output is None else _result_fits(fn, output)
-    is_method = next(iter(signature.parameters), None) == "self"
+    signature = _with_types(inspect.signature(fn), fn.__globals__)
+    hints = [*(p.annotation for p in signature.parameters.values()), signature.return_annotation]
+    fit, returned = _arguments_fit(signature), _hints.test(signature.return_annotation)
+    asks = any(_hints.asks_for_arguments(array) for hint in hints for array in _hints.arrays(hint))
+    binds = next(iter(signature.parameters), None) == "self"
+    binds = binds and any(_hints.arrays(hint) for hint in hints)
+    scope = contextlib.nullcontext if asks else functools.partial(jaxtyped, "context")
 
-    def compare(*args: Any, **kwargs: Any) -> None:
-        owner = args[0] if is_method and args else None
-        if output is None and isinstance(owner, eqx.Module):
-            _bind_fields(owner)
-        try:
-            fault = None if fit(args, kwargs) else _find(signature, args, kwargs, owner)
-        except roar.BeartypeCallHintViolation as violation:
-            fault = _find(signature, args, kwargs, owner) or _unfound(violation)
-        if fault is not None:
-            raise _Violation(fault, owner)
+    def contract(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if config.jaxtyping_disable:
+            return fn(*args, **kwargs)
+        with scope():
+            if binds:
+                _bind_fields(args[0] if args else None)
+            if not fit(args, kwargs):
+                _refuse(signature, args, kwargs)
+            result = fn(*args, **kwargs)
+            if returned is not None and not returned(result):
+                _refuse(signature, args, kwargs, result)
+        return result
 
-    return compare
+    return _in_scope_of_arguments(fn, contract, signature) if asks else contract
 
 
-def _output(signature: inspect.Signature) -> str | None:
-    """The name under which `jaxtyped` hands the result over; None where it asks for arguments."""
-    if signature.return_annotation in (Any, inspect.Signature.empty):
+def _in_scope_of_arguments(
+    fn: Callable[..., Any], contract: Callable[..., Any], signature: inspect.Signature
+) -> Callable[..., Any]:
+    """`contract` where `jaxtyped` knows the arguments, for `Float[Array, "{times}*seq"]`."""
+    scoped = jaxtyped(functools.wraps(fn)(contract), typechecker=lambda probe: probe)
+
+    def bound(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        fitting = _bound(signature, args, kwargs) is not None
+        return (scoped if fitting else fn)(*args, **kwargs)
+
+    return bound
+
+
+def _bound(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any] | None:
+    """The arguments by name; None for a call that Python itself refuses, and says why."""
+    try:
+        return signature.bind(*args, **kwargs).arguments
+    except TypeError:
         return None
-    # One more keyword, behind all that have a name.
-    return [n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY][-1]
 
 
-def _arguments_fit(fn: Callable[..., Any], signature: inspect.Signature) -> Callable[..., bool]:
-    strict = _decorate(fn)
-    containers = {n: hint for n, hint in fn.__annotations__.items() if _hints.has_items(hint)}
-
-    def fit(args: Any, kwargs: Any) -> bool:
-        strict(*args, **kwargs)
-        # Of a container, `beartype` has looked at one item, at random.
-        return all(
-            _hints.holds(value, hint)
-            for name, hint in containers.items()
-            for value in _given(signature, name, args, kwargs)
-        )
-
-    return fit
+def _with_types(signature: inspect.Signature, names: dict[str, Any]) -> inspect.Signature:
+    """`signature` with types where annotations are strings."""
+    parameters = [
+        p.replace(annotation=_meant(p.annotation, names)) for p in signature.parameters.values()
+    ]
+    meant = _meant(signature.return_annotation, names)
+    return signature.replace(parameters=parameters, return_annotation=meant)
 
 
-def _result_fits(fn: Callable[..., Any], output: str) -> Callable[..., bool]:
-    hint = fn.__annotations__["return"]  # without strings, which a signature may have
+def _meant(annotation: Any, names: dict[str, Any]) -> Any:
+    """The type that an annotation means; `Any` where a name is known to type checkers only."""
+    if isinstance(annotation, type):
+        return annotation
 
-    def result(value: Any) -> Any:
-        return value
-
-    result.__annotations__ = {"return": hint}
-    strict = _decorate(result)
-    has_items = _hints.has_items(hint)
-
-    def fit(_args: Any, kwargs: Any) -> bool:
-        strict(kwargs[output])
-        return not has_items or _hints.holds(kwargs[output], hint)
-
-    return fit
-
-
-def _decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` under `beartype`, with `Any` for the annotations that it cannot check."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", roar.BeartypeWarning)
-        try:
-            return beartype(conf=_hints.CONF)(fn)
-        except roar.BeartypeException:
-            hints = fn.__annotations__.items()
-            fn.__annotations__ = {n: hint if _checkable(hint) else Any for n, hint in hints}
-            return beartype(conf=_hints.CONF)(fn)
-
-
-def _checkable(hint: Any) -> bool:
     def probe(value: Any) -> None:
         del value
 
-    probe.__annotations__ = {"value": hint}
+    probe.__annotations__ = {"value": annotation}
     try:
-        beartype(conf=_hints.CONF)(probe)
-    except roar.BeartypeException:
-        return False
-    return True
+        return typing.get_type_hints(probe, names, include_extras=True)["value"]
+    except Exception:
+        return Any
 
 
-def _given(signature: inspect.Signature, name: str, args: Any, kwargs: Any) -> tuple[Any, ...]:
-    """What was given for a parameter, which may be nothing or, for `*args` and `**kwargs`, much.
+def _arguments_fit(signature: inspect.Signature) -> Callable[[Any, Any], bool]:
+    """Whether arguments fit their annotations, in the order of the signature.
 
-    As `signature.bind` would tell, which takes longer than all the rest of a check.
+    As `signature.bind` would tell what belongs to what, which takes longer than all the rest.
     """
-    kind = signature.parameters[name].kind
-    place = list(signature.parameters).index(name)
-    if kind is inspect.Parameter.VAR_POSITIONAL:
-        return args[place:]
-    if kind is inspect.Parameter.VAR_KEYWORD:
-        return tuple(value for key, value in kwargs.items() if key not in signature.parameters)
-    if kind is not inspect.Parameter.KEYWORD_ONLY and place < len(args):
-        return (args[place],)
-    return (kwargs[name],) if name in kwargs else ()
+    tests: list[tuple[int, str | None, _hints.Test]] = []
+    rest: tuple[int, _hints.Test] | None = None
+    others: _hints.Test | None = None
+    parameters = signature.parameters
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {name for name, parameter in parameters.items() if parameter.kind in by_name}
+    for place, (name, parameter) in enumerate(parameters.items()):
+        test, kind = _hints.test(parameter.annotation), parameter.kind
+        if test is None:
+            continue
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            rest = place, test
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            others = test
+        else:
+            place = sys.maxsize if kind is inspect.Parameter.KEYWORD_ONLY else place
+            tests.append((place, name if name in named else None, test))
+
+    def fit(args: Any, kwargs: Any) -> bool:
+        count = len(args)
+        for place, name, test in tests:
+            if place < count:
+                if not test(args[place]):
+                    return False
+            elif name in kwargs and not test(kwargs[name]):
+                return False
+        if rest is not None and not all(map(rest[1], args[rest[0] :])):
+            return False
+        return others is None or all(others(v) for k, v in kwargs.items() if k not in named)
+
+    return fit
 
 
-def _find(signature: inspect.Signature, args: Any, kwargs: Any, owner: Any) -> Fault | None:
-    """The first argument that does not fit, or the result if there is one."""
-    bound = signature.bind(*args, **kwargs)
+def _refuse(signature: inspect.Signature, args: Any, kwargs: Any, *result: Any) -> None:
+    """Raises what does not fit: the first argument, or the result if there is one."""
+    bound = _bound(signature, args, kwargs)
+    if bound is None:
+        return
+    owner = args[0] if args and next(iter(signature.parameters)) == "self" else None
     own = [Named(f"self.{n}", h, v) for n, h, v in fields(owner, _array_fields(type(owner)))]
     given: list[Named] = []
-    for name, value in bound.arguments.items():
+    for name, value in bound.items():
         parameter = signature.parameters[name]
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             given += [Named(f"{name}[{i}]", parameter.annotation, v) for i, v in enumerate(value)]
@@ -247,20 +240,15 @@ def _find(signature: inspect.Signature, args: Any, kwargs: Any, owner: Any) -> F
             given += [Named(n, parameter.annotation, v) for n, v in value.items()]
         else:
             given.append(Named(name, parameter.annotation, value))
-    if (output := _output(signature)) is not None:
-        given = [named for named in given if named.label != output]
-        given.append(Named("result", signature.return_annotation, bound.arguments[output]))
-    known = [named for named in given if named.hint is not inspect.Parameter.empty]
-    return first_fault(known, own)
-
-
-def _unfound(violation: BaseException) -> Fault:
-    return Fault("The call", " ".join(str(violation).split())[:400].rstrip("."), [])
+    given += [Named("result", signature.return_annotation, value) for value in result]
+    fault = first_fault(given, own) or Fault("The call", "does not fit its annotations", [])
+    raise _Violation(fault, owner)
 
 
 def _array_fields(cls: type) -> dict[str, Any]:
     """The fields of a module whose annotation is an array, or may be one."""
-    if cls not in _CACHE:
+    known = _CACHE.get(cls)
+    if known is None:
         found: dict[str, Any] = {}
         if issubclass(cls, eqx.Module):
             hints = _resolved(cls)
@@ -268,8 +256,8 @@ def _array_fields(cls: type) -> dict[str, Any]:
                 hint = hints.get(field.name, field.type)
                 if any(_hints.is_array_hint(option) for option in _hints.alternatives(hint)):
                     found[field.name] = hint
-        _CACHE[cls] = found
-    return _CACHE[cls]
+        known = _CACHE[cls] = found
+    return known
 
 
 def _resolved(cls: type) -> dict[str, Any]:
@@ -279,17 +267,17 @@ def _resolved(cls: type) -> dict[str, Any]:
         return {}
 
 
-def _bind_fields(module: eqx.Module) -> None:
+def _bind_fields(module: Any) -> None:
     """Binds the axis words of a module's array fields in the current scope.
 
     An array of another rank or dtype than its annotation's says nothing: stacked for a scan,
     quantised, replaced by an adapter, or a description of an array.
     """
-    values = vars(module)
+    values = vars(module) if isinstance(module, eqx.Module) else {}
     for name, hint in _array_fields(type(module)).items():
         value = values.get(name)
         if isinstance(value, jax.Array):
-            _hints.fits(value, hint)
+            _hints.holds(value, hint)
 
 
 def _fields_first(cls: type, own: Callable[[Any], None] | None) -> Callable[[Any], None]:

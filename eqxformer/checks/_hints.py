@@ -1,23 +1,30 @@
 """Annotations taken apart and compared, and annotations and values as short text."""
 
+import contextlib
+import functools
+import inspect
 import itertools
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Annotated, Any, Literal, Union
 
 import jax
 import numpy as np
 from beartype import BeartypeConf
 from beartype.door import is_bearable
-from jaxtyping import AbstractArray
+from jaxtyping import AbstractArray, PyTree, jaxtyped
+
+Test = Callable[[Any], bool]
 
 CONF = BeartypeConf(is_pep484_tower=True)  # an int serves where a float is asked for
 
 _LONGEST = 40  # characters of a value's repr in a message
 _MOST_ITEMS = 256  # of a container are looked at
 _CONTAINERS = (Sequence, Mapping, Set)
+# The same for classes: the numbers that serve where one of these is asked for.
+_TOWER: dict[Any, Any] = {float: (float, int), complex: (complex, float, int)}
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -33,10 +40,125 @@ def fits(value: Any, hint: Any) -> bool:
 
 def holds(value: Any, hint: Any) -> bool:
     """As `fits`, over the items of a container, where `fits` looks at one of many, at random."""
-    return any(
-        fits(value, option) and all(holds(item, part) for _, part, item in elements(option, value))
-        for option in alternatives(hint)
-    )
+    known = test(hint)
+    try:
+        return known is None or known(value)
+    except Exception:
+        return True
+
+
+def test(hint: Any) -> Test | None:
+    """What tells whether a value satisfies `hint` as `holds` does; None where every value does.
+
+    Made once for each hint: to take one apart takes longer than to compare most values.
+    """
+    try:
+        return _known_test(hint)
+    except TypeError:  # a hint that has no hash
+        return _new_test(hint)
+
+
+@functools.lru_cache(maxsize=4096)
+def _known_test(hint: Any) -> Test | None:
+    return _new_test(hint)
+
+
+def _new_test(hint: Any) -> Test | None:
+    if hint in (Any, object, inspect.Parameter.empty):
+        return None
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:  # which may ask for more than the type does
+        tests = [_test_of_type(hint), test(args[0])]
+        return _all([each for each in tests if each is not None])
+    if origin is Literal:
+        return lambda value: any(isinstance(value, type(arg)) and value == arg for arg in args)
+    options = alternatives(hint)
+    if len(options) > 1 or options[0] is not hint:
+        options.sort(key=lambda option: len(arrays(option)))  # None is soon told
+        tests = [test(option) for option in options]
+        known = [each for each in tests if each is not None]
+        return _any(known) if len(known) == len(tests) else None
+    if isinstance(origin, type) and issubclass(origin, Sequence) and args:
+        return _test_of_sequence(hint, origin, args)
+    tests = [_test_of_type(hint), _test_of_items(hint)]
+    return _all([each for each in tests if each is not None])
+
+
+def _any(tests: Sequence[Test]) -> Test:
+    def fits_one(value: Any) -> bool:
+        for each in tests:  # noqa: SIM110  a loop costs less than `any`
+            if each(value):
+                return True
+        return False
+
+    return fits_one
+
+
+def _all(tests: Sequence[Test]) -> Test | None:
+    if len(tests) < 2:
+        return tests[0] if tests else None
+    return lambda value: all(each(value) for each in tests)
+
+
+def _test_of_type(hint: Any) -> Test | None:
+    """As `beartype` does; None for a hint that it cannot decide about."""
+    with jaxtyped("context"):  # of the tries, nothing is kept
+        if isinstance(hint, type):
+            classes = _TOWER.get(hint, hint)
+            with contextlib.suppress(TypeError):  # a dictionary of known keys, a protocol
+                isinstance(None, classes)
+                return lambda value: isinstance(value, classes)
+        with contextlib.suppress(Exception):
+            is_bearable(None, hint, conf=CONF)
+            return lambda value: is_bearable(value, hint, conf=CONF)
+    return None
+
+
+def _test_of_sequence(hint: Any, origin: type, args: tuple[Any, ...]) -> Test:
+    """As `beartype`, which looks at one item, and at the first ones by themselves."""
+    fixed = len(args) if origin is tuple and args[-1] is not Ellipsis else None
+    many, items = _test_of_type(hint), _test_of_items(hint)
+
+    def holds_them(value: Any) -> bool:
+        if not isinstance(value, origin) or fixed not in (None, len(value)):
+            return False
+        if len(value) > _MOST_ITEMS and many is not None and not many(value):
+            return False
+        return items is None or items(value)
+
+    return holds_them
+
+
+def _test_of_items(hint: Any) -> Test | None:
+    """What tells of the items of a container; None for what has no items, or any."""
+    parts = typing.get_args(hint) if has_items(hint) else ()
+    if all(part is Ellipsis or test(part) is None for part in parts):
+        return None
+
+    def items_hold(value: Any) -> bool:
+        found = ((test(part), item) for _, part, item in elements(hint, value))
+        return all(known is None or known(item) for known, item in found)
+
+    return items_hold
+
+
+def arrays(hint: Any) -> list[Any]:
+    """The annotations of arrays, and of trees that may have some, in `hint`."""
+    if isinstance(hint, type):
+        return [hint] if issubclass(hint, AbstractArray | PyTree) else []
+    options = alternatives(hint)
+    if len(options) > 1 or options[0] is not hint:
+        return [array for option in options for array in arrays(option)]
+    parts = [p for a in typing.get_args(hint) for p in (a if isinstance(a, list) else [a])]
+    return [array for part in parts for array in arrays(part)]
+
+
+def asks_for_arguments(array: Any) -> bool:
+    """Whether an axis of an array, or of a tree's, is an expression with arguments in braces."""
+    leaves = getattr(array, "leaftype", None)
+    if leaves is None:
+        return "{" in getattr(array, "dim_str", "")
+    return any(map(asks_for_arguments, arrays(leaves)))
 
 
 def is_array_hint(hint: Any) -> bool:
