@@ -1,5 +1,7 @@
 """Gradients of a batch, some rows at a time: those of the whole batch."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ import pytest
 import eqxformer as ef
 from eqxformer.training.accumulation import accumulated
 from tests.helpers.compare import assert_close
-from tests.helpers.hot import hot
+from tests.helpers.hot import cast
+from tests.helpers.models import filled
 from tests.training.tiny import Noisy
 
 ROWS, SEQ = 7, 6
@@ -17,17 +20,21 @@ TOKENS = np.random.default_rng(0).integers(0, 11, (ROWS, SEQ)).astype(np.int32)
 RAGGED = np.arange(SEQ) < np.array([6, 2, 5, 0, 3, 6, 4])[:, None]  # a row counts for nothing
 
 
+compiled = eqx.filter_jit(accumulated)
+
+
+@functools.cache
 def decoder(experts=False):
-    config = ef.families.gpt(vocab=11, dim=8, layers=2, heads=2, context=8)
+    config = ef.families.gpt(vocab=11, dim=8, layers=1, heads=2, context=8)
     if experts:
         mixture = ef.Experts.Config(count=3, top=2, expert=ef.MLP.Config(hidden=8))
-        config = config.edit("blocks.1", feed_forward=mixture)
-    return hot(config.build(key=jax.random.key(0)), jax.random.key(1))
+        config = config.edit("blocks.0", feed_forward=mixture)
+    return filled(config)
 
 
+@functools.cache
 def seq2seq():
-    config = ef.families.transformer(vocab=11, dim=8, layers=1, heads=2, hidden=16)
-    return hot(config.build(key=jax.random.key(0)), jax.random.key(1))
+    return filled(ef.families.transformer(vocab=11, dim=8, layers=1, heads=2, hidden=16))
 
 
 def ravel(tree):
@@ -50,31 +57,34 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("microbatch", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("case", CASES)
-def test_it_equals_one_large_batch(case, microbatch):
+@functools.cache
+def case_and_whole(case):
+    """A model, a loss, a batch, and the loss and the slopes of all of it at once."""
     build, loss, batch = CASES[case]
     model = jax.tree.map(lambda x: 0.5 * x if eqx.is_array(x) else x, build())  # rounds less
+    whole = eqx.filter_jit(eqx.filter_value_and_grad(lambda m: loss(m, batch).mean))(model)
+    return model, loss, batch, whole
 
-    @eqx.filter_jit
-    def whole(model):
-        return eqx.filter_value_and_grad(lambda m: loss(m, batch).mean)(model)
 
-    @eqx.filter_jit
-    def pieces(model):
-        value, gradients = accumulated(loss, model, batch, microbatch=microbatch, key=None)
-        return value.mean, gradients
-
-    (value, gradients), (wanted, slopes) = pieces(model), whole(model)
-    assert_close(value, wanted, 1e-6)
+# Seven rows one by one, in threes with one left over, in one part that is full, and in one that
+# is not; how a loss weighs its tokens is none of their business, so one of them serves the third.
+@pytest.mark.parametrize(
+    ("case", "microbatch"),
+    [(case, rows) for case in ("decoder", "pairs") for rows in (1, 3, 7, 100)]
+    + [("all tokens", 3)],
+)
+def test_it_equals_one_large_batch(case, microbatch):
+    model, loss, batch, (wanted, slopes) = case_and_whole(case)
+    value, gradients = compiled(loss, model, batch, microbatch=microbatch, key=None)
+    assert_close(value.mean, wanted, 1e-6)
     assert jax.tree.structure(gradients) == jax.tree.structure(slopes)
     gradients, slopes = ravel(gradients), ravel(slopes)
     assert jnp.linalg.norm(gradients - slopes) < 1e-6 * jnp.linalg.norm(slopes)
 
 
 def test_a_batch_that_counts_for_nothing_has_no_gradient():
-    batch = ef.TokenBatch(TOKENS, np.zeros_like(RAGGED))
-    value, gradients = accumulated(ef.NextToken(), decoder(), batch, microbatch=2, key=None)
+    loss, batch = CASES["decoder"][1], ef.TokenBatch(TOKENS, np.zeros_like(RAGGED))
+    value, gradients = compiled(loss, decoder(), batch, microbatch=3, key=None)
     assert value.mean == 0
     assert all((g == 0).all() for g in jax.tree.leaves(gradients))
 
@@ -82,8 +92,9 @@ def test_a_batch_that_counts_for_nothing_has_no_gradient():
 def test_metrics_of_routers_are_means_over_tokens():
     """Of each microbatch's own balance, so only microbatches of all rows are as the whole."""
     model, batch = decoder(experts=True), ef.TokenBatch(TOKENS)
-    value, _ = accumulated(ef.NextToken(), model, batch, microbatch=3, key=None)
-    parts = [ef.NextToken()(model, ef.TokenBatch(TOKENS[i : i + 3])) for i in (0, 3, 6)]
+    value, _ = compiled(ef.NextToken(), model, batch, microbatch=3, key=None)
+    loss = eqx.filter_jit(ef.NextToken())
+    parts = [loss(model, ef.TokenBatch(TOKENS[i : i + 3])) for i in (0, 3, 6)]
     wanted = sum(parts, ef.Loss.zero()).means()
     assert set(wanted) == {"loss", "load_balance", "router_z"}
     assert_close(value.means(), wanted, 1e-6)
@@ -91,13 +102,11 @@ def test_metrics_of_routers_are_means_over_tokens():
 
 def test_gradients_of_a_small_type_are_summed_in_float32():
     """Of 256 equal rows, each would be lost beside the sum of the others."""
-    model = jax.tree.map(
-        lambda x: x.astype(jnp.bfloat16) if eqx.is_inexact_array(x) else x, decoder()
-    )
+    model = cast(decoder(), jnp.bfloat16)
     one = ef.TokenBatch(TOKENS[:1])
     many = ef.TokenBatch(np.repeat(TOKENS[:1], 256, 0))
-    _, wanted = accumulated(ef.NextToken(), model, one, microbatch=1, key=None)
-    _, found = eqx.filter_jit(accumulated)(ef.NextToken(), model, many, microbatch=1, key=None)
+    _, wanted = compiled(ef.NextToken(), model, one, microbatch=1, key=None)
+    _, found = compiled(ef.NextToken(), model, many, microbatch=1, key=None)
     assert {g.dtype for g in jax.tree.leaves(found)} == {jnp.dtype("bfloat16")}
     assert_close(found, wanted, 1e-2)
 
