@@ -241,9 +241,11 @@ def test_what_is_not_computed_or_cannot_be_brought_out_is_an_error_that_says_so(
     with pytest.raises(ValueError, match="`norm` is not computed by this call"):
         look()
     inside = ef.capture(model, "embedding", call=eqx.filter_jit(lambda m: m.embedding(TOKENS)))
+    with pytest.raises(ValueError, match="`embedding` is computed under .* without `jit`"):
+        jax.eval_shape(lambda: inside()[0])
     for _ in range(2):  # also when the program is there already
         with pytest.raises(ValueError, match="`embedding` is .*computed"):
-            inside()
+            run(inside)
     _, seen = ef.capture(model, "embedding", call=lambda model: model.embedding(TOKENS))()
     with pytest.raises(KeyError, match=r"`embeding` was not captured. Did you mean `embedding`"):
         seen["embeding"]
