@@ -102,6 +102,11 @@ def tap(part: Any, site: str, value: Any, batch: tuple[int, ...] | None = None) 
     return value
 
 
+def untapped(part: Any) -> Any:
+    """The part without its own taps, for whoever offers its input and output to them himself."""
+    return eqx.tree_at(_held, part, ()) if _held(part) else part
+
+
 def is_tapped(part: Any, *sites: str) -> bool:
     """Whether a part holds taps at one of these sites."""
     return any(each.site in sites for each in _held(part))
