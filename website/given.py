@@ -77,6 +77,9 @@ def decoder(path: pathlib.Path) -> None:
     config = ef.families.llama(vocab=tokenizer.vocab, dim=32, layers=4, heads=4, hidden=64)
     ef.save_pretrained(config.build(key=jax.random.key(0)), path, model_type="llama")
     tokenizer.save(path / "tokenizer.json")
+    settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    settings["max_position_embeddings"] = 256  # what it would have been trained with
+    (path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
     (path / "chat_template.jinja").write_text(template, encoding="utf-8")
 
