@@ -82,7 +82,7 @@ CHANGED = (
     ),
     Changed(
         r"\beqxformer bench gpt2\b",
-        "eqxformer bench gpt2 --batch 1 --seq 32",
+        "eqxformer bench gpt2 --batch 1 --seq 32 --question forward",
         "made for a GPU",
     ),
     Changed(
