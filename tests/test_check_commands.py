@@ -1,5 +1,6 @@
 """The release check: the commands of the pages, and what stands in for what they name."""
 
+import os
 import pathlib
 import re
 import sys
@@ -26,7 +27,11 @@ $ eqxformer info gpt2
 ```
 
 ```text
-not a command
+no command, but what one prints
+```
+
+```text
+neither
 ```
 
 `eqxformer train` is a name, `eqxformer train
@@ -45,9 +50,22 @@ def test_commands_are_what_a_shell_runs_at_once():
         (4, "eqxformer train --set a=1"),
         (6, 'export A=1\nfirst &\nsecond "# no comment"'),
         (12, "eqxformer info gpt2"),
-        (20, "eqxformer train --help"),
-        (21, "pytest -n0"),
+        (24, "eqxformer train --help"),
+        (25, "pytest -n0"),
     ]
+
+
+def test_a_fence_behind_that_of_a_command_is_what_it_prints():
+    said = {each.text: each.said for each in shell.commands({"page.md": PAGE})}
+    assert said.pop("eqxformer info gpt2") == "no command, but what one prints\n"
+    assert not any(said.values())
+
+
+def test_a_command_must_print_what_the_page_says(shop, capsys):
+    assert check_commands.tried(shell.Command("page", 1, "echo one; echo two", "one\n"), shop)
+    assert not check_commands.tried(shell.Command("page", 1, "echo two", "one\n"), shop)
+    assert "The page says that it prints:\n          | one" in capsys.readouterr().out
+    assert not check_commands.tried(shell.Command("page", 1, "echo one; false", "one\n"), shop)
 
 
 def test_the_examples_of_every_help_text_are_commands():
@@ -116,8 +134,8 @@ def test_what_is_not_run_has_a_reason():
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
     """A workshop whose checkout is one file."""
-    for name in ("PATH", "JAX_COMPILATION_CACHE_DIR"):
-        monkeypatch.setenv(name, "")  # put back afterwards
+    for name in ("PATH", "XLA_FLAGS", "EQXFORMER_CHECKS", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # put back afterwards
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     monkeypatch.setattr(workshop, "CHECKOUT", ("LICENSE",))
     return workshop.Workshop(tmp_path)

@@ -5,8 +5,8 @@
     python -m website.check_commands --list                # what would be run, and what instead
 
 What is run otherwise than it is written, or not at all, stands in `website/stand_ins.py` with the
-reason; what a page presupposes is made by `website/given.py`. Exit code 1 where a command fails, or
-where an entry of these files serves no command.
+reason; what a page presupposes is made by `website/given.py`. Exit code 1 where a command fails or
+does not print what the page says, or where an entry of these files serves no command.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from website import workshop
 from website.shell import Command, commands
 from website.stand_ins import changed, idle, reason_not_to_run
-from website.workshop import Ran, Workshop
+from website.workshop import Workshop
 
 SHOWN = 25  # lines of the output of one that fails
 
@@ -73,7 +73,7 @@ def checked(wanted: list[Command]) -> list[str]:
                 if reason is not None:
                     left.append(each)
                     print(f"        not run  {each.text}\n                 {reason}", flush=True)
-                elif not tried(each, places).well:
+                elif not tried(each, places):
                     failed.append(f"{page}:{each.line}: {each.text}")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
@@ -85,16 +85,20 @@ def checked(wanted: list[Command]) -> list[str]:
     return failed
 
 
-def tried(command: Command, places: Workshop) -> Ran:
-    """Runs a command and prints how it ended."""
+def tried(command: Command, places: Workshop) -> bool:
+    """Runs a command, prints how it ended, and says whether that is as the page has it."""
     place = places.place(command.page)
     places.prepare(command.text, place)
     ran = workshop.run(changed(command.text), place)
-    print(f"{ran.seconds:7.1f} s  {'ok' if ran.well else 'FAILED':6} {as_run(command.text)}")
-    if not ran.well:
+    well = ran.well and command.said in ran.printed
+    print(f"{ran.seconds:7.1f} s  {'ok' if well else 'FAILED':6} {as_run(command.text)}")
+    if not well:
         print(*(f"          | {line}" for line in ran.printed.splitlines()[-SHOWN:]), sep="\n")
+    if ran.well and not well:
+        print("          The page says that it prints:")
+        print(*(f"          | {line}" for line in command.said.splitlines()), sep="\n")
     sys.stdout.flush()
-    return ran
+    return well
 
 
 def as_run(text: str) -> str:

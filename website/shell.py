@@ -24,6 +24,7 @@ FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```",
     flags=re.DOTALL | re.MULTILINE,
 )
+SAID = re.compile(r"\n\n```(?:text)?\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 SHELLS = ("sh", "bash", "console")
 SPAN = re.compile(
     r"(?<!`)`((?:eqxformer\s+[a-z]+\s+|python\s+|pip\s+install\s+|pytest\s+)[^`]+)`(?!`)"
@@ -31,11 +32,16 @@ SPAN = re.compile(
 
 
 class Command(NamedTuple):
-    """A command: the page that has it, the line there on which it begins, and its text."""
+    """A command: the page that has it, the line there on which it begins, and its text.
+
+    `said` is what the page says that it prints, perhaps among other things: a fence of no language
+    right behind that of the command.
+    """
 
     page: str
     line: int
     text: str
+    said: str = ""
 
 
 def pages() -> dict[str, str]:
@@ -82,8 +88,11 @@ def fenced(page: str, text: str) -> Iterator[Command]:
         if fence["language"] in SHELLS:
             line = text.count("\n", 0, fence.start("body")) + 1
             body = textwrap.dedent(fence["body"])
-            for number, each in lines(body, prompted=fence["language"] == "console"):
-                yield Command(page, line + number, each)
+            found = list(lines(body, prompted=fence["language"] == "console"))
+            behind = SAID.match(text, fence.end())
+            for place, (number, each) in enumerate(found, 1):
+                said = behind[1] if behind is not None and place == len(found) else ""
+                yield Command(page, line + number, each, said)
 
 
 def lines(body: str, prompted: bool = False) -> Iterator[tuple[int, str]]:
