@@ -15,7 +15,7 @@ _EXAMPLES = """\b
 Examples:
   eqxformer recompilations train text --steps 5
   eqxformer recompilations generate runs/text-20250101-120000 --prompt "What is"
-  eqxformer recompilations my_training.py --its-own option
+  eqxformer recompilations train.py
 """
 
 
