@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import eqxformer as ef
+from website.drawings_of_parts import PARTS
 from website.svg import Drawing
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "docs" / "pictures"
@@ -324,6 +325,7 @@ DRAWINGS: dict[str, Callable[[], Drawing]] = {
         cache,
         experts,
         training,
+        *PARTS,
     )
 }
 

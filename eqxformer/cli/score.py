@@ -1,7 +1,9 @@
 """`eqxformer score`: how likely a model finds a text."""
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,7 +26,12 @@ Examples:
 @click.argument("source", metavar="SOURCE")
 @click.option("--text", help="The text.")
 @click.option("--file", type=click.Path(path_type=Path), help="The text from a file; - is stdin.")
-@click.option("--window", type=int, help="Tokens that are seen at once.  [default: as many as can]")
+@click.option(
+    "--window",
+    type=int,
+    help="Tokens that are seen at once.  [default: as many as the model has positions for, or its "
+    "checkpoint was trained with]",
+)
 @click.option("--tokens", is_flag=True, help="Print every token with its log-probability.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of weights.")
 def score(
@@ -49,7 +56,7 @@ def score(
         ids, words = encode(given)
         if not isinstance(model, DecoderLM):
             raise ValueError(f"A text is scored by a decoder; this is {type(model).__name__}.")
-        room = positions_of(model.config)
+        room = _room(model.config)
         if window is None and room is not None:
             window = min(room, len(ids))
         numbers = score_rows(model, [ids], window=window)[0]
@@ -65,3 +72,16 @@ def score(
     click.echo(f"log-probability   {total:,.4f} nats, {mean:.4f} a token")
     click.echo(f"perplexity        {math.exp(-mean):,.4f}")
     click.echo(f"bits a byte       {-total / math.log(2) / size:.4f} of {size:,} bytes")
+
+
+def _room(config: Any) -> int | None:
+    """How many tokens a model may see at once; None if nothing says so.
+
+    Rotary positions have no end, but a checkpoint says up to which it was trained; behind it the
+    numbers would be those of a model that is lost.
+    """
+    said = {} if config.origin is None else json.loads(config.origin.settings)
+    trained, there = said.get("max_position_embeddings"), positions_of(config)
+    if not isinstance(trained, int) or trained < 2:
+        return there
+    return trained if there is None else min(trained, there)

@@ -6,8 +6,8 @@ import click
 @click.command(
     epilog="""\b
 Examples:
-  eqxformer tour                 a stop at a time, any key for the next
-  eqxformer tour --all | less    all at once
+  eqxformer tour                 # a stop at a time, any key for the next
+  eqxformer tour --all | less    # all at once
 """
 )
 @click.option("--all", "everything", is_flag=True, help="Do not wait for a key between stops.")

@@ -65,7 +65,7 @@ Examples:
   eqxformer train --out runs/book --resume
   eqxformer train --mesh fsdp=4,tensor=2
   eqxformer train --dry-run
-  eqxformer train --set model.blocks.*.attention.heads=8 --set optimizer.learning_rate.peak=1e-3
+  eqxformer train --set 'model.blocks.*.attention.heads=8' --set optimizer.learning_rate.peak=1e-3
 """
 
 

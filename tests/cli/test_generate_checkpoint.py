@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import math
 import shutil
 import sys
@@ -164,6 +165,23 @@ def test_a_long_text_is_scored_in_windows(command, checkpoint, tmp_path):
     narrow = command("score", checkpoint, "--file", tmp_path / "long.txt", "--window", 8)[1]
     assert out.splitlines()[0] == narrow.splitlines()[0]
     assert out != narrow
+
+
+def test_a_text_is_scored_in_windows_as_long_as_the_checkpoint_was_trained_with(
+    command, checkpoint, tmp_path
+):
+    place, long = tmp_path / "llama", tmp_path / "long.txt"
+    config = ef.families.llama(vocab=300, dim=16, layers=1, heads=2, hidden=16)
+    ef.save_pretrained(config.build(key=jax.random.key(0)), place)
+    shutil.copy(checkpoint / "tokenizer.json", place)
+    long.write_text("17 times 18 " * 50)
+    asked = ("score", place, "--file", long)
+    whole = command(*asked, "--window", 10_000)[1]
+    assert command(*asked)[1] == whole  # rotary positions, and no word of a length
+    settings = json.loads((place / "config.json").read_text())
+    settings["max_position_embeddings"] = 16
+    (place / "config.json").write_text(json.dumps(settings))
+    assert command(*asked)[1] == command(*asked, "--window", 16)[1] != whole
 
 
 def test_a_run_is_scored_by_its_characters(command, trained):
