@@ -13,7 +13,7 @@ import pytest
 from eqxformer.training.run_directory import RunDirectory
 
 COMMAND = [sys.executable, "-m", "eqxformer.cli"]
-QUICK = {**os.environ, "EQXFORMER_CHECKS": "0"}
+QUICK = {**os.environ, "EQXFORMER_CHECKS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def python(source):

@@ -107,10 +107,11 @@ def test_a_processor_does_what_the_loop_does_for_rows_of_all_lengths(name):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9, 10])
 def test_no_n_gram_of_any_size_comes_twice(size):
+    process = eqx.filter_jit(ef.NoRepeatNGram(size))
     for seed in range(3):
         rows, prompts = texts(7, seed)
         logits = logits_of(len(rows), 7, seed)
-        found = ef.NoRepeatNGram(size)(jnp.asarray(logits), seen_of(rows, prompts))
+        found = process(jnp.asarray(logits), seen_of(rows, prompts))
         expected = [twins.no_repeat(row, t, 0, size) for row, t in zip(logits, rows, strict=True)]
         np.testing.assert_array_equal(found, expected)
 
@@ -155,10 +156,9 @@ def test_under_vmap_a_processor_is_what_it_is_for_all_rows_at_once(name):
     rows, prompts = texts(7, 0)
     logits, seen = jnp.asarray(logits_of(16, 7)), seen_of(rows, prompts)
     groups = jax.tree.map(lambda x: x.reshape(4, 4, *x.shape[1:]), (logits, seen))
-    found = jax.vmap(EVERY[name][0])(*groups)
-    np.testing.assert_allclose(
-        found.reshape(16, 7), EVERY[name][0](logits, seen), rtol=1e-6, atol=1e-6
-    )
+    found = eqx.filter_jit(lambda each, *groups: jax.vmap(each)(*groups))(EVERY[name][0], *groups)
+    wanted = eqx.filter_jit(EVERY[name][0])(logits, seen)
+    np.testing.assert_allclose(found.reshape(16, 7), wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -187,7 +187,7 @@ def test_a_vocabulary_of_one_token_is_no_special_case(name):
         "no repeat": ef.NoRepeatNGram(4),
     }.get(name, EVERY[name][0])
     seen = ef.Seen.start(jnp.array([[0, 0]]), None, new=2).add(jnp.array([0]))
-    found = mild(jnp.array([[1.5]]), seen)
+    found = eqx.filter_jit(mild)(jnp.array([[1.5]]), seen)
     assert found.shape == (1, 1)
     forbids = name in ("bad words",)
     assert np.isfinite(found).all() != forbids

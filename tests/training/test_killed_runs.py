@@ -19,6 +19,7 @@ def begin(directory, moment=""):
     directory.mkdir(exist_ok=True)
     quick = {"EQXFORMER_CHECKS": "0", "JAX_COMPILATION_CACHE_DIR": str(directory.parent / "cache")}
     quick |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    quick |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.training.killed_run", str(directory), moment],
         cwd=ROOT,
