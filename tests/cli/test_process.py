@@ -94,7 +94,7 @@ def test_ctrl_c_leaves_a_usable_run_and_says_how_to_use_it(tmp_path):
     assert subprocess.run(asked, capture_output=True, env=QUICK).returncode == 0
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly(trained):
+def test_a_reader_that_goes_away_ends_the_command_quietly():
     command = " ".join([*COMMAND, "train", "--dry-run"])
     done = subprocess.run(
         f"{command} | head -n 1", shell=True, capture_output=True, text=True, env=QUICK

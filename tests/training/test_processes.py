@@ -55,6 +55,7 @@ class Together:
             "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
             "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as in this process
         }
         command = [sys.executable, "-m", "eqxformer.cli", "train", *map(str, arguments)]
         self.both = []
