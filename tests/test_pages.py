@@ -205,7 +205,8 @@ def test_every_command_of_the_docs_is_one_that_there_is():
         assert command is not None, each
         words = list(itertools.takewhile(lambda word: word not in ("|", ">"), words[2:]))
         try:
-            command.make_parser(click.Context(command)).parse_args(words)
+            context = click.Context(command, **command.context_settings)
+            command.make_parser(context).parse_args(words)
         except click.UsageError as error:
             pytest.fail(f"{each}: {error.format_message()}")
     assert seen > 80

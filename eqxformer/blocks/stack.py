@@ -16,7 +16,7 @@ from eqxformer.config import Config
 from eqxformer.constraints import constrain
 from eqxformer.keys import fold
 from eqxformer.layers.feed_forward import RouterLosses
-from eqxformer.layers.taps import collected, hand_on, through
+from eqxformer.layers.taps import collected, hand_on, taps_of_layers, through
 
 Remat = Literal["nothing_saved", "dots_saved"] | None
 Runs = tuple[tuple[AbstractBlock.Config, int], ...]
@@ -253,6 +253,7 @@ def _scan(step: Callable[..., Any], size: int) -> Callable[..., Any]:
 
 
 def _slice(group: AbstractBlock, index: int | slice) -> AbstractBlock:
+    group = taps_of_layers(group, index)
     return jax.tree.map(lambda leaf: _slice_leaf(leaf, index) if _is_array(leaf) else leaf, group)
 
 

@@ -15,6 +15,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "score": ("eqxformer.cli.score:score", "See how likely a model finds a text."),
     "info": ("eqxformer.cli.info:info", "See what a checkpoint or a preset is, and what it needs."),
     "inspect": ("eqxformer.cli.inspect:inspect", "See what the compiler makes of a model."),
+    "recompilations": (
+        "eqxformer.cli.recompilations:recompiled",
+        "See what a script or a command compiles, and why again.",
+    ),
     "draw": ("eqxformer.cli.draw:draw", "Draw blocks, attention, masks, positions or losses."),
     "convert": ("eqxformer.cli.convert:convert", "Write a checkpoint in another type or format."),
     "bench": ("eqxformer.cli.bench:bench", "See how fast this machine runs a model."),

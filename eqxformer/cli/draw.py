@@ -16,7 +16,7 @@ from eqxformer.inspect import pictures
 from eqxformer.inspect.capture import capture
 from eqxformer.inspect.sites import sites
 from eqxformer.layers.biases import PositionBias
-from eqxformer.layers.masks import Causal, Mask, Window, join
+from eqxformer.layers.masks import Causal, Mask, join
 from eqxformer.layers.positions import Positions
 from eqxformer.layers.rotary import Rotary
 from eqxformer.models.decoder_lm import DecoderLM
@@ -167,13 +167,11 @@ def _mask_of(config: Config, path: str) -> Mask:
         raise ValueError(f"`{path}` is no self-attention; there are {', '.join(inside[:8])}.")
     side: Any = every[path.partition("blocks.")[0].rstrip(".")]
     causal = isinstance(side, DecoderLM.Config) or getattr(side, "direction", "") == "causal"
-    window = getattr(part, "window", None)
-    found: list[Mask] = [Causal()] if causal else []
-    if window is not None:
-        found.append(Window(*window) if isinstance(window, tuple) else Window(window - 1, 0))
-    if not found:
+    found = (Causal() if causal else None, getattr(part, "reach", None))
+    mask = join(tuple(each for each in found if each is not None))
+    if mask is None:
         raise ValueError(f"In `{path}` every token may look at every other; there is no mask.")
-    return join(tuple(found))  # pyright: ignore[reportReturnType]
+    return mask
 
 
 def _positions(source: str, part: str | None, length: int) -> Any:

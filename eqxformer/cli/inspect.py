@@ -52,6 +52,7 @@ def inspect(
     SOURCE is as for `eqxformer info`. No weights are read or made: everything is traced on shapes,
     and compiled only for --hlo, --cost and --memory, on this machine. Without any of the four, the
     equations are counted. Whole texts of --jaxpr and --hlo go to files in --out, or else here.
+    What is compiled again, and why, is told by `eqxformer recompilations`.
     """
     with explained():
         skeleton = find(source).skeleton

@@ -1,17 +1,19 @@
 """Values inside of a model by name: captured while it runs, or replaced by others."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from eqxformer.config import nearest
 from eqxformer.inspect.sites import every_site, fits, matching, star
 from eqxformer.inspect.tapping import Wish, with_taps
-from eqxformer.layers.taps import Collector, collecting
+from eqxformer.layers.taps import Collector, collecting, receiving, sending
 
 
 class Captured(eqx.Module, Mapping[str, Any]):
@@ -57,11 +59,13 @@ class Capture(eqx.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Captured]:
         """The outputs, and what was captured on the way; arguments as those of what is called."""
-        with collecting() as collector:
-            if self.call is None:
-                outputs = self.model(*args, **kwargs)
-            else:
-                outputs = self.call(self.model, *args, **kwargs)
+        call = self.call or (lambda model, *args, **kwargs: model(*args, **kwargs))
+        if isinstance(jnp.zeros(()), jax.core.Tracer):  # compiled with all that is around it
+            with collecting() as collector:
+                outputs = call(self.model, *args, **kwargs)
+        else:
+            with _explained(), receiving() as collector:
+                outputs = call(sending(self.model), *args, **kwargs)
         return outputs, _captured(collector, self.asked)
 
 
@@ -78,9 +82,10 @@ def capture(
     rematerialised, and with caches. Where some of several scanned layers are named, these run by
     themselves; a cache is then made with `init_cache` of the capture's own `model`.
 
-    What the called function itself puts under a `jit`, a gradient or a loop cannot be captured:
-    put these around the capture. `ef.generate` is such a function; since a cache changes nothing,
-    a capture of all tokens, the prompt's and those made, gives the values of the whole generation.
+    What the called function itself puts under a `jit` or a loop, as `ef.generate` does, is sent to
+    the host while it runs, and given as a tuple: a value for each time that it was computed, here
+    one for the prompts and one for each step. That is for a capture that is not itself compiled,
+    and for one device; elsewhere put the transformation around the capture.
 
     Arguments:
         model: any module.
@@ -92,7 +97,8 @@ def capture(
     What is run several times over, as `Repeated` runs its blocks, gives its values stacked, or as a
     tuple where their shapes differ (a token table that two sides share).
 
-    Raises `ValueError` for a name that nothing has; when called, for one that was not computed.
+    Raises `ValueError` for a name that nothing has; when called, for one that was not computed, or
+    that cannot be brought out of what it was computed in.
 
     Example:
         >>> import equinox as eqx, eqxformer as ef, jax, jax.numpy as jnp
@@ -102,6 +108,10 @@ def capture(
         >>> logits, seen = eqx.filter_jit(look)(jnp.array([[1, 2, 3]]))
         >>> seen["blocks.1.attention.weights"].shape, seen["blocks.*.residual"].shape
         ((1, 4, 3, 3), (2, 1, 3, 16))
+        >>> look = ef.capture(model, "blocks.1.residual", call=ef.generate)
+        >>> made, seen = look([[1, 2, 3, 4]], max_new_tokens=3)
+        >>> [x.shape for x in seen["blocks.1.residual"]]
+        [(1, 4, 16), (1, 1, 16), (1, 1, 16)]
     """
     if not names:
         raise ValueError("`names` must name at least one value; got none. `ef.sites` lists all.")
@@ -156,15 +166,35 @@ def _captured(collector: Collector, asked: tuple[tuple[str, tuple[str, ...]], ..
     for wish, names in asked:
         if not any(name in found for name in names):
             raise ValueError(_not_computed(wish, names, collector.unreachable))
-    return Captured(tuple(found), tuple(_together(values) for values in found.values()))
+    arrays = (
+        tuple(jax.tree.map(jnp.asarray, values)) if name in collector.sent else _together(values)
+        for name, values in found.items()
+    )
+    return Captured(tuple(found), tuple(arrays))
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """What JAX refuses to send from a program, said in terms of the capture."""
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        if "effects" not in str(error).lower():
+            raise
+        raise ValueError(
+            "What is captured is computed under a transformation in what was called, out of which "
+            f"JAX sends nothing: {error} Values are sent from a jit or a loop on one device. "
+            "Elsewhere put the transformation around the capture; of a generation, capture one "
+            "call with all of its tokens."
+        ) from error
 
 
 def _not_computed(wish: str, names: tuple[str, ...], unreachable: set[str]) -> str:
     if unreachable.intersection(names):
         return (
             f"`{wish}` is computed under a transformation in what was called (a jit, a gradient, a "
-            "vmap, a loop), out of which it cannot be brought. Put the transformation around the "
-            "capture; of a generation, capture one call with all of its tokens."
+            "vmap, a loop), out of which it cannot be brought while the capture is compiled "
+            "itself. Put the transformation around the capture, or call the capture without `jit`."
         )
     return f"`{wish}` is not computed by this call."
 

@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -56,13 +56,20 @@ class Recompilation:
 
 
 @contextlib.contextmanager
-def recompilations() -> Iterator[list[Recompilation]]:
+def recompilations(
+    tell: Callable[[Recompilation], Any] | None = None,
+) -> Iterator[list[Recompilation]]:
     """Collects every compilation of a function of yours inside, with the argument that caused it.
 
     Functions under `jax.jit` and `eqx.filter_jit` are seen, those of eqxformer too, and not what
     JAX compiles of its own for single operations. Of several compilations of one function, the
     calls are compared: shapes, number types, and the values of what is no array. Only what this
     thread compiles is told; a function that was compiled before is new to the log.
+
+    Arguments:
+        tell: is called with each when it happens, such as `print`.
+
+    On the command line `eqxformer recompilations script.py`.
 
     Example:
         >>> import eqxformer as ef, jax, jax.numpy as jnp
@@ -84,6 +91,8 @@ def recompilations() -> Iterator[list[Recompilation]]:
             earlier = before.setdefault(call.key, [])
             log.append(call.compilation(duration_secs, earlier))
             earlier.append(call.arguments)
+            if tell is not None:
+                tell(log[-1])
 
     monitoring.register_event_duration_secs_listener(listener)
     try:

@@ -112,6 +112,13 @@ class Attention(AbstractAttention):
         def reads_positions(self) -> bool:
             return self.rotary is not None or self.bias is not None
 
+        @property
+        def reach(self) -> Window | None:
+            """The mask that `window` stands for."""
+            if isinstance(self.window, int):
+                return Window(self.window - 1, 0)
+            return None if self.window is None else Window(*self.window)
+
         def build(
             self, dim: int, *, source_dim: int | None = None, key: PRNGKeyArray
         ) -> "Attention":
@@ -279,7 +286,7 @@ class Attention(AbstractAttention):
         self, batch: tuple[int, ...], slots: int, dtype: DTypeLike = jnp.float32
     ) -> Cache:
         """An empty cache for `slots` tokens per row; a window keeps only its own length."""
-        window = self._window()
+        window = self.config.reach
         return empty_cache(
             batch,
             kv_heads=self.config.kv_heads or self.config.heads,
@@ -364,14 +371,8 @@ class Attention(AbstractAttention):
 
     def _mask(self, mask: Mask | None, cache: Cache | None) -> Mask | None:
         mask = mask if cache is None else for_cache(mask)
-        window = self._window()
+        window = self.config.reach
         return mask if window is None else join((*parts(mask), window))
-
-    def _window(self) -> Window | None:
-        window = self.config.window
-        if isinstance(window, int):
-            return Window(window - 1, 0)
-        return None if window is None else Window(*window)
 
 
 def _real(valid: Array) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from eqxformer.config import Config, takes_options
 from eqxformer.layers.linear import along_last
+from eqxformer.layers.taps import tap, untapped
 
 
 class Norm(eqx.Module):
@@ -124,7 +125,8 @@ def norm_each(
     every = eqx.filter_vmap(
         lambda norm, head: norm(head), in_axes=(eqx.if_array(0), -3), out_axes=-3
     )
-    return every(norms, x)
+    y = every(untapped(norms), tap(norms, "input", x))  # taps see all heads at once
+    return tap(norms, "output", y)
 
 
 def widen(x: Float[Array, "*any"]) -> Float[Array, "*any"]:

@@ -3,13 +3,16 @@
 A part says `x = tap(self, "weights", x)`. That is `x`, and adds nothing to a compiled program,
 unless the part holds taps: those that are named to `ef.capture` and `ef.patch` do. What a tap keeps
 must leave the transformations that the model itself makes as one of their results: `through` and
-`collected` see to that where blocks are rematerialised or scanned.
+`collected` see to that where blocks are rematerialised or scanned. Out of a `jit` or a loop of the
+function that is called, such as a generation, the running program sends it to the host.
 """
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import operator
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,6 +35,7 @@ class Tap(eqx.Module):
         site: which value of the part; `output` and `input` are there for every part.
         index: the head, of a value that has one for each; None for all.
         names: what the value is called: one name, or one for each layer that is stacked here.
+        sends: whether compiled programs may send what is kept to the host; see `sending`.
     """
 
     change: Any
@@ -39,6 +43,7 @@ class Tap(eqx.Module):
     site: str = eqx.field(static=True)
     index: int | None = eqx.field(static=True)
     names: tuple[str, ...] = eqx.field(static=True)
+    sends: bool = eqx.field(static=True, default=False)
 
     def __call__(self, value: Any) -> Any:
         own = value if self.index is None else self._head(value)
@@ -97,6 +102,11 @@ def tap(part: Any, site: str, value: Any, batch: tuple[int, ...] | None = None) 
     return value
 
 
+def untapped(part: Any) -> Any:
+    """The part without its own taps, for whoever offers its input and output to them himself."""
+    return eqx.tree_at(_held, part, ()) if _held(part) else part
+
+
 def is_tapped(part: Any, *sites: str) -> bool:
     """Whether a part holds taps at one of these sites."""
     return any(each.site in sites for each in _held(part))
@@ -118,18 +128,30 @@ class Collector:
     """Where taps put what they keep, while a function runs as Python.
 
     `unreachable` are the names of values in a transformation that nobody brings values out of, such
-    as a `jit` in the function that is called.
+    as a `jit` in the function that is called; `sent` those that programs have sent from there.
+
+    Arguments:
+        receives: whether values may be sent here by compiled programs, while they run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, receives: bool = False) -> None:
         self.entries: list[tuple[tuple[str, ...], Any]] = []
         self.unreachable: set[str] = set()
+        self.sent: set[str] = set()
+        self.receives = receives
         self._state = _trace_state()
 
-    def add(self, names: tuple[str, ...], value: Any, keep: Callable[[Array], Any] | None) -> None:
-        """Takes a value, or notes that it cannot be had."""
+    def add(
+        self, names: tuple[str, ...], value: Any, keep: Callable[[Array], Any] | None = None
+    ) -> None:
+        """Takes a value, has it sent, or notes that it cannot be had."""
         if _trace_state() == self._state:
+            if self.receives:
+                jax.effects_barrier()  # what was sent before comes before
             self.entries.append((names, value if keep is None else keep(value)))
+        elif self.receives:
+            kept = value if keep is None else keep(value)
+            jax.debug.callback(functools.partial(_arrived, names), kept, ordered=True)
         else:
             self.unreachable.update(names)
 
@@ -141,16 +163,67 @@ class Collector:
 _COLLECTOR: contextvars.ContextVar[Collector | None] = contextvars.ContextVar(
     "collector", default=None
 )
+_RECEIVER: list[Collector] = []  # the last is the one that is sent to; programs run in any thread
+_RECEIVING = threading.RLock()
 
 
 @contextlib.contextmanager
-def collecting() -> Iterator[Collector]:
+def collecting(receives: bool = False) -> Iterator[Collector]:
     """A collector for what is tapped inside; what is around gets nothing of it."""
-    token = _COLLECTOR.set(Collector())
+    collector = Collector(receives)
+    token = _COLLECTOR.set(collector)
     try:
-        yield _COLLECTOR.get()  # pyright: ignore[reportReturnType]
+        yield collector
     finally:
         _COLLECTOR.reset(token)
+
+
+@contextlib.contextmanager
+def receiving() -> Iterator[Collector]:
+    """A collector that compiled programs send to as well, all of it there at the end.
+
+    Of several threads, one at a time can have it. The model must be one from `sending`.
+    """
+    with _RECEIVING, collecting(receives=True) as collector:
+        _RECEIVER.append(collector)
+        try:
+            yield collector
+        finally:
+            jax.effects_barrier()  # also behind an error: what is under way is nobody else's
+            _RECEIVER.pop()
+
+
+def sending(model: Any) -> Any:
+    """The model with taps that may send: another one to `jit`, which keeps what it has compiled."""
+
+    return _each_tap(model, lambda each: dataclasses.replace(each, sends=True))
+
+
+def taps_of_layers(stacked: Any, index: int | slice) -> Any:
+    """Stacked layers, of which some are about to be taken, with taps that are named after these."""
+    index = slice(index, index + 1) if isinstance(index, int) else index
+
+    def named(each: Tap) -> Tap:
+        names = each.names[index] if len(each.names) > 1 else each.names  # one is of a shared part
+        return dataclasses.replace(each, names=names)
+
+    return _each_tap(stacked, named)
+
+
+def _each_tap(node: Any, change: Callable[[Tap], Tap]) -> Any:
+    """A copy in which every tap is changed."""
+
+    def changed(node: Any) -> Any:
+        return change(node) if isinstance(node, Tap) else node
+
+    return jax.tree.map(changed, node, is_leaf=lambda node: isinstance(node, Tap))
+
+
+def _arrived(names: tuple[str, ...], value: Any) -> None:
+    """Takes what a running program has sent."""
+    if _RECEIVER:
+        _RECEIVER[-1].entries.append((names, value))
+        _RECEIVER[-1].sent.update(names)
 
 
 def collected(function: Callable[..., Any]) -> Callable[..., tuple[Any, Taken]]:
@@ -161,7 +234,7 @@ def collected(function: Callable[..., Any]) -> Callable[..., tuple[Any, Taken]]:
         outer = _COLLECTOR.get()
         if outer is None:
             return function(*args, **kwargs), Taken((), ())
-        with collecting() as collector:
+        with collecting(outer.receives) as collector:
             result = function(*args, **kwargs)
         outer.unreachable |= collector.unreachable
         return result, collector.taken()
@@ -181,12 +254,13 @@ def hand_on(taken: Taken, layers: int | None = None) -> None:
         return
     pairs = list(zip(taken.names, taken.values, strict=True))
     if layers is None:
-        collector.entries += pairs
+        for names, value in pairs:
+            collector.add(names, value)
         return
     for i in range(layers):
         for names, value in pairs:
             own = names if len(names) == 1 else names[i : i + 1]  # one is of a part shared by all
-            collector.entries.append((own, jax.tree.map(operator.itemgetter(i), value)))
+            collector.add(own, jax.tree.map(operator.itemgetter(i), value))
 
 
 def through(

@@ -241,9 +241,40 @@ def test_what_is_not_computed_or_cannot_be_brought_out_is_an_error_that_says_so(
     with pytest.raises(ValueError, match="`norm` is not computed by this call"):
         look()
     inside = ef.capture(model, "embedding", call=eqx.filter_jit(lambda m: m.embedding(TOKENS)))
+    with pytest.raises(ValueError, match="`embedding` is computed under .* without `jit`"):
+        jax.eval_shape(lambda: inside()[0])
     for _ in range(2):  # also when the program is there already
         with pytest.raises(ValueError, match="`embedding` is .*computed"):
-            inside()
+            run(inside)
     _, seen = ef.capture(model, "embedding", call=lambda model: model.embedding(TOKENS))()
     with pytest.raises(KeyError, match=r"`embeding` was not captured. Did you mean `embedding`"):
         seen["embeding"]
+
+
+@pytest.mark.parametrize("layout", [ef.Unrolled(), ef.Scanned()])
+def test_norms_of_each_head_are_captured_and_replaced_with_all_heads_together(layout):
+    config = CONFIG.edit(blocks=CONFIG.blocks[:2], layout=layout)
+    norms = {"qk_norm": ef.LayerNorm.Config(), "qk_norm_over": "each_head"}
+    model = models.filled(config.edit("blocks.*.attention", rotary=None, **norms))
+    names = ("blocks.1.attention.query_norm.input", "blocks.1.attention.query_norm")
+    expected = run(model, TOKENS)
+    logits, seen = run(ef.capture(model, *names, "blocks.1.attention.queries"), TOKENS)
+    np.testing.assert_array_equal(logits, expected)
+    x, y = (seen[name] for name in names)
+    assert x.shape == y.shape == (2, 4, 5, 6)
+    norm = tuple(model.blocks)[1].attention.query_norm
+    for head in range(4):
+        one = np.asarray(x[:, head])
+        centred = one - one.mean(-1, keepdims=True)
+        spread = np.sqrt(np.square(centred).mean(-1, keepdims=True) + norm.config.eps)
+        weight, bias = (np.asarray(each[head]) for each in (norm.weight, norm.bias))
+        close(y[:, head], centred / spread * weight + bias)
+    close(seen["blocks.1.attention.queries"], y)
+    vector = jnp.arange(6.0)
+    patched = ef.patch(model, {names[1]: eqx.Partial(_add, vector)})
+    _, again = run(ef.capture(patched, "blocks.1.attention.queries"), TOKENS)
+    close(again["blocks.1.attention.queries"], _add(vector, y))
+
+
+def _add(vector, x):
+    return x + jnp.broadcast_to(vector, x.shape)
