@@ -101,6 +101,15 @@ def test_the_sources_and_pictures_of_a_page_are_there(page):
         assert (page.parent / picture).is_file(), picture
 
 
+def test_every_stop_of_the_tour_has_a_formula_a_drawing_shapes_and_lines_of_the_source():
+    page = (DOCS / "tour" / "index.md").read_text(encoding="utf-8")
+    stops = page.split("\n## ")[1:-1]  # the last one is a function that returns a tree
+    assert len(stops) > 15
+    for stop in stops:
+        for part in ("$$", "![", "| | shape |", ' "source")'):
+            assert part in stop, (stop.partition("\n")[0], part)
+
+
 def test_a_source_is_the_lines_of_the_file_without_its_docstring():
     file = pathlib.Path(ef.__file__).parent / "blocks" / "residual.py"
     shown = sources.piece(file, "Residual.__call__")

@@ -172,7 +172,6 @@ GIVEN = (
     Given(r"\bgoogle/flan-t5-small\b", translator),
     Given(r"\bpath/to/all-MiniLM-L6-v2\b", sentence_encoder),
     Given(r"\bruns/mine\b", gpt),
-    Given(r"\bruns/book\b", run),
     Given(r"\bruns/text-\d{8}-\d{6}\b", run),
     Given(r"\btrain\.py\b", script),
 )

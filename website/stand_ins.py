@@ -37,7 +37,7 @@ NOT_RUN = (
 SHORT = {
     "attention": "--lengths 16 --tokens 32 --repetitions 1",
     "call_overhead": "--layers 1 --repetitions 1",
-    "compile_time": "--depths 1 2 --dim 32 --seq 16 --batch 2 --repetitions 1",
+    "compile_time": "--depths 1 2 --dim 48 --seq 16 --batch 2 --repetitions 1",
     "cross_entropy": "--vocab 65 --tokens 64 --dim 16 --repetitions 1",
     "forward": "--sizes vpj --batch 1 --repetitions 1",
     "generation": "--batches 1 --prompt 4 --new 4 --repetitions 1",
