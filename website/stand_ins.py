@@ -72,9 +72,9 @@ CHANGED = (
         "one CPU passes for eight devices",
     ),
     Changed(
-        r"^srun\b",
-        "XLA_FLAGS=--xla_force_host_platform_device_count=16 srun",
-        "`website/srun.py` starts two tasks, each with half of the 32 devices",
+        r"^srun (.*)--mesh fsdp=8,tensor=4",
+        r"XLA_FLAGS=--xla_force_host_platform_device_count=2 srun \1--mesh fsdp=2,tensor=2",
+        "`website/srun.py` starts two tasks, each with two devices; 32 would compile for an hour",
     ),
     *(
         Changed(rf"^(python benchmarks/{name}\.py\b.*)$", rf"\1 {short}", "hours of measuring")

@@ -29,7 +29,7 @@ Examples:
   eqxformer draw blocks llama-3.1-8b --out llama.svg
   eqxformer draw attention runs/text-20250101-120000 --text "the end" --part blocks.0.attention
   eqxformer draw mask gemma-2-2b --part blocks.0.attention --length 12 --out mask.pdf
-  eqxformer draw positions gpt2
+  eqxformer draw positions qwen3-0.6b
   eqxformer draw losses runs/text-20250101-120000
 """
 
