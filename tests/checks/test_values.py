@@ -77,7 +77,7 @@ FITS = [
 ]
 
 
-@pytest.mark.parametrize(("hint", "value", "fits"), FITS, ids=str)
+@pytest.mark.parametrize(("hint", "value", "fits"), FITS)
 def test_a_value_fits_or_does_not(hint, value, fits):
     with jaxtyped("context"):
         assert _hints.holds(value, hint) is fits

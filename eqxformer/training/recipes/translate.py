@@ -2,8 +2,8 @@
 
 Sizes, dropout and label smoothing are those with which a tiny transformer reaches BLEU 41.02 on
 Multi30k, English to German (Wu et al. 2021, Good for Misconceived Reasons). Unlike theirs it is
-pre-norm, which learns faster from the start, its steps have half as many tokens, and its learning
-rate goes to zero in the last third of the steps.
+pre-norm, which learns faster from the start, its steps have a quarter as many tokens, and its
+learning rate goes to zero in the last third of the steps.
 """
 
 import hashlib
