@@ -84,7 +84,7 @@ def capture(
 
     What the called function itself puts under a `jit` or a loop, as `ef.generate` does, is sent to
     the host while it runs, and given as a tuple: a value for each time that it was computed, here
-    one for the prompts and one for each step. That is for a capture that is not itself compiled,
+    one for the prompts, with the padding behind them, and one for each step. That is for a capture that is not itself compiled,
     and for one device; elsewhere put the transformation around the capture.
 
     Arguments:
@@ -111,7 +111,7 @@ def capture(
         >>> look = ef.capture(model, "blocks.1.residual", call=ef.generate)
         >>> made, seen = look([[1, 2, 3, 4]], max_new_tokens=3)
         >>> [x.shape for x in seen["blocks.1.residual"]]
-        [(1, 4, 16), (1, 1, 16), (1, 1, 16)]
+        [(1, 16, 16), (1, 1, 16), (1, 1, 16)]
     """
     if not names:
         raise ValueError("`names` must name at least one value; got none. `ef.sites` lists all.")
