@@ -84,8 +84,9 @@ def capture(
 
     What the called function itself puts under a `jit` or a loop, as `ef.generate` does, is sent to
     the host while it runs, and given as a tuple: a value for each time that it was computed, here
-    one for the prompts, with the padding behind them, and one for each step. That is for a capture that is not itself compiled,
-    and for one device; elsewhere put the transformation around the capture.
+    one for the prompts, with the padding behind them, and one for each step. That is for a capture
+    that is not itself compiled, and for one device; elsewhere put the transformation around the
+    capture.
 
     Arguments:
         model: any module.
