@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import shutil
 from importlib.metadata import version
 
 os.environ.setdefault("EQXFORMER_CHECKS", "1")
@@ -34,6 +35,23 @@ jax.config.update("jax_disable_most_optimizations", True)
 OLD = version("jaxlib").startswith("0.10.")
 if OLD:
     mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+
+LARGEST_CACHE = 2**30  # bytes
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is compiled is kept, for the other workers and for the next run.
+
+    A program is found again as long as it, JAX and the flags are the same. `pytest --cache-clear`
+    forgets all of them, as a cache that has become large does by itself.
+    """
+    if config.pluginmanager.has_plugin("cacheprovider"):
+        kept = config.cache.mkdir("compiled")
+        first = not hasattr(config, "workerinput")
+        if first and sum(file.stat().st_size for file in kept.iterdir()) > LARGEST_CACHE:
+            shutil.rmtree(kept)
+        jax.config.update("jax_compilation_cache_dir", str(kept))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(autouse=True, scope="module")
