@@ -90,6 +90,7 @@ def start(layout: str, depth: int, cache: str, options: argparse.Namespace) -> d
     arguments = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
     command = [sys.executable, __file__, "--layout", layout, "--depths", str(depth), *arguments]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed has its bytecode
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(options.threshold)
     begin = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

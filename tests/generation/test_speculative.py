@@ -1,6 +1,5 @@
-"""Speculation changes the time and nothing else: not the text, not its distribution, no cache."""
+"""Speculation changes the time and nothing else: the text is that of `generate`."""
 
-import functools
 import itertools
 
 import equinox as eqx
@@ -8,10 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
 
 import eqxformer as ef
-from tests.generation.test_generate import Counting, Tally
+from tests.generation.speculation import (
+    CHANCE,
+    NEW,
+    OTHERS,
+    PROMPTS,
+    VARIED,
+    assert_some_were_kept_and_some_not,
+    both,
+    built,
+    nudged,
+)
 from tests.helpers.models import (
     DECODERS,
     VOCAB,
@@ -21,77 +29,8 @@ from tests.helpers.models import (
     extend,
     filled,
     logits,
-    model,
     tokens,
 )
-
-NEW = 12
-PROMPTS = [[1, 2, 3, 4, 5], [6, 7, 8], [9, 10]]
-
-WINDOWS = {"rotary": ef.Rotary(), "window": 3}
-OTHERS = {
-    "scanned windows": decoder(*[block({**WINDOWS, "heads": 2})] * 2, layout=ef.Scanned()),
-    "repeated windows": decoder(
-        ef.Repeated.Config(blocks=(block({**WINDOWS, "heads": 2}),), times=2)
-    ),
-}
-
-
-@functools.cache
-def built(name):
-    return filled(OTHERS[name]) if name in OTHERS else model(name)
-
-
-@functools.cache
-def nudged(name, by=0.3):
-    """The model with other numbers, that often but not always writes the same."""
-    random = np.random.default_rng(1)
-
-    def nudge(leaf):
-        return leaf * jnp.asarray(1 + by * random.standard_normal(leaf.shape), leaf.dtype)
-
-    return jax.tree.map(nudge, built(name))
-
-
-VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
-
-
-VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
-
-
-VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
-
-
-VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
-
-
-VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
-
-
-VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
-
-
-VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
-
-
-VARIED = ef.NoRepeatNGram(2) | ef.Greedy()  # tiny models repeat themselves, which is easy to guess
-
-
-def both(name, draft, prompts=PROMPTS, key=None, **options):
-    """The text of `generate`, and what speculation makes of the same."""
-    options = {"max_new_tokens": NEW, "sampler": VARIED, **options}
-    again = None if key is None else jax.random.clone(key)
-    return (
-        ef.generate(built(name), prompts, key=key, **options),
-        ef.generate_speculative(built(name), prompts, draft=draft, key=again, **options),
-    )
-
-
-def assert_some_were_kept_and_some_not(made):
-    assert 0 < made.accepted.sum() < made.proposed.sum()
-    assert (made.accepted <= made.proposed).all()
-    assert made.acceptance == made.accepted.sum() / made.proposed.sum()
-
 
 # The text is that of `generate`
 
@@ -253,130 +192,6 @@ def test_what_is_taken_back_leaves_no_trace_in_any_layout(name):
     whole = logits(built(name), ids)
     for row, begin in enumerate(kept.tolist()):
         close(out[row], whole[row, begin : begin + 4])
-
-
-# The distribution
-
-
-CHANCE = decoder(block({"rotary": ef.Rotary(), "head_dim": 4}), dim=6).edit(vocab=4)
-TEXT = 4
-DRAWN = ef.RepetitionPenalty(1.3) | ef.Sample(0.6)
-
-
-@functools.cache
-def expected():
-    """The probability of each text of four tokens that may follow the prompt."""
-    prompt, built = [1, 3], filled(CHANCE)
-    texts = np.array([[*prompt, *rest] for rest in itertools.product(range(4), repeat=TEXT)])
-    scores, total = logits(built, jnp.asarray(texts)), np.zeros(len(texts))
-    for place in range(TEXT):
-        seen = ef.Seen.start(jnp.asarray(texts[:, : 2 + place]), None, new=TEXT)
-        found = jax.nn.log_softmax(DRAWN.process(scores[:, 1 + place], seen))
-        total += np.asarray(found)[np.arange(len(texts)), texts[:, 2 + place]]
-    return np.exp(total)
-
-
-@pytest.mark.parametrize("draft", ["looks", "reads"])
-def test_drawn_texts_have_the_distribution_of_the_model(draft):
-    """Chi-square over all 256 texts, rare ones together, from 4000 rows.
-
-    A right sampler exceeds the quantile for 0.999 with one seed of a thousand. The draft model is a
-    stranger, so that most proposals are rejected and what is left decides.
-    """
-    stranger = filled(CHANCE, seed=7)
-    draft = ef.PromptLookup(1, 2) if draft == "looks" else ef.DraftModel(stranger, ahead=2)
-    rows = 4000
-    made = ef.generate_speculative(
-        filled(CHANCE),
-        jnp.broadcast_to(jnp.array([1, 3]), (rows, 2)),
-        draft=draft,
-        max_new_tokens=TEXT,
-        sampler=DRAWN,
-        slots=6,
-        key=jax.random.key(11),
-    )
-    counts = np.bincount(np.asarray(made.tokens) @ 4 ** np.arange(TEXT)[::-1], minlength=256)
-    wanted = rows * expected()
-    np.testing.assert_allclose(wanted.sum(), rows, rtol=1e-5)
-    rare = wanted < 5
-    counts, wanted = (np.append(x[~rare], x[rare].sum()) for x in (counts, wanted))
-    distance = ((counts - wanted) ** 2 / wanted).sum()
-    assert distance < stats.chi2.ppf(0.999, len(wanted) - 1)
-    assert len(wanted) > 30
-    assert 0.2 < made.acceptance < 0.8
-
-
-TRACED = Tally()
-
-
-def drawn(prompts, key, temperature=1.5, new=NEW):
-    draft, sampler = ef.DraftModel(nudged("llama"), 3), Counting(ef.Sample(temperature), TRACED)
-    options = {"draft": draft, "max_new_tokens": new, "sampler": sampler, "key": key}
-    return ef.generate_speculative(built("llama"), prompts, **options)
-
-
-def test_a_key_gives_a_row_the_same_text_at_any_batch_size_and_rows_differ():
-    keys = jax.random.split(jax.random.key(5), 3)
-    last = jax.random.clone(keys)[2:]
-    every = drawn([PROMPTS[0]] * 3, keys)
-    assert len({tuple(row) for row in every.tokens}) == 3
-    assert_some_were_kept_and_some_not(every)
-    alone = drawn(PROMPTS[:1], last)
-    assert alone.tokens[0] == every.tokens[2]
-    assert alone.accepted[0] == every.accepted[2]
-
-
-def test_other_prompts_settings_and_keys_compile_nothing_anew():
-    drawn(PROMPTS, jax.random.split(jax.random.key(0), 3))
-    traced = len(TRACED)
-    drawn([[3], [4] * 9, [5] * 16], jax.random.split(jax.random.key(1), 3), 0.5, 7)
-    assert len(TRACED) == traced > 0
-
-
-# Looking up
-
-
-def looked_up(text, sources, ngram, ahead):
-    """In Python: the newest of the longest matches of the end of `text`, and what follows it."""
-    best = (0, None)
-    for source in sources:
-        for place in range(len(source) - 1):
-            size = 0
-            while (
-                size < min(ngram, place + 1, len(text))
-                and source[place - size] == text[len(text) - 1 - size]
-            ):
-                size += 1
-            if size and (size > best[0] or (size == best[0] and source is best[1][0])):
-                best = (size, (source, place))
-    if best[1] is None:
-        return []
-    source, place = best[1]
-    follow = source[place + 1 :]
-    return (follow * ahead if source is text else follow)[:ahead]
-
-
-@pytest.mark.parametrize("also_source", [False, True])
-def test_prompt_lookup_finds_the_newest_of_the_longest_matches(also_source):
-    random = np.random.default_rng(0)
-    rows, slots, ngram, ahead = 200, 12, 3, 4
-    text, lengths = random.integers(0, 3, (rows, slots)), random.integers(1, slots + 1, rows)
-    source, sizes = random.integers(0, 3, (rows, 9)), random.integers(1, 10, rows)
-    length = jnp.asarray(lengths, jnp.int32)
-    seen = ef.Seen(jnp.asarray(text, jnp.int32), length, length, length + 9)
-    memory = (jnp.asarray(source, jnp.int32), jnp.asarray(sizes, jnp.int32))
-    draft, room = ef.PromptLookup(ngram, ahead), jnp.full(rows, ahead)
-    given = (memory if also_source else None, seen, room, ef.Greedy(), None)
-    found, _ = eqx.filter_jit(draft.propose)(*given)
-    empty = 0
-    for row in range(rows):
-        own, other = text[row, : lengths[row]].tolist(), source[row, : sizes[row]].tolist()
-        wanted = looked_up(own, [own, other] if also_source else [own], ngram, ahead)
-        got = found.tokens[row, : int(found.count[row])].tolist()
-        assert [token for token in got if token >= 0] == wanted
-        assert -1 not in got[: len(wanted)]
-        empty += not wanted
-    assert 0 < empty < rows / 2
 
 
 # Limits and mistakes

@@ -1,0 +1,95 @@
+"""Text that is drawn with speculation has the distribution of the model, whatever is proposed."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import eqxformer as ef
+from tests.generation.speculation import (
+    CHANCE,
+    NEW,
+    PROMPTS,
+    assert_some_were_kept_and_some_not,
+    built,
+    nudged,
+)
+from tests.generation.test_generate import Counting, Tally
+from tests.helpers.models import filled, logits
+
+TEXT = 4
+DRAWN = ef.RepetitionPenalty(1.3) | ef.Sample(0.6)
+
+
+@functools.cache
+def expected():
+    """The probability of each text of four tokens that may follow the prompt."""
+    prompt, built = [1, 3], filled(CHANCE)
+    texts = np.array([[*prompt, *rest] for rest in itertools.product(range(4), repeat=TEXT)])
+    scores, total = logits(built, jnp.asarray(texts)), np.zeros(len(texts))
+    for place in range(TEXT):
+        seen = ef.Seen.start(jnp.asarray(texts[:, : 2 + place]), None, new=TEXT)
+        found = jax.nn.log_softmax(DRAWN.process(scores[:, 1 + place], seen))
+        total += np.asarray(found)[np.arange(len(texts)), texts[:, 2 + place]]
+    return np.exp(total)
+
+
+@pytest.mark.parametrize("draft", ["looks", "reads"])
+def test_drawn_texts_have_the_distribution_of_the_model(draft):
+    """Chi-square over all 256 texts, rare ones together, from 4000 rows.
+
+    A right sampler exceeds the quantile for 0.999 with one seed of a thousand. The draft model is a
+    stranger, so that most proposals are rejected and what is left decides.
+    """
+    stranger = filled(CHANCE, seed=7)
+    draft = ef.PromptLookup(1, 2) if draft == "looks" else ef.DraftModel(stranger, ahead=2)
+    rows = 4000
+    made = ef.generate_speculative(
+        filled(CHANCE),
+        jnp.broadcast_to(jnp.array([1, 3]), (rows, 2)),
+        draft=draft,
+        max_new_tokens=TEXT,
+        sampler=DRAWN,
+        slots=6,
+        key=jax.random.key(11),
+    )
+    counts = np.bincount(np.asarray(made.tokens) @ 4 ** np.arange(TEXT)[::-1], minlength=256)
+    wanted = rows * expected()
+    np.testing.assert_allclose(wanted.sum(), rows, rtol=1e-5)
+    rare = wanted < 5
+    counts, wanted = (np.append(x[~rare], x[rare].sum()) for x in (counts, wanted))
+    distance = ((counts - wanted) ** 2 / wanted).sum()
+    assert distance < stats.chi2.ppf(0.999, len(wanted) - 1)
+    assert len(wanted) > 30
+    assert 0.2 < made.acceptance < 0.8
+
+
+TRACED = Tally()
+
+
+def drawn(prompts, key, temperature=1.5, new=NEW):
+    draft, sampler = ef.DraftModel(nudged("llama"), 3), Counting(ef.Sample(temperature), TRACED)
+    options = {"draft": draft, "max_new_tokens": new, "sampler": sampler, "key": key}
+    return ef.generate_speculative(built("llama"), prompts, **options)
+
+
+def test_a_key_gives_a_row_the_same_text_at_any_batch_size_and_rows_differ():
+    keys = jax.random.split(jax.random.key(5), 3)
+    last = jax.random.clone(keys)[2:]
+    every = drawn([PROMPTS[0]] * 3, keys)
+    assert len({tuple(row) for row in every.tokens}) == 3
+    assert_some_were_kept_and_some_not(every)
+    alone = drawn(PROMPTS[:1], last)
+    assert alone.tokens[0] == every.tokens[2]
+    assert alone.accepted[0] == every.accepted[2]
+
+
+def test_other_prompts_settings_and_keys_compile_nothing_anew():
+    drawn(PROMPTS, jax.random.split(jax.random.key(0), 3))
+    traced = len(TRACED)
+    drawn([[3], [4] * 9, [5] * 16], jax.random.split(jax.random.key(1), 3), 0.5, 7)
+    assert len(TRACED) == traced > 0
