@@ -5,9 +5,11 @@ takes a millisecond for a small model and its optimizer; here what one call retu
 next as it is.
 """
 
+import contextlib
 import dataclasses
 import functools
 import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -16,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eqxformer.sharding.mirror import on_mesh
+from eqxformer.training.assembly import Assembly, filled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,17 @@ class Shape:
     def lasts(self) -> bool:
         """Whether no tree of this shape can change after it is made: it has no list and no dict."""
         return _lasts(self.structure)
+
+    @functools.cached_property
+    def put_together(self) -> Callable[[Sequence[Any]], Any]:
+        """What makes a tree of this shape of its arrays."""
+        if self.lasts:  # trees may have parts in common
+            with contextlib.suppress(TypeError):
+                return Assembly(self.structure, self.fixed)
+        return self._unflattened
+
+    def _unflattened(self, arrays: Sequence[Any]) -> Any:
+        return jax.tree.unflatten(self.structure, filled(self.fixed, arrays))
 
 
 class Flat:
@@ -61,11 +75,7 @@ class Flat:
 
     def tree(self) -> Any:
         """The tree, put together."""
-        leaves = self.arrays
-        if len(leaves) < len(self.shape.fixed):
-            arrays = iter(leaves)
-            leaves = [next(arrays) if leaf is None else leaf for leaf in self.shape.fixed]
-        tree = jax.tree.unflatten(self.shape.structure, leaves)
+        tree = self.shape.put_together(self.arrays)
         if isinstance(tree, eqx.Module) and self.shape.lasts:
             # Modules are frozen, so it stays true. An attribute would be a part of its structure.
             number = id(tree)
