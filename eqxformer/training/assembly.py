@@ -35,8 +35,8 @@ class Assembly:
         tree = jax.tree.unflatten(structure, filled(fixed, slots))
         self._numbers = {id(slot): number for number, slot in enumerate(slots)}
         self._parts: list[tuple[type, bool, Any, list[tuple[Any, int]]]] = []
-        self._root = self._number(tree)
-        leaves, found = jax.tree.flatten(None if self._root is None else self(others))
+        whole = self._number(tree)
+        leaves, found = jax.tree.flatten(None if whole is None else self(others))
         same = zip(leaves, filled(fixed, others), strict=False)
         if found != structure or not all(a is b for a, b in same):
             raise TypeError(f"A tree of tuples and modules was expected; got {structure}.")
@@ -57,7 +57,7 @@ class Assembly:
                     items[place] = values[number]
                 made = tuple.__new__(kind, items)
             values.append(made)
-        return values[self._root]
+        return values[-1]
 
     def _number(self, tree: Any) -> int | None:
         """The number of an array, or of a part with arrays; None for one that has none."""
