@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
-from tests.helpers.quick import compiled_quickly
 from tests.helpers.writers import (
     GOLDEN,
     LENGTHS,
@@ -16,8 +15,6 @@ from tests.helpers.writers import (
     sources,
     texts,
 )
-
-__all__ = ["compiled_quickly"]
 
 STEPS = 3
 
