@@ -4,12 +4,18 @@ XLA gives every allocation a size, and says which values lie in it one after the
 that as text into a directory when it is asked to; nothing of it stays behind.
 """
 
+import contextlib
 import dataclasses
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+_KEEPS = "jax_enable_compilation_cache"
 _ALLOCATION = re.compile(r"^allocation (\d+): size (\d+),? ?(.*):$")
 _VALUE = re.compile(r"^ value: <\d+ ([\w.\-]+).*?> \(size=(\d+),offset=(\d+)\): (\S+)")
 _NAMED = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*op_name="([^"]*)"', re.MULTILINE)
@@ -35,11 +41,24 @@ class Buffer:
 
 def dumped(lowered: Any) -> tuple[Any, str]:
     """A lowered program compiled, and the text on its buffers; empty where XLA writes none."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _compiled_anew():
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = lowered.compile(compiler_options=options)
         texts = sorted(Path(folder).glob("*-buffer-assignment.txt"))
         return compiled, texts[-1].read_text(encoding="utf-8") if texts else ""
+
+
+@contextlib.contextmanager
+def _compiled_anew() -> Iterator[None]:
+    """Nothing is taken from JAX's cache of programs, to which the compiler has nothing to write."""
+    before = getattr(jax.config, _KEEPS)
+    jax.config.update(_KEEPS, False)
+    reset_cache()  # JAX has looked only once whether there is one
+    try:
+        yield
+    finally:
+        jax.config.update(_KEEPS, before)
+        reset_cache()
 
 
 def buffers_of(assignment: str, hlo: str) -> tuple[Buffer, ...]:

@@ -4,12 +4,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import eqxformer as ef
 from eqxformer.bench.ceilings import step_flops
 from tests.helpers.models import DECODERS, SEQ2SEQ, filled
 
 CONFIG = ef.families.llama(vocab=64, dim=32, layers=2, heads=4, kv_heads=2, hidden=88)
+KEEPING = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 TOKENS = jax.ShapeDtypeStruct((2, 16), jnp.int32)
 
 
@@ -64,6 +66,33 @@ def test_memory_is_that_of_weights_outputs_and_what_lies_between(forward, gradie
     assert given["model.head.linear.weight"] == 4 * 32 * 64
     assert sum(given.values()) == memory.arguments
     assert gradient.memory.outputs >= weights
+
+
+@pytest.fixture
+def kept_programs(tmp_path):
+    """JAX keeps every program that it compiles, in a directory."""
+    before = {name: getattr(jax.config, name) for name in KEEPING}
+    for name, value in zip(KEEPING, (str(tmp_path), 0), strict=True):
+        jax.config.update(name, value)
+    reset_cache()
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reset_cache()
+
+
+def test_a_program_that_jax_has_kept_is_looked_into_all_the_same(kept_programs):
+    mlp, x = ef.MLP(8, hidden=16, key=jax.random.key(0)), jnp.ones((2, 8))
+
+    def looked_into():
+        jax.clear_caches()
+        eqx.filter_jit(_forward)(mlp, x)
+        return ef.inspect.program(_forward, mlp, x).memory
+
+    first, again = looked_into(), looked_into()
+    assert any("forward" in kept.name for kept in kept_programs.iterdir())
+    assert first == again
+    assert first.buffers
 
 
 def test_every_attention_names_its_backend():
