@@ -26,6 +26,7 @@ ORDER = [
     "strict_json",
     "config",
     "constraints",
+    "traces",
     "layers",
     "blocks",
     "models",

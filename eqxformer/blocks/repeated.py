@@ -11,6 +11,7 @@ from eqxformer.blocks.block import AbstractBlock, Context
 from eqxformer.config import takes_options
 from eqxformer.keys import fold
 from eqxformer.layers.feed_forward import RouterLosses
+from eqxformer.traces import traced_once
 
 
 class Repeated(AbstractBlock):
@@ -76,10 +77,10 @@ class Repeated(AbstractBlock):
         cache: tuple[Any, ...] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "*batch seq dim"], tuple[Any, ...] | None, RouterLosses | None]:
-        caches, losses = [], []
+        run, caches, losses = traced_once(_run), [], []
         for i, block in enumerate(self.blocks * self.times):
             before = None if cache is None else cache[i]
-            x, after, loss = block.run(x, context, cache=before, key=fold(key, i))
+            x, after, loss = run(block, x, context, before, fold(key, i))
             caches.append(after)
             losses += [] if loss is None else [loss]
         total = jax.tree.map(lambda *each: sum(each), *losses) if losses else None
@@ -97,3 +98,9 @@ class Repeated(AbstractBlock):
             block.init_cache(batch, slots, source=source, dtype=dtype)
             for block in self.blocks * self.times
         )
+
+
+def _run(
+    block: AbstractBlock, x: Array, context: Context, cache: Any, key: PRNGKeyArray | None
+) -> tuple[Array, Any, RouterLosses | None]:
+    return block.run(x, context, cache=cache, key=key)

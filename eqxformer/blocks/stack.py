@@ -17,6 +17,7 @@ from eqxformer.constraints import constrain
 from eqxformer.keys import fold
 from eqxformer.layers.feed_forward import RouterLosses
 from eqxformer.layers.taps import collected, hand_on, taps_of_layers, through
+from eqxformer.traces import traced_once
 
 Remat = Literal["nothing_saved", "dots_saved"] | None
 Runs = tuple[tuple[AbstractBlock.Config, int], ...]
@@ -67,13 +68,13 @@ class Stack(eqx.Module):
         key: PRNGKeyArray,
     ) -> "Stack":
         """The blocks of these configs; the `i`-th is drawn from the key folded with `i`."""
-        shared: dict[AbstractBlock.Config, Callable[..., AbstractBlock]] = {}
+
+        @traced_once
+        def build(config: AbstractBlock.Config, key: PRNGKeyArray) -> AbstractBlock:
+            return config.build(dim, source_dim=source_dim, key=key)
 
         def block(config: AbstractBlock.Config, index: int | Array) -> AbstractBlock:
-            if config not in shared:
-                build = functools.partial(config.build, dim, source_dim=source_dim)
-                shared[config] = _traced_once(build) if isinstance(key, Tracer) else build
-            return shared[config](key=jax.random.fold_in(key, index))
+            return build(config, jax.random.fold_in(key, index))
 
         groups, sizes, layer = [], [], 0
         for config, size in _groups(layout, configs):
@@ -97,12 +98,15 @@ class Stack(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "*batch seq dim"], tuple[Any, ...] | None, RouterLosses | None]:
         """All blocks in turn: the output, the caches, and the routers' losses summed."""
+        step = _rematerialised(_step, self.layout.remat)
+        one = traced_once(step) if self.sizes.count(None) > 1 else step
         new_caches, losses, layer = [], [], 0
         for i, (group, size) in enumerate(zip(self.groups, self.sizes, strict=True)):
-            step = _rematerialised(_step, self.layout.remat)
             cache = None if caches is None else caches[i]
-            run = step if size is None else _scan(step, size)
-            x, cache, loss = run(group, x, context, cache, key, layer)
+            if size is None:
+                x, cache, loss = one(group, x, context, cache, fold(key, layer))
+            else:
+                x, cache, loss = _scan(step, size)(group, x, context, cache, key, layer)
             new_caches.append(cache)
             losses += [] if loss is None else [loss]
             layer += size or 1
@@ -168,23 +172,6 @@ class Stack(eqx.Module):
         return tuple(self)[index]
 
 
-def _traced_once(build: Callable[..., AbstractBlock]) -> Callable[..., AbstractBlock]:
-    """`build`, whose first trace serves all further calls: deep models have few kinds of blocks."""
-    found: list[AbstractBlock] = []
-
-    @jax.jit
-    def arrays(key: PRNGKeyArray) -> AbstractBlock:
-        of_arrays, rest = eqx.partition(build(key=key), eqx.is_array)
-        found.append(rest)
-        return of_arrays
-
-    def built(*, key: PRNGKeyArray) -> AbstractBlock:
-        of_arrays = arrays(key)
-        return eqx.combine(of_arrays, found[0])
-
-    return built
-
-
 def _runs(configs: tuple[AbstractBlock.Config, ...]) -> Runs:
     """Equal neighbours, counted."""
     return tuple((config, len(list(run))) for config, run in itertools.groupby(configs))
@@ -210,10 +197,9 @@ def _step(
     context: Context,
     cache: Any,
     key: PRNGKeyArray | None,
-    layer: int | Array,
 ) -> tuple[Array, Any, RouterLosses | None]:
     x = constrain(x, "seq", "dim")
-    x, cache, losses = block.run(x, context, cache=cache, key=fold(key, layer))
+    x, cache, losses = block.run(x, context, cache=cache, key=key)
     return constrain(x, "seq", "dim"), cache, losses
 
 
@@ -240,7 +226,7 @@ def _scan(step: Callable[..., Any], size: int) -> Callable[..., Any]:
 
         def body(x: Array, each: tuple[Any, Any, Array]) -> tuple[Array, tuple[Any, Any, Any]]:
             block = eqx.combine(each[0], static)
-            done, taken = collected(step)(block, x, context, each[1], key, each[2])
+            done, taken = collected(step)(block, x, context, each[1], fold(key, each[2]))
             x, new_cache, losses = done
             return x, (new_cache, losses, taken)
 

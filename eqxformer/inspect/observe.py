@@ -19,6 +19,7 @@ import equinox as eqx
 import jax
 
 from eqxformer.blocks.stack import Stack, Unrolled
+from eqxformer.traces import apart
 
 METHODS = ("__call__", "run", "look", "remember")
 
@@ -66,7 +67,7 @@ def run_observed(
         with places.entered(visit.part, place):
             return observer(visit._replace(path=place))
 
-    with _watched(places.kinds):
+    with apart(), _watched(places.kinds):
         token = _AROUND.set(around)
         try:
             return function(model)

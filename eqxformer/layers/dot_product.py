@@ -22,6 +22,7 @@ from eqxformer.layers.masks import Causal, Mask, Window, join, parts
 from eqxformer.layers.plain_attention import Scoring, allowed_array, plain_attention
 from eqxformer.layers.tapped_attention import ATTENTION_SITES, tapped_attention
 from eqxformer.layers.taps import is_tapped
+from eqxformer.traces import apart
 
 Backend = Literal["auto", "plain", "xla", "cudnn"]
 
@@ -104,7 +105,8 @@ def backend_report() -> Iterator[list[Choice]]:
     """
     token = _REPORT.set([])
     try:
-        yield _REPORT.get()  # pyright: ignore[reportReturnType]
+        with apart():
+            yield _REPORT.get()  # pyright: ignore[reportReturnType]
     finally:
         _REPORT.reset(token)
 

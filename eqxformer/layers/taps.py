@@ -22,6 +22,8 @@ import jax.core
 import jax.extend.core
 from jaxtyping import Array
 
+from eqxformer.traces import apart
+
 HELD = "held_taps"  # the field of a tapped part
 _home = jax.extend.core if hasattr(jax.extend.core, "get_opaque_trace_state") else jax.core
 
@@ -173,7 +175,8 @@ def collecting(receives: bool = False) -> Iterator[Collector]:
     collector = Collector(receives)
     token = _COLLECTOR.set(collector)
     try:
-        yield collector
+        with apart():
+            yield collector
     finally:
         _COLLECTOR.reset(token)
 

@@ -67,7 +67,7 @@ def test_the_keys_of_a_source_are_there_once_a_row_and_no_step_carries_or_copies
     assert not [v for v in loop.outvars if {KEYS, SIZE} <= set(v.aval.shape)]
     made = _made(loop, KEYS)
     assert made  # what looks at them
-    assert {name for name, _ in made} <= {"transpose", "squeeze", "reshape"}
+    assert {name for name, _ in made} - {"jit", "pjit"} <= {"transpose", "squeeze", "reshape"}
     assert max(size for _, size in made) == ROWS * HEADS * KEYS * SIZE
 
 

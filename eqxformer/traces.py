@@ -1,0 +1,76 @@
+"""One trace for calls that are alike: a deep model is traced, differentiated and lowered once.
+
+The blocks of a model are alike but for their arrays. In a program, the first of them is traced as a
+function, and the others call it. JAX differentiates and lowers a function that is called several
+times once; XLA then puts it in the place of each call, so that the compiled program is the same:
+only the gradient of what several blocks read, such as an encoder's output, is summed in another
+order.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+_APART: contextvars.ContextVar[bool] = contextvars.ContextVar("apart", default=False)
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """The time in which every call is traced by itself, for who wants to see each of them."""
+    token = _APART.set(True)
+    try:
+        yield
+    finally:
+        _APART.reset(token)
+
+
+def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose calls with like arguments share a trace; for several calls in a row.
+
+    Arguments are alike if all but the numbers in their arrays is equal. Outside of a `jit`, where
+    nothing is traced as a whole, this is `function` itself; also where arguments cannot be compared
+    because a part holds what has no hash.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp
+        >>> from eqxformer.traces import traced_once
+        >>> def double(x):
+        ...     print("traced")
+        ...     return 2 * x
+        >>> @jax.jit
+        ... def twice(x):
+        ...     once = traced_once(double)
+        ...     return once(once(x))
+        >>> int(twice(jnp.array(3)))
+        traced
+        12
+    """
+    if _APART.get() or not _staged():
+        return function
+    shared = eqx.filter_jit(function)
+
+    def call(*args: Any) -> Any:
+        return shared(*args) if _comparable(args) else function(*args)
+
+    return call
+
+
+def _staged() -> bool:
+    """Whether operations go into a program: under `jit`, even those on plain numbers do."""
+    return isinstance(jnp.zeros(()), Tracer)
+
+
+def _comparable(args: tuple[Any, ...]) -> bool:
+    """Whether everything but the arrays has a hash."""
+    leaves, structure = jax.tree.flatten(eqx.filter(args, eqx.is_array, inverse=True))
+    try:
+        hash((structure, *leaves))
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,181 @@
+"""Blocks that are alike share a trace; the compiled program is as if each had its own."""
+
+import collections
+import contextlib
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from eqxformer.traces import apart, traced_once
+from tests.helpers.compare import assert_close, same_bits
+from tests.helpers.models import DECODERS, SEQ2SEQ, block, decoder, filled, tokens
+
+DROPPING = ef.pre_norm(dropout=0.3)
+SIX = decoder(*[block({"dropout": 0.2}, attention_residual=DROPPING)] * 6)
+
+
+class Counting(ef.Block):
+    """A block that notes how often Python runs it."""
+
+    runs = 0
+
+    class Config(ef.Block.Config):
+        """As of any block."""
+
+        def build(self, dim, *, source_dim=None, key):
+            return Counting(dim, self, source_dim=source_dim, key=key)
+
+    def run(self, x, context, *, cache=None, key=None):
+        Counting.runs += 1
+        return super().run(x, context, cache=cache, key=key)
+
+
+def counting(hidden):
+    return Counting.Config(ef.Attention.Config(heads=3), ef.MLP.Config(hidden=hidden))
+
+
+def runs(function, *arguments):
+    Counting.runs = 0
+    function(*arguments)
+    return Counting.runs
+
+
+def loss(model, ids, key):
+    return jnp.square(model(ids, key=key)).mean()
+
+
+def program(model, context):
+    """Loss and gradients of a model as a compiled program, made in a context."""
+    arrays, rest = eqx.partition(model, eqx.is_array)
+    arguments = (arrays, tokens(2, 5), jax.random.key(1))
+    with context:
+        lowered = jax.jit(
+            jax.value_and_grad(lambda arrays, ids, key: loss(eqx.combine(arrays, rest), ids, key))
+        ).lower(*arguments)
+    return lowered, lowered.compile(), arguments
+
+
+def instructions(compiled):
+    return collections.Counter(re.findall(r" = \S+ ([a-z\-]+)\(", compiled.as_text()))
+
+
+def test_of_equal_blocks_python_runs_one_and_of_each_other_kind_one():
+    model = filled(decoder(*[counting(5)] * 4, counting(7), *[counting(5)] * 2, counting(7)))
+    gradient = eqx.filter_grad(lambda model, ids: jnp.square(model(ids)).mean())
+    assert runs(eqx.filter_make_jaxpr(gradient), model, tokens(2, 5)) == 2
+    with apart():
+        assert runs(eqx.filter_make_jaxpr(gradient), model, tokens(2, 5)) == 8
+
+
+def test_a_repeated_block_is_traced_once_for_all_its_rounds():
+    model = filled(decoder(ef.Repeated.Config((counting(5), counting(5)), times=3)))
+    assert runs(eqx.filter_make_jaxpr(model), tokens(2, 5)) == 1
+
+
+def test_prefill_and_a_step_of_decoding_are_traced_once_for_all_blocks():
+    config = decoder(*[counting(5)] * 4)
+    model = filled(config)
+    with apart():
+        apart_runs = runs(lambda: ef.generate(model, [[1, 2, 3]], max_new_tokens=2))
+    jax.clear_caches()
+    assert runs(lambda: ef.generate(model, [[1, 2, 3]], max_new_tokens=2)) * 4 == apart_runs
+
+
+@pytest.mark.parametrize(
+    "config", [SIX, DECODERS["gemma"], DECODERS["experts and sinks"]], ids=["six", "gemma", "moe"]
+)
+def test_the_compiled_program_is_the_one_of_blocks_traced_one_by_one(config):
+    model = filled(config)
+    lowered, shared, arguments = program(model, contextlib.nullcontext())
+    lowered2, single, _ = program(model, apart())
+    assert len(lowered.as_text()) < len(lowered2.as_text())
+    assert instructions(shared) == instructions(single)
+    of_shared, of_single = shared.memory_analysis(), single.memory_analysis()
+    assert of_shared.temp_size_in_bytes == of_single.temp_size_in_bytes
+    assert same_bits(shared(*arguments), single(*arguments))
+
+
+def test_the_text_of_a_program_hardly_grows_with_depth():
+    lengths = [
+        len(program(filled(decoder(*[block({})] * depth)), contextlib.nullcontext())[0].as_text())
+        for depth in (2, 8)
+    ]
+    with_own = [
+        len(program(filled(decoder(*[block({})] * depth)), apart())[0].as_text())
+        for depth in (2, 8)
+    ]
+    assert lengths[1] - lengths[0] < 0.2 * (with_own[1] - with_own[0])
+
+
+def test_what_blocks_share_has_the_same_gradient():
+    """That of the source is a sum over the blocks, which is made in another order."""
+    model, ids = filled(SEQ2SEQ["t5"]), (tokens(2, 4), tokens(2, 5, seed=1))
+    results = []
+    for context in (contextlib.nullcontext(), apart()):
+        run = eqx.filter_value_and_grad(lambda model, *ids: jnp.square(model(*ids)).mean())
+        with context:
+            results.append(eqx.filter_jit(run)(model, *ids))
+    assert_close(*results, tolerance=1e-6)
+
+
+def test_blocks_that_differ_in_a_number_are_not_taken_for_each_other():
+    def scaled(by):
+        return block({}, feed_forward_residual=ef.pre_norm().edit(scale=by))
+
+    model = filled(decoder(scaled(0.5), scaled(2.0), scaled(0.5)))
+    shared = eqx.filter_jit(lambda m, ids: m(ids))(model, tokens(2, 5))
+    np.testing.assert_allclose(shared, model(tokens(2, 5)), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(shared, filled(decoder(*[scaled(0.5)] * 3))(tokens(2, 5)), atol=1e-3)
+
+
+def test_outside_of_jit_nothing_is_shared_nor_compiled():
+    def function(x):
+        return 2 * x
+
+    assert traced_once(function) is function
+    jax.vmap(lambda x: x if traced_once(function) is function else 1 / 0)(jnp.ones(2))
+    jax.grad(lambda x: x if traced_once(function) is function else 1 / 0)(1.0)
+    model = filled(decoder(*[counting(5)] * 4))
+    assert runs(jax.vmap(model), tokens(2, 5)) == 4
+    under = jax.jit(jax.vmap(lambda x: x if traced_once(function) is not function else 1 / 0))
+    assert under(jnp.ones(2)).tolist() == [1.0, 1.0]
+
+
+class Holding(ef.Block):
+    """A block that keeps a table which has no hash beside its arrays."""
+
+    table: np.ndarray
+
+    class Config(ef.Block.Config):
+        """As of any block."""
+
+        def build(self, dim, *, source_dim=None, key):
+            return Holding(dim, self, source_dim=source_dim, key=key)
+
+    def __init__(self, dim, config, *, source_dim=None, key):
+        super().__init__(dim, config, source_dim=source_dim, key=key)
+        self.table = np.arange(12, dtype=np.float32)[None, None]
+
+    def run(self, x, context, *, cache=None, key=None):
+        return super().run(x + self.table, context, cache=cache, key=key)
+
+
+def test_a_block_that_holds_what_has_no_hash_runs_by_itself():
+    config = Holding.Config(ef.Attention.Config(heads=3), ef.MLP.Config(hidden=5))
+    model = filled(decoder(config, config))
+    run = jax.jit(lambda ids: model(ids))  # the table is no array of JAX, and no argument
+    np.testing.assert_allclose(run(tokens(2, 5)), model(tokens(2, 5)), rtol=1e-5, atol=1e-5)
+
+
+def test_who_looks_sees_every_block():
+    model = filled(SIX)
+    with ef.backend_report() as report:
+        eqx.filter_make_jaxpr(model)(tokens(2, 5))
+    assert len(report) == 6
+    _, seen = eqx.filter_jit(ef.capture(model, "blocks.*.attention"))(tokens(2, 5))
+    assert len(seen) == 6
