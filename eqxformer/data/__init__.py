@@ -3,6 +3,7 @@
 from eqxformer.data.batches import PairBatch, StepBatches, TokenBatch
 from eqxformer.data.characters import Characters
 from eqxformer.data.corruption import CorruptedWindows, Corruption
+from eqxformer.data.cuts import BPEDropout
 from eqxformer.data.denoising import Denoising, Infill, Noise, PermuteSentences
 from eqxformer.data.documents import Documents, TokenDocuments, tokenized
 from eqxformer.data.feed import Feed, feed
@@ -22,6 +23,7 @@ from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.data.windows import Epochs, RandomWindows, Windows, consecutive
 
 __all__ = [
+    "BPEDropout",
     "ByteLevelBPE",
     "Characters",
     "ContrastiveBatch",

@@ -32,6 +32,12 @@ class Rows(NamedTuple):
         ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
         return cls(np.concatenate([np.zeros(0, np.int32), *rows]).astype(np.int32), ends)
 
+    @classmethod
+    def joined(cls, several: Sequence["Rows"]) -> "Rows":
+        """The rows of several, one after the other."""
+        ids, lengths = ([getattr(rows, of) for rows in several] for of in ("ids", "lengths"))
+        return cls(np.concatenate(ids), np.cumsum(np.concatenate(lengths), dtype=np.int64))
+
     @property
     def lengths(self) -> Int[np.ndarray, " rows"]:
         """How many ids each row has."""
@@ -73,15 +79,33 @@ class TokenPairs(NamedTuple):
         Raises `ValueError` for a tokenizer without an id for padding, start or end, or with the
         same one for padding and end: the end would then never be learned.
         """
+        _ = _specials(tokenizer)  # says what is missing before anything is encoded
+        source, target = (encoded(tokenizer, list(side)) for side in (text.source, text.target))
+        return cls.framed(source, target, tokenizer)
+
+    @classmethod
+    def framed(
+        cls,
+        source: Sequence[Int[np.ndarray, "_"]],
+        target: Sequence[Int[np.ndarray, "_"]],
+        tokenizer: Tokenizer,
+    ) -> "TokenPairs":
+        """Ids of texts, with the special ones of the tokenizer set round them."""
         padding, start, end = _specials(tokenizer)
         first, last = np.array([start], np.int32), np.array([end], np.int32)
-        source, target = (encoded(tokenizer, list(side)) for side in (text.source, text.target))
         return cls(
             Rows.of([np.concatenate([ids, last]) for ids in source]),
             Rows.of([np.concatenate([first, ids, last]) for ids in target]),
-            np.arange(1, len(text.source) + 1),
+            np.arange(1, len(source) + 1),
             padding,
         )
+
+    @classmethod
+    def joined(cls, several: Sequence["TokenPairs"]) -> "TokenPairs":
+        """All pairs of several, with one padding, one after the other."""
+        sides = ([getattr(pairs, side) for pairs in several] for side in ("source", "target"))
+        lines = np.concatenate([pairs.lines for pairs in several])
+        return cls(*map(Rows.joined, sides), lines, several[0].padding)
 
     def digest(self) -> str:
         """SHA-256 of all ids and of where each pair is."""

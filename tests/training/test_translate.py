@@ -223,3 +223,26 @@ def test_batches_are_of_the_seed_and_the_fitting_pairs(folder):
     assert jnp.asarray(one.source).shape == jnp.asarray(two.source).shape
     assert (one.source != two.source).any()
     assert sum(int(batch.source_valid.any(1).sum()) for batch in task.validation(experiment)) == 6
+
+
+def test_texts_to_learn_from_are_cut_in_several_ways_and_no_others(tmp_path):
+    task = translate.prepare(write_directory(tmp_path / "par", COUNTS))
+    suggested = task.experiment.edit("tokenizer", vocab=90).edit("data", longest=14)
+    plain = task.fitted(suggested)
+    several = task.fitted(suggested.edit(cuts=ef.BPEDropout(rate=0.5, ways=4)))
+    task.check(several)
+    of_plain, of_several = (task.batches(each) for each in (plain, several))
+    assert of_plain.fingerprint != of_several.fingerprint
+    assert of_several.fingerprint == task.batches(several).fingerprint
+    assert plain.identity() != several.identity()
+    lengths = [int(batch.source_valid.sum()) for batch in task.validation(several)]
+    assert lengths == [int(batch.source_valid.sum()) for batch in task.validation(plain)]
+    widest = max(of_several(step).source.shape[1] for step in range(8))
+    assert widest <= several.data.longest
+
+
+def test_cuts_are_a_setting_of_the_command_line(tmp_path, capsys):
+    data = write_directory(tmp_path / "par", COUNTS)
+    words = ["train", "translate", "--data", str(data), "--set", "tokenizer.vocab=90", "--dry-run"]
+    assert run([*words, "--set", 'cuts={"type": "BPEDropout", "ways": 3}']) == 0
+    assert "cuts=BPEDropout(ways=3)" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from typing import Any
 
 from eqxformer.blocks.residual import pre_norm
 from eqxformer.data.batches import PairBatch
+from eqxformer.data.cuts import BPEDropout
 from eqxformer.data.pairs import Pairs, TokenPairs
 from eqxformer.data.parallel import ParallelFiles, ParallelText, Splits
 from eqxformer.data.subwords import SubwordTraining, WordBPE
@@ -34,6 +35,8 @@ class Translating(Experiment):
     Arguments:
         files: the languages and the names of the files.
         tokenizer: how the joint vocabulary of both languages is learned.
+        cuts: how the texts to learn from are cut into tokens in several ways, such as
+            `BPEDropout()`; None for the one way of the tokenizer.
         averaged: how many of the last models are averaged at the end.
         average_every: steps between two of them.
         beams, length_penalty: of the beam search.
@@ -46,6 +49,7 @@ class Translating(Experiment):
     loss: SequenceToSequence
     files: ParallelFiles = ParallelFiles()
     tokenizer: SubwordTraining = WordBPE(vocab=10_000)
+    cuts: BPEDropout | None = None
     averaged: int = 10
     average_every: int = 250
     beams: int = 5
@@ -144,7 +148,10 @@ class Translation(Task[Translating]):
 
     def batches(self, experiment: Translating) -> Callable[[int], PairBatch]:
         """Pairs of like length, in a new order each epoch."""
-        return experiment.data.build(self._pairs(experiment.data, "train"), seed=experiment.seed)
+        pairs = self._pairs(experiment.data, "train")
+        if experiment.cuts is not None:
+            pairs = self._cut(pairs, experiment.cuts, experiment)
+        return experiment.data.build(pairs, seed=experiment.seed)
 
     def validation(self, experiment: Translating) -> list[PairBatch]:
         """All pairs to validate with."""
@@ -184,6 +191,13 @@ class Translation(Task[Translating]):
 
     def _translated(self, model: Any, texts: tuple[str, ...], experiment: Translating) -> list[str]:
         return translated(model, list(texts), self.tokenizer, experiment)
+
+    def _cut(self, pairs: TokenPairs, cuts: BPEDropout, experiment: Translating) -> TokenPairs:
+        """Pairs to learn from, cut in several ways; those ways that are too long are left out."""
+        train, lines = self.splits.train, (pairs.lines - 1).tolist()
+        sides = (tuple(side[line] for line in lines) for side in (train.source, train.target))
+        several = cuts.pairs(ParallelText(*sides), self.tokenizer, seed=experiment.seed)
+        return several.only(several.widths <= experiment.data.longest)
 
     def _pairs(self, data: Pairs, split: str) -> TokenPairs:
         """The pairs of a split that fit."""
