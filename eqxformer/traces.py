@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
@@ -34,8 +33,9 @@ def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, whose calls with like arguments share a trace; for several calls in a row.
 
     Arguments are alike if all but the numbers in their arrays is equal. Outside of a `jit`, where
-    nothing is traced as a whole, this is `function` itself; also where arguments cannot be compared
-    because a part holds what has no hash.
+    nothing is traced as a whole, this is `function` itself. Where the shared trace fails, a call is
+    made by itself: because a part holds what has no hash, so that it cannot be compared; or because
+    of a mistake, which is then told of the part in which it is, not of the first one like it.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -56,7 +56,11 @@ def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
     shared = eqx.filter_jit(function)
 
     def call(*args: Any) -> Any:
-        return shared(*args) if _comparable(args) else function(*args)
+        try:
+            return shared(*args)
+        except Exception:
+            pass  # the call by itself tells what is wrong, if anything is
+        return function(*args)
 
     return call
 
@@ -64,13 +68,3 @@ def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
 def _staged() -> bool:
     """Whether operations go into a program: under `jit`, even those on plain numbers do."""
     return isinstance(jnp.zeros(()), Tracer)
-
-
-def _comparable(args: tuple[Any, ...]) -> bool:
-    """Whether everything but the arrays has a hash."""
-    leaves, structure = jax.tree.flatten(eqx.filter(args, eqx.is_array, inverse=True))
-    try:
-        hash((structure, *leaves))
-    except TypeError:
-        return False
-    return True

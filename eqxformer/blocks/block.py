@@ -54,6 +54,9 @@ class AbstractBlock(eqx.Module):
     step (`run`) and an empty cache, which may be of any kind: `run` gets what `init_cache` or the
     last `run` has returned. Every array of it begins with the axes of the batch.
 
+    In a program, blocks that are alike share one trace (`traces.py`): what `run` makes it returns,
+    or names with `tap`, since a list beside it would hold values of another function.
+
     Generation pads prompts, and leaves finished rows alone by padding, so a cache must leave out
     what `valid_keys(context.mask)` says is no token of a row.
     """
