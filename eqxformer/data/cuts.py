@@ -117,8 +117,8 @@ class Merges(NamedTuple):
         more = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "fuse_unk")
         if odd := [name for name in more if model.get(name)]:
             raise ValueError(f"A tokenizer with `{odd[0]}` cannot be cut in several ways.")
-        pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-        ranks = {pair: rank for rank, pair in enumerate(pairs)}
+        pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+        ranks = {(left, right): rank for rank, (left, right) in enumerate(pairs)}
         return cls(tokenizer.tokenizer, model["vocab"], ranks, tokenizer.unknown)
 
     def pieces(self, text: str) -> list[str]:
@@ -136,8 +136,9 @@ class Merges(NamedTuple):
             best: tuple[int, int] | None = None
             for place, pair in enumerate(itertools.pairwise(symbols)):
                 rank = self.ranks.get(pair)
-                earlier = rank is not None and (best is None or rank < best[0])
-                if earlier and (not rate or drawn.random() >= rate):
+                if rank is None or (best is not None and rank >= best[0]):
+                    continue
+                if not rate or drawn.random() >= rate:
                     best = (rank, place)
             if best is None:
                 break

@@ -103,9 +103,10 @@ class TokenPairs(NamedTuple):
     @classmethod
     def joined(cls, several: Sequence["TokenPairs"]) -> "TokenPairs":
         """All pairs of several, with one padding, one after the other."""
-        sides = ([getattr(pairs, side) for pairs in several] for side in ("source", "target"))
+        source = Rows.joined([pairs.source for pairs in several])
+        target = Rows.joined([pairs.target for pairs in several])
         lines = np.concatenate([pairs.lines for pairs in several])
-        return cls(*map(Rows.joined, sides), lines, several[0].padding)
+        return cls(source, target, lines, several[0].padding)
 
     def digest(self) -> str:
         """SHA-256 of all ids and of where each pair is."""
