@@ -51,11 +51,10 @@ class BPEDropout(Config):
         The same seed gives the same ids. Raises `ValueError` for a tokenizer that is not made of
         merges, and as `TokenPairs.of` does.
         """
-        sides = [
-            self.cut(side, tokenizer, seed=2 * seed + i)
-            for i, side in enumerate((text.source, text.target))
-        ]
-        several = [TokenPairs.framed(*both, tokenizer) for both in zip(*sides, strict=True)]
+        sources = self.cut(text.source, tokenizer, seed=2 * seed)
+        targets = self.cut(text.target, tokenizer, seed=2 * seed + 1)
+        both = zip(sources, targets, strict=True)
+        several = [TokenPairs.framed(source, target, tokenizer) for source, target in both]
         return TokenPairs.joined(several)
 
     def cut(
