@@ -246,3 +246,14 @@ def test_cuts_are_a_setting_of_the_command_line(tmp_path, capsys):
     words = ["train", "translate", "--data", str(data), "--set", "tokenizer.vocab=90", "--dry-run"]
     assert run([*words, "--set", 'cuts={"type": "BPEDropout", "ways": 3}']) == 0
     assert "cuts=BPEDropout(ways=3)" in capsys.readouterr().out
+
+
+def test_a_tokenizer_that_cannot_be_cut_in_several_ways_is_refused_before_anything_is_made(
+    tmp_path, capsys
+):
+    data, out = write_directory(tmp_path / "par", COUNTS), tmp_path / "run"
+    kind = 'tokenizer={"type": "Unigram", "vocab": 280}'
+    words = ["train", "translate", "--data", str(data), "--set", kind, "--out", str(out)]
+    assert run([*words, "--set", 'cuts={"type": "BPEDropout"}']) == 2
+    assert "`ByteLevelBPE` and `WordBPE` learn; got Unigram" in capsys.readouterr().err
+    assert not out.exists()

@@ -13,7 +13,7 @@ from typing import Any
 
 from eqxformer.blocks.residual import pre_norm
 from eqxformer.data.batches import PairBatch
-from eqxformer.data.cuts import BPEDropout
+from eqxformer.data.cuts import BPEDropout, Merges
 from eqxformer.data.pairs import Pairs, TokenPairs
 from eqxformer.data.parallel import ParallelFiles, ParallelText, Splits
 from eqxformer.data.subwords import SubwordTraining, WordBPE
@@ -130,7 +130,9 @@ class Translation(Task[Translating]):
         return experiment.edit(prompt=experiment.prompt or self.splits.valid.source[0])
 
     def check(self, experiment: Translating) -> None:
-        """Raises `ValueError` for pairs that do not fit, where that is not to be overlooked."""
+        """Raises `ValueError` for pairs that do not fit, and for a tokenizer that cannot be cut."""
+        if experiment.cuts is not None:
+            _ = Merges.of(self.tokenizer)
         self._pairs(experiment.data, "train")
         self._pairs(experiment.data, "valid")
 
