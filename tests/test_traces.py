@@ -77,6 +77,19 @@ def test_a_repeated_block_is_traced_once_for_all_its_rounds():
     assert runs(eqx.filter_make_jaxpr(model), tokens(2, 5)) == 1
 
 
+def test_of_equal_blocks_one_is_built_in_a_program():
+    built = []
+
+    class Built(ef.Block.Config):
+        def build(self, dim, *, source_dim=None, key):
+            built.append(1)
+            return super().build(dim, source_dim=source_dim, key=key)
+
+    config = decoder(*[Built(ef.Attention.Config(heads=3), ef.MLP.Config(hidden=5))] * 4)
+    eqx.filter_eval_shape(lambda key: config.build(key=key), jax.random.key(0))
+    assert len(built) == 1
+
+
 def test_prefill_and_a_step_of_decoding_are_traced_once_for_all_blocks():
     config = decoder(*[counting(5)] * 4)
     model = filled(config)
