@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from eqxformer.__about__ import __version__
+from eqxformer.pretrained.locate import locate
 from eqxformer.sharding import Placement, Rules, make_mesh
 from eqxformer.training.differences import differences
 from eqxformer.training.experiment import Experiment, Recipe, Task
 from eqxformer.training.processes import join, told_by_first
 from eqxformer.training.recipes import RECIPES, recipe
 from eqxformer.training.run_directory import RunDirectory
+from eqxformer.training.start import Start
 
 
 def meet(processes: str | None, mesh: str | None) -> None:
@@ -64,6 +66,21 @@ def data_of(data: Path | None, before: RunDirectory | None) -> Path | None:
     return Path(known) if data is None and known is not None else data
 
 
+def start_of(source: str | None, before: RunDirectory | None) -> Start | None:
+    """The model to begin from: the one that was asked for, or that of the run."""
+    known = None if before is None else before.about().get("from")
+    source = known if source is None else source
+    return None if source is None else Start(locate(source))
+
+
+def task_of(chosen: Recipe, data: Path | None, start: Start | None) -> Task:
+    """The task of a recipe, which goes on from a model where there is one."""
+    task = chosen.prepare(data)
+    if start is not None:
+        task.begin(start)
+    return task
+
+
 def placed(mesh: str, experiment: Experiment) -> Placement:
     """The mesh that was asked for; `ValueError` where it cannot deal out the rows of a batch."""
     placement = Placement(make_mesh(mesh), Rules(uneven="whole"))
@@ -77,7 +94,7 @@ def create(out: Path, about: dict[str, Any], task: Task) -> None:
 
 
 def about_run(
-    chosen: Recipe, task: Task, experiment: Experiment, data: Path | None
+    chosen: Recipe, task: Task, experiment: Experiment, data: Path | None, start: Start | None
 ) -> dict[str, Any]:
     """What `run.json` says."""
     packages = ("jax", "jaxlib", "equinox", "optax", "numpy")
@@ -87,6 +104,7 @@ def about_run(
         "experiment": experiment.to_dict(),
         "data": task.about,
         "path": None if data is None else str(data.absolute()),
+        "from": None if start is None else str(start.directory),
         "versions": {"eqxformer": __version__, "python": platform.python_version(), **versions},
     }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eqxformer.checkpoints.native import load
+from eqxformer.data.subwords import Subwords
 from eqxformer.pretrained.checkpoint import is_native
 from eqxformer.pretrained.load import from_pretrained, load_tokenizer
 from eqxformer.pretrained.locate import locate
@@ -20,8 +21,10 @@ def read_model(source: str, dtype: str | None = None) -> tuple[Any, Encode]:
         if dtype is not None:
             raise ValueError("--dtype is for checkpoints; SOURCE is a run.")
         directory = RunDirectory.open(Path(source))
-        characters: Any = directory.tokenizer()
-        return directory.load(), lambda text: (characters.encode(text).tolist(), list(text))
+        own: Any = directory.tokenizer()
+        if isinstance(own, Subwords):
+            return directory.load(), lambda text: _encoded(own.tokenizer, text)
+        return directory.load(), lambda text: (own.encode(text).tolist(), list(text))
     folder = locate(source)
     tokenizer = load_tokenizer(folder)
     tokenizer.no_truncation()

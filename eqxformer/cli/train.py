@@ -21,6 +21,8 @@ from eqxformer.cli.beginning import (
     meet,
     placed,
     refuse_changes,
+    start_of,
+    task_of,
     told_directory,
 )
 from eqxformer.cli.errors import Failure, Mistake, explained
@@ -51,6 +53,7 @@ from eqxformer.training.recipes import RECIPES
 from eqxformer.training.records import LossPlot, MetricsFile
 from eqxformer.training.run_directory import RunDirectory, refuse_existing
 from eqxformer.training.sinks import TensorBoard, WeightsAndBiases
+from eqxformer.training.start import check_fits
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
 
 _HELP = (
@@ -63,6 +66,7 @@ Examples:
   eqxformer train --data book.txt --out runs/book
   eqxformer train rot13 --seed 1
   eqxformer train --out runs/book --resume
+  eqxformer train --from path/or/hub-id --data book.txt --set data.length=256
   eqxformer train --mesh fsdp=4,tensor=2
   eqxformer train --dry-run
   eqxformer train --set 'model.blocks.*.attention.heads=8' --set optimizer.learning_rate.peak=1e-3
@@ -75,6 +79,13 @@ Examples:
     "--data",
     type=click.Path(path_type=Path),
     help="What to learn from: a UTF-8 text, .jsonl, or a directory of texts, as the recipe says.",
+)
+@click.option(
+    "--from",
+    "source",
+    metavar="SOURCE",
+    help="Go on from a model, not from random weights: a run, what `ef.save` wrote, a checkpoint's "
+    "directory, or an id of the Hub.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory to make.")
 @click.option(
@@ -108,6 +119,7 @@ Examples:
 def train(
     name: str | None,
     data: Path | None,
+    source: str | None,
     out: Path | None,
     resume: bool,
     steps: int | None,
@@ -132,7 +144,8 @@ def train(
         if before is None:
             told_by_first(lambda: refuse_existing(out))
         with all_or_none():
-            task = chosen.prepare(data_of(data, before))
+            start = start_of(source, before)
+            task = task_of(chosen, data_of(data, before), start)
             suggested = task.experiment if before is None else before.experiment()
             experiment = task.fitted(edited(suggested, given + settings))
             identity = {"experiment": experiment.identity(), "data": task.about}
@@ -142,6 +155,8 @@ def train(
             placement = None if mesh is None else placed(mesh, experiment)
             check_memory(experiment, 1 if placement is None else placement.mesh.size)
             skeleton = shapes(experiment.model)
+            if experiment.checkpoint:
+                check_fits(experiment.checkpoint, skeleton)
             also = [_SINKS[sink](out, experiment) for sink in sinks]
         check_alike(identity)
     first = jax.process_index() == 0  # the one of several that speaks
@@ -154,7 +169,7 @@ def train(
     with explained():
         model = experiment.init(placement)
         if before is None:
-            about = about_run(chosen, task, experiment, data)
+            about = about_run(chosen, task, experiment, data, start)
             told_by_first(lambda: create(out, about, task))
             before = RunDirectory(out)
             before.save(model)  # from here on there is always a model to load, however this ends
@@ -296,6 +311,7 @@ def _plan(chosen: Recipe, task: Task, experiment: Experiment, out: Path, mesh: l
             f"  training   {experiment.steps:,} steps of {rows} x {length} tokens, "
             f"{tokens:,} tokens in all",
             f"  optimizer  {_one_line(experiment.optimizer)}",
+            *([f"  from       {experiment.checkpoint}"] if experiment.checkpoint else []),
             *mesh,
             f"  run        {out}",
             "",

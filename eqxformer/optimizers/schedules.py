@@ -1,5 +1,7 @@
 """Learning rates as values: each schedule is a formula of the step, counted from 0."""
 
+from typing import Self
+
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
@@ -19,6 +21,17 @@ class Schedule(Config):
     def build(self, steps: int) -> optax.Schedule:
         """A function from the step (0 is the first) to the rate, for a run of `steps` steps."""
         raise NotImplementedError(f"{type(self).__name__} must say how its rate is computed.")
+
+    def scaled(self, factor: float) -> Self:
+        """This schedule with all its rates times `factor`.
+
+        Example:
+            >>> import eqxformer as ef
+            >>> ef.WarmupCosine(peak=1.0, warmup=9, final=0.5).scaled(0.5)
+            WarmupCosine(peak=0.5, warmup=9, final=0.25)
+        """
+        rates = (name for name in ("start", "peak", "final") if hasattr(self, name))
+        return self.edit(**{name: factor * getattr(self, name) for name in rates})
 
 
 class WarmupCosine(Schedule):

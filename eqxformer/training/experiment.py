@@ -11,6 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from eqxformer.config import Config
 from eqxformer.data.batches import Data
+from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.generation.samplers import Sampler
 from eqxformer.inspect.watch import Watch
 from eqxformer.losses.objective import Objective
@@ -21,6 +22,7 @@ from eqxformer.sharding.placement import Placement
 from eqxformer.training.accumulation import check_microbatch, check_splits
 from eqxformer.training.callbacks import Callback
 from eqxformer.training.precision import Precision
+from eqxformer.training.start import Start, first_weights
 
 
 class Experiment(Config):
@@ -43,6 +45,8 @@ class Experiment(Config):
         skips: how many steps in a row may have a loss that is not finite; they change nothing.
         watch: what says where numbers broke when they did, such as `Watch("float32")`.
         checkpoint_every: steps between two checkpoints; None for `validate_every`.
+        checkpoint: the directory of the saved model that the first weights are from; empty for
+            random ones. `Task.begin` sets it together with the model and the tokens.
         peak_flops: floating point operations per second that all devices together can do; with it,
             the share of it that is reached is measured.
         patience: how often the validation loss may fail to become better before training stops;
@@ -66,6 +70,7 @@ class Experiment(Config):
     checkpoint_every: int | None = None
     patience: int | None = None
     peak_flops: float | None = None
+    checkpoint: str = ""
 
     def check(self) -> None:
         least = {"steps": 1, "validate_every": 1, "sample_every": 1, "seed": 0, "skips": 0}
@@ -83,12 +88,15 @@ class Experiment(Config):
         The number of steps is among it where a schedule ends with the last one.
         """
         left = ["validate_every", "sample_every", "prompt", "checkpoint_every", "peak_flops"]
+        left += ["checkpoint"]  # what lies there is told with the data, wherever that is
         left += ["watch"] if _ends(self.optimizer) else ["watch", "steps"]
         return {name: value for name, value in self.to_dict().items() if name not in left}
 
     def init(self, placement: Placement | None = None) -> Any:
-        """The model, freshly initialised, on the devices that it belongs to."""
+        """The model, freshly initialised or read, on the devices that it belongs to."""
         config: Any = self.model
+        if self.checkpoint:
+            return first_weights(self.checkpoint, config, placement)
         if placement is None:
             return config.build(key=self.key("model"))
         return placement.init(lambda key: config.build(key=key), self.key("model"))
@@ -109,6 +117,7 @@ def _ends(config: Config) -> bool:
 
 
 Made = TypeVar("Made", bound=Experiment)
+_GENTLER = 0.1  # of the learning rate, where weights have learned already
 
 
 class Task(abc.ABC, Generic[Made]):
@@ -124,6 +133,29 @@ class Task(abc.ABC, Generic[Made]):
     experiment: Made
     tokenizer: Any
     about: dict[str, Any]
+
+    def begin(self, start: Start) -> None:
+        """Suggests to go on from a saved model, with its tokens and a tenth of the learning rate.
+
+        Before `fitted`. Raises `ValueError` where the model is not of the kind that this task
+        trains, or its tokens are not for it.
+        """
+        start.check(type(self.experiment.model))
+        self.take(start.tokenizer)
+        optimizer: Any = self.experiment.optimizer
+        rate = optimizer.learning_rate
+        gentler = rate.scaled(_GENTLER) if isinstance(rate, Schedule) else rate * _GENTLER
+        self.experiment = self.experiment.edit("optimizer", learning_rate=gentler).edit(
+            model=start.config, checkpoint=str(start.directory)
+        )
+        self.about = {**self.about, "from": start.about}
+
+    def take(self, tokenizer: Tokenizer) -> None:
+        """Uses these tokens from now on. Raises `ValueError` for any but its own, unless told."""
+        if tokenizer.to_json() != self.tokenizer.to_json():
+            raise ValueError(
+                "The model to begin from was made for other tokens than those of this task."
+            )
 
     def fitted(self, experiment: Made) -> Made:
         """The experiment with what follows from the data; before any other method."""

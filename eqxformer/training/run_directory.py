@@ -89,7 +89,12 @@ class RunDirectory:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer."""
-        return tokenizer_of(_read_json(self.path / TOKENIZER))
+        return read_tokenizer(self.path / TOKENIZER)
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a `tokenizer.json`, a run's or one of the package tokenizers."""
+    return tokenizer_of(_read_json(path))
 
 
 def refuse_existing(path: Path) -> None:

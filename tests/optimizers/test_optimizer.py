@@ -134,9 +134,10 @@ def test_the_schedule_sets_the_rate_of_each_step():
     ],
 )
 def test_schedules_pass_through_their_points(schedule, points):
-    rate = schedule.build(steps=109)
+    rate, tripled = (each.build(steps=109) for each in (schedule, schedule.scaled(3.0)))
     for step, expected in points.items():
         np.testing.assert_allclose(rate(jnp.int32(step)), expected, atol=1e-6)
+        np.testing.assert_allclose(tripled(jnp.int32(step)), 3 * expected, atol=1e-6)
 
 
 def test_a_schedule_never_starts_with_a_step_lost():

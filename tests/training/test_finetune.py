@@ -157,6 +157,12 @@ def test_what_is_no_sentence_encoder_is_refused(tmp_path):
         prepare(tmp_path / "gpt")
 
 
+def test_another_model_to_begin_from_is_refused(checkpoint, capsys):
+    words = ["train", "finetune", "--data", str(checkpoint), "--from", str(checkpoint)]
+    assert run(words) == 2
+    assert "begins with the checkpoint that --data names" in capsys.readouterr().err
+
+
 def test_sentences_are_padded_to_the_longest_or_to_what_is_asked(checkpoint):
     tokenizer = Finetuning(checkpoint).tokenizer
     found = ids_of(tokenizer, ["Departure 21:15", "at"], 9)

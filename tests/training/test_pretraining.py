@@ -13,6 +13,8 @@ from eqxformer.generation import Greedy
 from eqxformer.training.experiment import Request
 from eqxformer.training.recipes import denoise, mlm
 from eqxformer.training.recipes.pretraining import Pretraining, check_prompt
+from eqxformer.training.start import Start
+from tests.helpers.compare import same_bits
 from tests.helpers.models import filled
 
 CORPUS = Corpus("numbers", " ".join(map(str, range(2500))) + " The for statement is used\n")
@@ -141,6 +143,26 @@ def test_another_alphabet_begins_with_its_own_text():
     made = task("mlm", Corpus("kana", "あいうえお" * 400))
     made.check(made.experiment)
     check_prompt(made.experiment.prompt, made.tokenizer, 64)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_text_goes_on_with_the_characters_of_the_model_to_begin_from(name, tmp_path):
+    _, _, model = small(name)
+    ef.save(model, tmp_path)
+    made = task(name, Corpus("counts", " ".join(map(str, range(900)))))
+    alone = made.experiment
+    known = task(name).tokenizer
+    (tmp_path / "tokenizer.json").write_text(known.to_json())
+    made.begin(Start(tmp_path))
+    made.check(made.experiment)
+    assert made.tokenizer == known
+    assert made.experiment.data == task(name).experiment.data != alone.data
+    assert same_bits(made.experiment.init(), model)
+    words = [*"0123456789", " ", *(f"{n} " for n in range(10))]
+    subwords = ef.ByteLevelBPE(vocab=270).train(words)
+    (tmp_path / "tokenizer.json").write_text(subwords.to_json())
+    with pytest.raises(ValueError, match="This recipe restores characters"):
+        made.begin(Start(tmp_path))
 
 
 def test_a_trained_mlm_is_saved_as_modernbert_and_read_again(tmp_path):

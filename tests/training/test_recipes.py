@@ -10,14 +10,15 @@ from eqxformer.checkpoints.native import shapes
 from eqxformer.config import Config
 from eqxformer.data.characters import Characters
 from eqxformer.data.corpus import Corpus
+from eqxformer.data.subwords import ByteLevelBPE, WordBPE
 from eqxformer.data.windows import Epochs
 from eqxformer.generation import Greedy, Sample
 from eqxformer.inspect.table import count
 from eqxformer.losses.tokens import NextToken, SequenceToSequence
 from eqxformer.models import families
 from eqxformer.training.experiment import Experiment, Request
-from eqxformer.training.recipes import RECIPES, recipe
-from eqxformer.training.recipes.language_model import CharacterLM, continued
+from eqxformer.training.recipes import RECIPES, language_model, recipe
+from eqxformer.training.recipes.language_model import TextLM, continued
 from eqxformer.training.recipes.nanogpt import experiment as nanogpt
 from eqxformer.training.recipes.rot13 import (
     END,
@@ -54,7 +55,7 @@ def test_the_recipes_are_known_by_name():
 
 @pytest.mark.parametrize("name", ["rot13", *SUGGESTIONS])
 def test_every_experiment_survives_json_and_suits_its_own_data(name):
-    task = Rot13() if name == "rot13" else CharacterLM(CORPUS, SUGGESTIONS[name])
+    task = Rot13() if name == "rot13" else TextLM(CORPUS, SUGGESTIONS[name])
     task.check(task.experiment)
     assert Config.from_json(task.experiment.to_json()) == task.experiment
     assert count(shapes(task.experiment.model)) > 0
@@ -62,7 +63,7 @@ def test_every_experiment_survives_json_and_suits_its_own_data(name):
 
 @pytest.mark.parametrize("name", ["rot13", *SUGGESTIONS])
 def test_every_recipe_differentiates_its_loss_on_its_own_batches(name):
-    task = Rot13() if name == "rot13" else CharacterLM(CORPUS, SUGGESTIONS[name])
+    task = Rot13() if name == "rot13" else TextLM(CORPUS, SUGGESTIONS[name])
     experiment = task.experiment.edit("data", batch=2)
     model, batch = shapes(experiment.model), task.batches(experiment)(0)
     loss = eqx.filter_value_and_grad(lambda m, b: experiment.loss(m, b).mean)
@@ -139,6 +140,29 @@ def test_within_its_context_a_text_goes_on_as_the_model_says():
     np.testing.assert_array_equal(ids[3:], following[2:-1])
 
 
+@pytest.mark.parametrize("training", [ByteLevelBPE(262), WordBPE(40), Characters])
+def test_pieces_joined_are_the_text_of_all_tokens(training, monkeypatch):
+    text, prompt = "a man 日本 rides a bike, été", "a man"
+    tokenizer = Characters.of(text) if training is Characters else training.train([text] * 3)
+    ids, known = (tokenizer.encode(each).tolist() for each in (text, prompt))
+    assert ids[: len(known)] == known
+    left = ids[len(known) :]
+
+    def write(model, rows, *, max_new_tokens, **options):
+        assert rows[0] == ids[: len(ids) - len(left)][-6:]
+        new = left[:max_new_tokens]
+        del left[:max_new_tokens]
+        return [new]
+
+    monkeypatch.setattr(language_model, "generate", write)
+    options = {"count": len(left), "context": 8, "sampler": Greedy(), "key": jax.random.key(0)}
+    pieces = list(continued(None, tokenizer, prompt, **options))
+    assert pieces[0] == prompt
+    assert "".join(pieces) == text
+    assert not left
+    assert "\ufffd" not in "".join(pieces)
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -150,14 +174,14 @@ def test_within_its_context_a_text_goes_on_as_the_model_says():
     ],
 )
 def test_experiments_that_the_text_does_not_allow_are_refused(edit, message):
-    task = CharacterLM(CORPUS, nanogpt)
+    task = TextLM(CORPUS, nanogpt)
     path, changes = edit
     with pytest.raises(ValueError, match=message):
         task.check(task.experiment.edit(path, **changes))
 
 
 def test_a_text_without_the_characters_of_the_prompt_begins_with_its_own():
-    task = CharacterLM(Corpus("kana", "あいうえお" * 400), text)
+    task = TextLM(Corpus("kana", "あいうえお" * 400), text)
     assert task.experiment.prompt == "あ"
     task.check(task.experiment)
 
@@ -253,5 +277,5 @@ def test_one_letter_pairs_are_spelled_out():
 
 def test_losses_of_recipes_match_their_models():
     assert isinstance(Rot13().experiment.loss, SequenceToSequence)
-    assert isinstance(CharacterLM(CORPUS, text).experiment.loss, NextToken)
+    assert isinstance(TextLM(CORPUS, text).experiment.loss, NextToken)
     assert isinstance(Rot13().experiment, Experiment)

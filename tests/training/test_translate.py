@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import shutil
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from eqxformer.training.bleu import bleu
 from eqxformer.training.experiment import Request
 from eqxformer.training.recipes import recipe, translate
 from eqxformer.training.run_directory import RunDirectory
+from eqxformer.training.start import Start
 from tests.data.made import sentences, write_directory
 from tests.helpers.compare import same_bits
 from tests.helpers.models import filled
@@ -93,6 +95,33 @@ def test_a_run_translates_every_line_of_a_prompt(trained, capsys):
     request = Request("a dog\n\na cat", ef.Greedy())
     with pytest.raises(ValueError, match="Every line of the prompt must have text"):
         list(recipe("translate").respond(None, None, None, request))
+
+
+def test_a_run_goes_on_from_another_on_other_texts_with_its_tokens(trained, tmp_path, capsys):
+    path, *_ = trained
+    data = write_directory(tmp_path / "more", {"valid": 6, "test": 5, "train": 40})
+    settings = {name: value for name, value in SETTINGS.items() if name != "tokenizer.vocab"}
+    words = ["train", "translate", "--data", str(data), "--from", str(path), "--steps=2"]
+    words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    assert run([*words, "--out", str(tmp_path / "run")]) == 0
+    made = RunDirectory.open(tmp_path / "run")
+    assert made.tokenizer() == RunDirectory.open(path).tokenizer()
+    assert same_bits(made.experiment().init(), load(path))
+    rate = translate.suggested().optimizer.learning_rate
+    assert made.experiment().optimizer.learning_rate.peak == pytest.approx(rate.peak / 10)
+    capsys.readouterr()
+    assert run([*words, "--set", "tokenizer.vocab=80", "--out", str(tmp_path / "no")]) == 2
+    assert "leave `tokenizer` as it is" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_tokens_without_padding_and_ends_cannot_be_gone_on_with(trained, tmp_path):
+    path, *_ = trained
+    source = shutil.copytree(path, tmp_path / "source")
+    (source / "tokenizer.json").write_text(ef.Characters.of("ab").to_json())
+    task = translate.Translation(tmp_path)
+    with pytest.raises(ValueError, match="must have ids for padding, start and end, named <pad>"):
+        task.begin(Start(source))
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from eqxformer.checkpoints.native import shapes
-from eqxformer.checkpoints.rebuild import rebuild
 from eqxformer.data.corruption import padded
 from eqxformer.data.fingerprints import digest, digest_of_file
 from eqxformer.data.sentences import ContrastiveBatch, Sentences
@@ -25,32 +23,22 @@ from eqxformer.losses.contrastive import Contrastive, embedded
 from eqxformer.models import Encoder
 from eqxformer.optimizers.optimizer import AdamW, ClipByNorm
 from eqxformer.optimizers.schedules import WarmupLinear
-from eqxformer.pretrained import Checkpoint, from_pretrained, save_pretrained
-from eqxformer.sharding import Placement
+from eqxformer.pretrained import Checkpoint, save_pretrained
 from eqxformer.training.callbacks import Callback, evaluator
 from eqxformer.training.experiment import Experiment, Recipe, Request, Task
 from eqxformer.training.recipes.clock import ClockTimes, Pairs, digits
+from eqxformer.training.start import Start
 
 EXPORTED = "sentence-transformers"  # the directory in a run that other libraries load
 _SHOWN = 3  # times that a sample names
 
 
 class SentenceExperiment(Experiment):
-    """A sentence encoder, and sentences that belong together.
-
-    Arguments:
-        checkpoint: the directory that the weights are from.
-    """
+    """A sentence encoder, and sentences that belong together."""
 
     model: Encoder.Config
     data: ClockTimes
     loss: Contrastive
-    checkpoint: str = ""
-
-    def init(self, placement: Placement | None = None) -> Encoder:
-        """The model of the checkpoint, with what was changed of its config."""
-        places = None if placement is None else placement.by_name(shapes(self.model))
-        return rebuild(from_pretrained(self.checkpoint, sharding=places), self.model)
 
 
 class Finetuning(Task[SentenceExperiment]):
@@ -82,6 +70,12 @@ class Finetuning(Task[SentenceExperiment]):
             validate_every=20,
             prompt="The train leaves at a quarter past nine in the evening.",
             checkpoint=str(directory.resolve()),
+        )
+
+    def begin(self, start: Start) -> None:
+        """Raises `ValueError`: there is one checkpoint already."""
+        raise ValueError(
+            "`finetune` begins with the checkpoint that --data names; leave --from away."
         )
 
     def check(self, experiment: SentenceExperiment) -> None:

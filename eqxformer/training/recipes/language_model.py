@@ -1,5 +1,10 @@
-"""Language models over characters: what the recipes `text`, `vpj` and `nanogpt` have in common."""
+"""Language models of one text: what the recipes `text`, `vpj` and `nanogpt` have in common.
 
+Tokens are the characters of the text, pieces of words learned from it, or those of the model that
+a run begins from.
+"""
+
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +17,13 @@ from jaxtyping import PRNGKeyArray
 from eqxformer.data.batches import TokenBatch
 from eqxformer.data.characters import Characters
 from eqxformer.data.corpus import Corpus, read_corpus
+from eqxformer.data.subwords import Subwords, SubwordTraining
+from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.data.windows import Windows, consecutive
 from eqxformer.generation import Sample, Sampler, generate
 from eqxformer.losses.tokens import NextToken
 from eqxformer.models import DecoderLM
+from eqxformer.text.pieces import TextPieces
 from eqxformer.training.callbacks import evaluator
 from eqxformer.training.experiment import Experiment, Recipe, Request, Task
 
@@ -25,45 +33,78 @@ _VALIDATION_BATCHES = 4  # now and then; all of them at the end
 
 
 class TextExperiment(Experiment):
-    """A decoder-only model and windows of a text."""
+    """A decoder-only model and windows of a text.
+
+    Arguments:
+        tokenizer: how a vocabulary of pieces of words is learned from the text, such as
+            `ByteLevelBPE(2000)`; None for its characters.
+    """
 
     model: DecoderLM.Config
     data: Windows
     loss: NextToken
+    tokenizer: SubwordTraining | None = None
 
 
 Suggest = Callable[[Characters, np.ndarray], TextExperiment]
 
 
-class CharacterLM(Task[TextExperiment]):
+class TextLM(Task[TextExperiment]):
     """A text, its last tenth kept back, and a model that writes on in its manner."""
 
     def __init__(self, corpus: Corpus, suggest: Suggest) -> None:
         self.corpus = corpus
-        self.tokenizer = Characters.of(corpus.text)
-        self.training, self.kept_back = (self.tokenizer.encode(part) for part in corpus.split())
+        characters = Characters.of(corpus.text)
+        self.take(characters)
         self.about = {
             "name": corpus.name,
             "characters": len(corpus.text),
             "sha256": corpus.fingerprint(),
         }
-        self.experiment = suggest(self.tokenizer, self.training)
-        if not set(self.experiment.prompt) <= set(self.tokenizer.alphabet):
+        self.experiment = suggest(characters, self.training)
+        if not set(self.experiment.prompt) <= set(characters.alphabet):
             self.experiment = self.experiment.edit(prompt=_first_letter(corpus.text))
+
+    def take(self, tokenizer: Tokenizer) -> None:
+        """Reads the text with these tokens."""
+        self.tokenizer = tokenizer
+        self.training, self.kept_back = (tokenizer.encode(part) for part in self.corpus.split())
+
+    @property
+    def token(self) -> str:
+        """What a token is called."""
+        return "character" if isinstance(self.tokenizer, Characters) else "token"
+
+    def fitted(self, experiment: TextExperiment) -> TextExperiment:
+        """The experiment with the vocabulary that it wants to be learned."""
+        if experiment.tokenizer is None:
+            return experiment
+        if experiment.checkpoint:
+            raise ValueError(
+                "The tokens are those of the model to begin from; leave `tokenizer` away."
+            )
+        own = self.tokenizer.vocab
+        self.take(experiment.tokenizer.train([self.corpus.split()[0]]))
+        learned = hashlib.sha256(self.tokenizer.to_json().encode()).hexdigest()
+        self.about = {**self.about, "tokenizer": learned}
+        untouched = experiment.model.vocab == own
+        return experiment.edit("model", vocab=self.tokenizer.vocab) if untouched else experiment
 
     def check(self, experiment: TextExperiment) -> None:
         """Raises `ValueError` where text, windows, model and sample do not go together."""
-        length, model = experiment.data.length, experiment.model
+        length, model, vocab = experiment.data.length, experiment.model, self.tokenizer.vocab
         if len(self.kept_back) <= length or len(self.training) <= length:
+            whole = len(self.training) + len(self.kept_back)
             raise ValueError(
-                f"The text has {len(self.corpus.text):,} characters, of which the last tenth, "
+                f"The text has {whole:,} {self.token}s, of which the last tenth, "
                 f"{len(self.kept_back):,}, is for validation; both parts need more than the "
                 f"{length} of a window. Give a longer text or a smaller --set data.length."
             )
-        if model.vocab != self.tokenizer.vocab:
+        # A checkpoint may have rows that stand for nothing, to make its table a round size.
+        if not (model.vocab == vocab or (experiment.checkpoint and model.vocab > vocab)):
             raise ValueError(
-                f"`model.vocab` must be the number of different characters in the text, "
-                f"{self.tokenizer.vocab}; got {model.vocab}."
+                f"`model.vocab` must be the number of different {self.token}s in the text, "
+                f"{vocab}; got {model.vocab}."
             )
         room = getattr(model.embedding.positions, "length", length)
         if room < length:
@@ -71,15 +112,16 @@ class CharacterLM(Task[TextExperiment]):
                 f"`data.length` may be at most the model's {room} positions; got {length}. "
                 f"Set model.embedding.positions.length={length} too."
             )
-        if not experiment.prompt:
+        if not len(self.tokenizer.encode(experiment.prompt)):
             raise ValueError("`prompt` must have at least one character; got none.")
-        self.tokenizer.encode(experiment.prompt)
 
     def describe(self, experiment: TextExperiment) -> str:
         """The text and its split."""
+        whole = len(self.training) + len(self.kept_back)
+        tokens = "" if self.token == "character" else f" as {whole:,} tokens"
         return (
-            f"{self.corpus.name}: {len(self.corpus.text):,} characters, "
-            f"{self.tokenizer.vocab} different; {len(self.training):,} to learn from, "
+            f"{self.corpus.name}: {len(self.corpus.text):,} characters{tokens}, "
+            f"{self.tokenizer.vocab:,} different; {len(self.training):,} to learn from, "
             f"the last {len(self.kept_back):,} to validate with"
         )
 
@@ -96,16 +138,16 @@ class CharacterLM(Task[TextExperiment]):
         return consecutive(self.kept_back, length=length, batch=batch, most=most)
 
     def evaluate(self, model: Any, experiment: TextExperiment) -> dict[str, float]:
-        """The mean loss over the whole last tenth, in nats per character."""
+        """The mean loss over the whole last tenth, in nats per token."""
         loss = evaluator(NextToken())(model, self.validation(experiment, most=None))
         return {"final_validation_loss": float(loss.mean)}
 
     def conclude(self, values: dict[str, float], experiment: TextExperiment) -> str:
-        """The loss, and how many characters it leaves open to guess between."""
+        """The loss, and how many tokens it leaves open to guess between."""
         loss = values["final_validation_loss"]
         return (
-            f"Validation loss {loss:.4f} nats per character, over the whole last tenth: as "
-            f"uncertain as between {math.exp(loss):.1f} equally likely characters."
+            f"Validation loss {loss:.4f} nats per {self.token}, over the whole last tenth: as "
+            f"uncertain as between {math.exp(loss):.1f} equally likely {self.token}s."
         )
 
     def sample(self, model: Any, experiment: TextExperiment, step: int) -> str:
@@ -130,7 +172,7 @@ def _first_letter(text: str) -> str:
 
 def continued(
     model: Any,
-    tokenizer: Characters,
+    tokenizer: Tokenizer,
     prompt: str,
     *,
     count: int,
@@ -138,12 +180,13 @@ def continued(
     sampler: Sampler,
     key: PRNGKeyArray,
 ) -> Iterator[str]:
-    """The prompt and `count` characters more, however long that gets, in pieces.
+    """The prompt and `count` tokens more, however long that gets, in pieces.
 
-    The model sees the last `context` characters at most, which is what it was trained on. It
+    The model sees the last `context` tokens at most, which is what it was trained on. It
     writes in pieces of a quarter of that; behind each, what it saw longest ago is forgotten.
     """
     ids = tokenizer.encode(prompt).tolist()
+    read_out, rest = _decoding(tokenizer, ids)
     yield prompt
     piece = max(1, context // 4)
     read = max(1, context - piece)
@@ -159,15 +202,30 @@ def continued(
             sampler=sampler,
             key=number,
         )
-        yield tokenizer.decode(new)
+        yield read_out(new)
         ids = [*ids, *new]
+    yield rest()
+
+
+def _decoding(
+    tokenizer: Tokenizer, prompt: list[int]
+) -> tuple[Callable[[list[int]], str], Callable[[], str]]:
+    """What gives the text of the next ids, and what gives the text that was held back.
+
+    A token of `Subwords` may be half a character, and has a space before it or not as what stands
+    before it says.
+    """
+    if not isinstance(tokenizer, Subwords):
+        return tokenizer.decode, str
+    pieces = TextPieces(tokenizer.tokenizer, prompt=prompt)
+    return pieces.feed, pieces.finish
 
 
 def respond(
-    model: Any, tokenizer: Characters, experiment: TextExperiment, request: Request
+    model: Any, tokenizer: Tokenizer, experiment: TextExperiment, request: Request
 ) -> Iterator[str]:
     """The prompt and what the model writes behind it."""
-    if not request.prompt:
+    if not len(tokenizer.encode(request.prompt)):
         raise ValueError('The prompt must have at least one character, as in --prompt "The ".')
     return continued(
         model,
@@ -181,13 +239,13 @@ def respond(
 
 
 def language_model(name: str, summary: str, suggest: Suggest) -> Recipe:
-    """The recipe of an experiment over characters.
+    """The recipe of an experiment over a text.
 
     Arguments:
         suggest: makes the experiment, given the tokenizer and the tokens to learn from.
     """
 
-    def prepare(data: Path | None) -> CharacterLM:
-        return CharacterLM(read_corpus(data), suggest)
+    def prepare(data: Path | None) -> TextLM:
+        return TextLM(read_corpus(data), suggest)
 
     return Recipe(name, summary, prepare, respond)

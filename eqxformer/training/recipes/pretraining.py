@@ -10,6 +10,7 @@ import jax
 from eqxformer.data.characters import Characters
 from eqxformer.data.corpus import Corpus, read_corpus
 from eqxformer.data.corruption import CorruptedWindows
+from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.generation import Greedy
 from eqxformer.losses.tokens import TokenLoss
 from eqxformer.training.callbacks import evaluator
@@ -41,17 +42,25 @@ class Pretraining(Task[PretrainingExperiment]):
     """
 
     def __init__(self, corpus: Corpus, suggest: Suggest, special: int, fill: Fill) -> None:
-        self.corpus, self.special, self.fill = corpus, special, fill
-        self.tokenizer = Characters.of(corpus.text)
-        self.training, self.kept_back = (self.tokenizer.encode(part) for part in corpus.split())
+        self.corpus, self.suggest, self.special, self.fill = corpus, suggest, special, fill
         self.about = {
             "name": corpus.name,
             "characters": len(corpus.text),
             "sha256": corpus.fingerprint(),
         }
-        self.experiment = suggest(self.tokenizer)
-        if not set(self.experiment.prompt) <= {HOLE, *self.tokenizer.alphabet}:
-            self.experiment = self.experiment.edit(prompt=corpus.text[:20] + HOLE)
+        self.take(Characters.of(corpus.text))
+
+    def take(self, tokenizer: Tokenizer) -> None:
+        """Uses these characters, and suggests what suits them."""
+        if not isinstance(tokenizer, Characters):
+            raise ValueError(
+                "This recipe restores characters; the tokens of the model to begin from are others."
+            )
+        self.tokenizer = tokenizer
+        self.training, self.kept_back = (tokenizer.encode(part) for part in self.corpus.split())
+        self.experiment = self.suggest(tokenizer)
+        if not set(self.experiment.prompt) <= {HOLE, *tokenizer.alphabet}:
+            self.experiment = self.experiment.edit(prompt=self.corpus.text[:20] + HOLE)
 
     def check(self, experiment: PretrainingExperiment) -> None:
         """Raises `ValueError` where text, windows, model and sample do not go together."""

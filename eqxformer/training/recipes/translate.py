@@ -16,7 +16,7 @@ from eqxformer.data.batches import PairBatch
 from eqxformer.data.cuts import BPEDropout, Merges
 from eqxformer.data.pairs import Pairs, TokenPairs
 from eqxformer.data.parallel import ParallelFiles, ParallelText, Splits
-from eqxformer.data.subwords import SubwordTraining, WordBPE
+from eqxformer.data.subwords import END, PADDING, START, SubwordTraining, WordBPE
 from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.losses.tokens import SequenceToSequence
 from eqxformer.models import EncoderDecoder, TiedHead, families
@@ -103,16 +103,32 @@ class Translation(Task[Translating]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.about: dict[str, Any] = {}
         self.experiment = suggested()
         self._fitting: dict[tuple[Pairs, str], TokenPairs] = {}
+
+    def take(self, tokenizer: Tokenizer) -> None:
+        """Uses these tokens instead of learning some from the texts."""
+        if None in (tokenizer.padding, tokenizer.start, tokenizer.end):
+            raise ValueError(
+                "The tokens of the model to begin from must have ids for padding, start and end, "
+                f"named {PADDING}, {START} and {END}."
+            )
+        self.tokenizer = tokenizer
 
     def fitted(self, experiment: Translating) -> Translating:
         """The experiment for a vocabulary of as many tokens as there are, and with a prompt."""
         self.splits: Splits = experiment.files.read(self.path)
         self._fitting.clear()
         train = self.splits.train
-        self.tokenizer = experiment.tokenizer.train([*train.source, *train.target])
+        if not experiment.checkpoint:
+            self.tokenizer = experiment.tokenizer.train([*train.source, *train.target])
+        elif experiment.tokenizer != self.experiment.tokenizer:
+            raise ValueError(
+                "The tokens are those of the model to begin from; leave `tokenizer` as it is."
+            )
         self.about = {
+            **self.about,
             "name": self.path.name,
             **{f"{name} pairs": len(text.source) for name, text in self.splits._asdict().items()},
             "sha256": {name: text.fingerprint() for name, text in self.splits._asdict().items()},
@@ -126,7 +142,8 @@ class Translation(Task[Translating]):
                 "The model's vocabulary is that of the tokenizer; leave `model.*.vocab` as it is "
                 f"and set tokenizer.vocab. Got {sorted(sizes)}."
             )
-        experiment = experiment.edit("model.*", vocab=self.tokenizer.vocab)
+        if not experiment.checkpoint:
+            experiment = experiment.edit("model.*", vocab=self.tokenizer.vocab)
         return experiment.edit(prompt=experiment.prompt or self.splits.valid.source[0])
 
     def check(self, experiment: Translating) -> None:
