@@ -5,9 +5,12 @@ import importlib.metadata
 import itertools
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eqxformer.__about__ import __version__
+from eqxformer.checkpoints.native import shapes
+from eqxformer.cli.memory import check_memory
+from eqxformer.cli.settings import edited
 from eqxformer.pretrained.locate import locate
 from eqxformer.sharding import Placement, Rules, make_mesh
 from eqxformer.training.differences import differences
@@ -15,7 +18,7 @@ from eqxformer.training.experiment import Experiment, Recipe, Task
 from eqxformer.training.processes import join, told_by_first
 from eqxformer.training.recipes import RECIPES, recipe
 from eqxformer.training.run_directory import RunDirectory
-from eqxformer.training.start import Start
+from eqxformer.training.start import Start, check_fits
 
 
 def meet(processes: str | None, mesh: str | None) -> None:
@@ -79,6 +82,38 @@ def task_of(chosen: Recipe, data: Path | None, start: Start | None) -> Task:
     if start is not None:
         task.begin(start)
     return task
+
+
+class Plan(NamedTuple):
+    """What a run is made of, once all of it is known and allowed.
+
+    `skeleton` is the model's shapes, `identity` what the bits of a step follow from.
+    """
+
+    experiment: Any
+    placement: Placement | None
+    skeleton: Any
+    identity: dict[str, Any]
+
+
+def planned(
+    task: Task, before: RunDirectory | None, settings: tuple[str, ...], mesh: str | None
+) -> Plan:
+    """The experiment that was asked for; `ValueError` for whatever does not go together."""
+    suggested = task.experiment
+    if before is not None:  # where its first weights lie may have changed since
+        suggested = before.experiment().edit(checkpoint=suggested.checkpoint)
+    experiment = task.fitted(edited(suggested, settings))
+    identity = {"experiment": experiment.identity(), "data": task.about}
+    if before is not None:
+        refuse_changes(before, identity, experiment.steps)
+    task.check(experiment)
+    placement = None if mesh is None else placed(mesh, experiment)
+    check_memory(experiment, 1 if placement is None else placement.mesh.size)
+    skeleton = shapes(experiment.model)
+    if experiment.checkpoint:
+        check_fits(experiment.checkpoint, skeleton)
+    return Plan(experiment, placement, skeleton, identity)
 
 
 def placed(mesh: str, experiment: Experiment) -> Placement:

@@ -11,7 +11,6 @@ import jax
 from rich.console import Console
 
 from eqxformer.bench.ceilings import step_flops
-from eqxformer.checkpoints.native import shapes
 from eqxformer.cli.beginning import (
     about_run,
     begun,
@@ -19,15 +18,12 @@ from eqxformer.cli.beginning import (
     create,
     data_of,
     meet,
-    placed,
-    refuse_changes,
+    planned,
     start_of,
     task_of,
     told_directory,
 )
 from eqxformer.cli.errors import Failure, Mistake, explained
-from eqxformer.cli.memory import check_memory
-from eqxformer.cli.settings import edited
 from eqxformer.config import Config
 from eqxformer.data.feed import feed
 from eqxformer.inspect.table import table
@@ -53,7 +49,6 @@ from eqxformer.training.recipes import RECIPES
 from eqxformer.training.records import LossPlot, MetricsFile
 from eqxformer.training.run_directory import RunDirectory, refuse_existing
 from eqxformer.training.sinks import TensorBoard, WeightsAndBiases
-from eqxformer.training.start import check_fits
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
 
 _HELP = (
@@ -136,6 +131,7 @@ def train(
     shortcuts = {"steps": steps, "data.batch": batch, "seed": seed}
     given = tuple(f"{path}={value}" for path, value in shortcuts.items() if value is not None)
     given += () if watch is None else (f'watch={{"type": "Watch", "fits": "{watch}"}}',)
+    given += settings
     with explained():
         meet(processes, mesh)
         before = begun(out) if resume else None
@@ -146,17 +142,9 @@ def train(
         with all_or_none():
             start = start_of(source, before)
             task = task_of(chosen, data_of(data, before), start)
-            suggested = task.experiment if before is None else before.experiment()
-            experiment = task.fitted(edited(suggested, given + settings))
-            identity = {"experiment": experiment.identity(), "data": task.about}
-            if before is not None:
-                refuse_changes(before, identity, experiment.steps)
-            task.check(experiment)
-            placement = None if mesh is None else placed(mesh, experiment)
-            check_memory(experiment, 1 if placement is None else placement.mesh.size)
-            skeleton = shapes(experiment.model)
-            if experiment.checkpoint:
-                check_fits(experiment.checkpoint, skeleton)
+            experiment, placement, skeleton, identity = planned(
+                task, before, given + settings, mesh
+            )
             also = [_SINKS[sink](out, experiment) for sink in sinks]
         check_alike(identity)
     first = jax.process_index() == 0  # the one of several that speaks

@@ -148,7 +148,7 @@ class Task(abc.ABC, Generic[Made]):
         self.experiment = self.experiment.edit("optimizer", learning_rate=gentler).edit(
             model=start.config, checkpoint=str(start.directory)
         )
-        self.about = {**self.about, "from": start.about}
+        self.about = {**self.about, "from": start.fingerprint}
 
     def take(self, tokenizer: Tokenizer) -> None:
         """Uses these tokens from now on. Raises `ValueError` for any but its own, unless told."""

@@ -48,11 +48,10 @@ class Start:
         )
 
     @functools.cached_property
-    def about(self) -> dict[str, str]:
-        """Its name and its content, by which two runs show that they began from the same."""
+    def fingerprint(self) -> str:
+        """SHA-256 of its content, by which two runs show that they began from the same."""
         weights = sorted(self.directory.glob("*.safetensors"))
-        content = digest(*map(digest_of_file, weights), self.tokenizer.to_json())
-        return {"name": self.directory.name, "sha256": content}
+        return digest(*map(digest_of_file, weights), self.tokenizer.to_json())
 
     def check(self, kind: type[Config]) -> None:
         """Raises `ValueError` where the model is not one of this kind."""

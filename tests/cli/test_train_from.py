@@ -111,7 +111,7 @@ def test_the_model_may_be_laid_out_otherwise(command, here, trained):
     assert same_bits(ef.rebuild(model, load(trained / "text").config), load(trained / "text"))
 
 
-def test_a_killed_run_goes_on_from_the_same_model(command, here, trained, monkeypatch):
+def test_a_killed_run_goes_on_from_the_same_model(command, here, trained, tuned, monkeypatch):
     def save(self, model, kept=RunDirectory.save):
         kept(self, model)
         saved.append(model)
@@ -132,10 +132,9 @@ def test_a_killed_run_goes_on_from_the_same_model(command, here, trained, monkey
     shutil.copy(trained / "text/tokenizer.json", source)
     shutil.move(source, here / "moved")
     assert "There is no directory" in refused(command, here, *parts)
-    assert "data.from." in refused(command, here, *parts, "--from", trained / "text/best")
-    assert command(*parts, "--from", here / "moved")[0] in (0, 2)
-    shutil.move(here / "moved", source)
-    assert command(*parts)[0] == 0
+    other = refused(command, here, *parts, "--from", tuned / "run")
+    assert "then -> now: data.from: " in other
+    assert command(*parts, "--from", here / "moved")[0] == 0
     assert log(here / "parts") == log(here / "whole")
     for name in ("model.safetensors", "best/model.safetensors"):
         assert (here / "parts" / name).read_bytes() == (here / "whole" / name).read_bytes()
