@@ -28,7 +28,7 @@ def tree_of(settings: Settings, positions: Rotary) -> DecoderLM.Config:
     tree: Any = llama.tree_of(settings, positions)
     norm = tree.norm.edit(offset=1.0)
     tree = tree.edit("blocks.*.*_residual", pre_norm=norm)
-    return tree.edit("embedding", scale="sqrt(dim)").edit(norm=norm)
+    return tree.edit("embedding", scale="rounded sqrt(dim)").edit(norm=norm)
 
 
 describe = derived(llama.describe, "mlp_bias")

@@ -112,7 +112,7 @@ def _block(
     from eqxformer.layers.attention import Attention
     from eqxformer.layers.feed_forward import MLP, GatedMLP
 
-    attention, hidden = config.attention, config.feed_forward
+    attention, hidden = (getattr(config, name, None) for name in ("attention", "feed_forward"))
     window = getattr(attention, "window", None)
     known = isinstance(attention, Attention.Config) and window is None
     if not known or not isinstance(hidden, MLP.Config | GatedMLP.Config):
@@ -122,8 +122,9 @@ def _block(
         )
     matrices = 3 if isinstance(hidden, GatedMLP.Config) else 2
     total = _attention(attention, dim, dim, seq, seq, pairs)
-    if config.cross_attention is not None:
-        total += _attention(config.cross_attention, dim, source_dim, seq, source, seq * source)
+    cross = getattr(config, "cross_attention", None)  # which a parallel block has no place for
+    if cross is not None:
+        total += _attention(cross, dim, source_dim, seq, source, seq * source)
     return total + 2 * seq * matrices * dim * hidden.hidden
 
 

@@ -63,7 +63,8 @@ def askable(setting: Setting) -> tuple[str, ...]:
     """The questions that a model can be asked: of latent attention, nothing is measured alone."""
     from eqxformer.layers.attention import Attention
 
-    plain = isinstance(setting.config.blocks[0].attention, Attention.Config)
+    first = getattr(setting.config.blocks[0], "attention", None)
+    plain = isinstance(first, Attention.Config)
     return tuple(question for question in QUESTIONS if question != "attention" or plain)
 
 

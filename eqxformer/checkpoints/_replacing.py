@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 try:
     import fcntl
@@ -25,7 +25,7 @@ _AT_CWD, _EXCHANGE = -100, 2  # of Linux's renameat2
 
 @contextlib.contextmanager
 def replaced_directory(
-    directory: str | os.PathLike[str], *, overwrite: bool = False
+    directory: str | os.PathLike[str], *, overwrite: bool = False, but: Collection[str] = ()
 ) -> Iterator[pathlib.Path]:
     """A new directory to write to, which takes the place of `directory` when all went well.
 
@@ -37,6 +37,7 @@ def replaced_directory(
         directory: what is made or replaced; missing parents are made.
         overwrite: replace what is there. Files that the new directory does not have stay, but for
             old weights, `model.safetensors`, its shards and their index.
+        but: names of other files that do not stay.
 
     Raises `FileExistsError` for a directory that is not empty unless `overwrite`,
     `NotADirectoryError` for a file, and `ValueError` for a directory that cannot be renamed: where
@@ -64,7 +65,7 @@ def replaced_directory(
         yield fresh
         _check_replaceable(target, overwrite)
         if target.exists():
-            _carry(target, fresh)
+            _carry(target, fresh, but)
             shutil.copymode(target, fresh)
         _sync_all(fresh)
         _put(fresh, target)
@@ -163,8 +164,11 @@ def _lock(path: pathlib.Path) -> int | None:
     return descriptor
 
 
-def _carry(old: pathlib.Path, new: pathlib.Path, *, top: bool = True) -> None:
-    """Links into `new` the files of `old` that it does not have and that are no old weights."""
+def _carry(old: pathlib.Path, new: pathlib.Path, but: Collection[str], *, top: bool = True) -> None:
+    """Links into `new` the files of `old` that it does not have and that are no old weights.
+
+    `but` names others that are left behind.
+    """
     for path in old.iterdir():
         there = new / path.name
         if path.is_dir() and not path.is_symlink():
@@ -172,8 +176,10 @@ def _carry(old: pathlib.Path, new: pathlib.Path, *, top: bool = True) -> None:
                 there.mkdir()
                 shutil.copymode(path, there)
             if there.is_dir() and not there.is_symlink():
-                _carry(path, there, top=False)
-        elif not os.path.lexists(there) and not (top and _WEIGHTS.fullmatch(path.name)):
+                _carry(path, there, (), top=False)
+        elif top and (path.name in but or _WEIGHTS.fullmatch(path.name)):
+            continue
+        elif not os.path.lexists(there):
             _link(path, there)
 
 

@@ -26,7 +26,12 @@ def named_arrays(model: Any) -> dict[str, Any]:
 
 def name(path: tuple[Any, ...]) -> str:
     """A key path of a pytree as names joined by dots."""
-    return ".".join(str(getattr(key, "name", getattr(key, "idx", key))) for key in path)
+    return ".".join(_of_key(key) for key in path)
+
+
+def _of_key(key: Any) -> str:
+    """A field by its name, an item by its number, a part in a dict by its key."""
+    return str(next((getattr(key, n) for n in ("name", "idx", "key") if hasattr(key, n)), key))
 
 
 def every_name(model: Any) -> Any:

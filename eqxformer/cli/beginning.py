@@ -11,13 +11,15 @@ from eqxformer.__about__ import __version__
 from eqxformer.checkpoints.native import shapes
 from eqxformer.cli.memory import check_memory
 from eqxformer.cli.settings import edited
+from eqxformer.config import Config
 from eqxformer.pretrained.locate import locate
+from eqxformer.pretrained.save import carry_files
 from eqxformer.sharding import Placement, Rules, make_mesh
 from eqxformer.training.differences import differences
 from eqxformer.training.experiment import Experiment, Recipe, Task
 from eqxformer.training.processes import join, told_by_first
 from eqxformer.training.recipes import RECIPES, recipe
-from eqxformer.training.run_directory import RunDirectory
+from eqxformer.training.run_directory import TOKENIZER, RunDirectory
 from eqxformer.training.start import Start, check_fits
 
 
@@ -76,9 +78,13 @@ def start_of(source: str | None, before: RunDirectory | None) -> Start | None:
     return None if source is None else Start(locate(source))
 
 
-def task_of(chosen: Recipe, data: Path | None, start: Start | None) -> Task:
-    """The task of a recipe, which goes on from a model where there is one."""
-    task = chosen.prepare(data)
+def task_of(
+    chosen: Recipe, data: Path | None, start: Start | None, before: RunDirectory | None
+) -> Task:
+    """The task of a recipe, which goes on from a model, and with a run, where there are some."""
+    task = chosen.prepare(data_of(data, before))
+    if before is not None:
+        task.known = before.tokenizer()
     if start is not None:
         task.begin(start)
     return task
@@ -104,6 +110,8 @@ def planned(
     if before is not None:  # where its first weights lie may have changed since
         suggested = before.experiment().edit(checkpoint=suggested.checkpoint)
     experiment = task.fitted(edited(suggested, settings))
+    if experiment.checkpoint != suggested.checkpoint:
+        raise ValueError("`checkpoint` is what --from names; give it there.")
     identity = {"experiment": experiment.identity(), "data": task.about}
     if before is not None:
         refuse_changes(before, identity, experiment.steps)
@@ -111,6 +119,7 @@ def planned(
     placement = None if mesh is None else placed(mesh, experiment)
     check_memory(experiment, 1 if placement is None else placement.mesh.size)
     skeleton = shapes(experiment.model)
+    _ = experiment.trains.mask(skeleton)  # says which of its paths lead nowhere
     if experiment.checkpoint:
         check_fits(experiment.checkpoint, skeleton)
     return Plan(experiment, placement, skeleton, identity)
@@ -119,13 +128,15 @@ def planned(
 def placed(mesh: str, experiment: Experiment) -> Placement:
     """The mesh that was asked for; `ValueError` where it cannot deal out the rows of a batch."""
     placement = Placement(make_mesh(mesh), Rules(uneven="whole"))
-    placement.check_rows(experiment.data.shape[0])
+    for rows in experiment.data.rows:
+        placement.check_rows(rows)
     return placement
 
 
-def create(out: Path, about: dict[str, Any], task: Task) -> None:
-    """Makes the directory of a run."""
+def create(out: Path, about: dict[str, Any], task: Task, model: Config) -> None:
+    """Makes the directory of a run; what lies beside a checkpoint's weights goes with the model."""
     RunDirectory.create(out, about=about, tokenizer=task.tokenizer)
+    carry_files(model, out, but=(TOKENIZER,))
 
 
 def about_run(

@@ -23,5 +23,5 @@ def explained() -> Iterator[None]:
     """Turns the errors that the library raises for bad input into one line without a traceback."""
     try:
         yield
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+    except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
         raise Mistake(str(error) or type(error).__name__) from error

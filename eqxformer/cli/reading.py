@@ -4,10 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eqxformer.checkpoints.native import load
 from eqxformer.data.subwords import Subwords
-from eqxformer.pretrained.checkpoint import is_native
-from eqxformer.pretrained.load import from_pretrained, load_tokenizer
+from eqxformer.pretrained.load import load_any, load_tokenizer
 from eqxformer.pretrained.locate import locate
 from eqxformer.training.run_directory import RUN, RunDirectory
 
@@ -23,16 +21,19 @@ def read_model(source: str, dtype: str | None = None) -> tuple[Any, Encode]:
         directory = RunDirectory.open(Path(source))
         own: Any = directory.tokenizer()
         if isinstance(own, Subwords):
-            return directory.load(), lambda text: _encoded(own.tokenizer, text)
+            return directory.load(), lambda text: _encoded(own.tokenizer, text, special=False)
         return directory.load(), lambda text: (own.encode(text).tolist(), list(text))
     folder = locate(source)
     tokenizer = load_tokenizer(folder)
     tokenizer.no_truncation()
-    model = load(folder) if is_native(folder) else from_pretrained(folder, dtype=dtype)
-    return model, lambda text: _encoded(tokenizer, text)
+    return load_any(folder, dtype), lambda text: _encoded(tokenizer, text)
 
 
-def _encoded(tokenizer: Any, text: str) -> tuple[list[int], list[str]]:
-    encoded = tokenizer.encode(text)
+def _encoded(tokenizer: Any, text: str, special: bool = True) -> tuple[list[int], list[str]]:
+    """The ids of a text and the text of each; special ones round it only where training has them.
+
+    A run learns from a text as it stands.
+    """
+    encoded = tokenizer.encode(text, add_special_tokens=special)
     spans = zip(encoded.offsets, encoded.tokens, strict=True)
     return encoded.ids, [text[a:b] or token for (a, b), token in spans]

@@ -16,7 +16,6 @@ from eqxformer.cli.beginning import (
     begun,
     chosen_recipe,
     create,
-    data_of,
     meet,
     planned,
     start_of,
@@ -141,7 +140,7 @@ def train(
             told_by_first(lambda: refuse_existing(out))
         with all_or_none():
             start = start_of(source, before)
-            task = task_of(chosen, data_of(data, before), start)
+            task = task_of(chosen, data, start, before)
             experiment, placement, skeleton, identity = planned(
                 task, before, given + settings, mesh
             )
@@ -158,7 +157,7 @@ def train(
         model = experiment.init(placement)
         if before is None:
             about = about_run(chosen, task, experiment, data, start)
-            told_by_first(lambda: create(out, about, task))
+            told_by_first(lambda: create(out, about, task, experiment.model))
             before = RunDirectory(out)
             before.save(model)  # from here on there is always a model to load, however this ends
         run = before

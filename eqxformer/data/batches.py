@@ -29,6 +29,11 @@ class Data(Config):
         """Rows of a batch, and the tokens that are predicted in a row."""
         raise NotImplementedError(f"{self.type_name} must say how large its batches are.")
 
+    @property
+    def rows(self) -> frozenset[int]:
+        """How many rows a batch may have; as many as `shape` says, unless told."""
+        return frozenset({self.shape[0]})
+
 
 class StepBatches:
     """The batches of a step, as a function of its number, and a fingerprint of all of them.

@@ -17,8 +17,6 @@ from eqxformer.data.parallel import ParallelText
 from eqxformer.data.share import Share
 from eqxformer.data.tokenizer import Tokenizer, encoded
 
-_EVEN = 8  # rows of a batch are a multiple of this where there are as many: devices share them
-
 
 class Rows(NamedTuple):
     """Sequences of ids of any lengths, one behind the other; row `i` is from `ends[i - 1]` on."""
@@ -141,15 +139,17 @@ class Pairs(Data):
         buckets: how many widths there are at most.
         longest: tokens that a side may have at most, its end included.
         unfit: what is done with pairs that are longer, or empty on one side.
+        even: rows of a batch are a multiple of this where there are as many: devices share them.
     """
 
     tokens: int = 2048
     buckets: int = 10
     longest: int = 128
     unfit: Literal["refuse", "drop"] = "refuse"
+    even: int = 8
 
     def check(self) -> None:
-        for name in ("tokens", "buckets", "longest"):
+        for name in ("tokens", "buckets", "longest", "even"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
 
@@ -157,6 +157,11 @@ class Pairs(Data):
     def shape(self) -> tuple[int, int]:
         """Rows of the widest batch, and the tokens predicted in each."""
         return max(self.tokens // self.longest, 1), self.longest
+
+    @property
+    def rows(self) -> frozenset[int]:
+        """Rows of a batch of any width."""
+        return frozenset(max(self._rows(width), 1) for width in range(1, self.longest + 1))
 
     def fitting(self, pairs: TokenPairs) -> TokenPairs:
         """The pairs that are not too long and not empty on one side.
@@ -186,8 +191,7 @@ class Pairs(Data):
         Arguments:
             pairs: those to learn from, all of which fit.
             seed: what the order follows from.
-            share: the part of every batch that is made here; all of it by default. Rows are a
-                multiple of 8 where `tokens` are 8 times the width or more.
+            share: the part of every batch that is made here; all of it by default.
         """
         widths, steps = best_widths(pairs.widths, self.buckets), self.steps(pairs, epochs=1)
         own = {width: share.rows(self._rows(width)) for width in widths}
@@ -233,7 +237,7 @@ class Pairs(Data):
 
     def _rows(self, width: int) -> int:
         rows = self.tokens // width
-        return rows // _EVEN * _EVEN or rows
+        return rows // self.even * self.even or rows
 
 
 def best_widths(lengths: Int[np.ndarray, " rows"], count: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int
@@ -129,7 +129,11 @@ class SubwordTraining(Config):
 
     Arguments:
         vocab: how many ids there are at most, the four special ones among them.
+
+    `exact` says whether the same texts give the same vocabulary every time.
     """
+
+    exact: ClassVar[bool] = True
 
     vocab: int
 
@@ -182,6 +186,8 @@ class Unigram(SubwordTraining):
     Any text comes back exactly as it was. Learning takes some twenty times as long as BPE, and two
     times are equal up to rounding only: keep the tokenizer, not the texts.
     """
+
+    exact: ClassVar[bool] = False
 
     def learned(self, texts: list[str]) -> Any:
         """The `tokenizers.Tokenizer` of these texts."""

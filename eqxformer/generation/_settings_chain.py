@@ -54,12 +54,15 @@ class ByPrompt(Processor):
 def processors_of(said: Settings, stop: Ids) -> tuple[Processor, ...]:
     """What changes logits whether a token is drawn or not."""
     forced = _forced(said)
+    least = said.size("min_length", 0, least=0)
+    if said.get("min_new_tokens", None) is not None:
+        least = 0  # the other one counts then, and this one not at all
     parts = [
         _bias(said.get("sequence_bias", None), said),
         _unless(1.0, said.number("repetition_penalty", 1.0), RepetitionPenalty),
         _unless(0, said.size("no_repeat_ngram_size", 0, least=0), NoRepeatNGram),
         _bad_words(said, stop),
-        _least(MinLength, said.size("min_length", 0, least=0), stop),
+        _least(MinLength, least, stop),
         _least(MinNewTokens, said.size("min_new_tokens", 0, least=0), stop),
         ByPrompt(Force(forced), Chain()) if forced else None,
         _of_ids(said, "forced_eos_token_id", lambda ids: Force({-1: ids})),

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Key
 from eqxformer.constraints import fetched
 from eqxformer.generation._token_ids import check_vocabulary
 from eqxformer.generation.following import joined, parted, where_rows
+from eqxformer.generation.long_texts import check_growth
 from eqxformer.generation.prefill import read_newest
 from eqxformer.generation.processors import Processor, Seen
 from eqxformer.generation.samplers import Greedy, Sampler, as_sampler, nothing_to_choose
@@ -49,11 +50,14 @@ def decode(
 ) -> GenerationState:
     """The state after at most `max_new_tokens` more tokens in every row that is not finished.
 
-    Going on from it with the same settings gives what one call for all tokens would have given.
-    Arguments as in `generate`; the given state stays as it is.
+    Going on from it with the same settings gives what one call for all tokens would have given,
+    but for processors that count from the end, which is that of each call: `Force` with negative
+    steps, and patterns that are to be complete within the limit. Arguments as in `generate`; the
+    given state stays as it is.
 
     Raises `ValueError` for more tokens than the state has slots or the model positions, a missing
-    key, or a row that the sampler has no token for.
+    key, a row that the sampler has no token for, and with `LongRoPE` for a row that would grow
+    beyond its `original_length`, where all places are turned otherwise.
 
     Example:
         >>> import eqxformer as ef, jax
@@ -83,6 +87,8 @@ def limited(model: Model, state: GenerationState, new: int) -> GenerationState:
         )
     if longest:
         check_room(model, longest, new)
+        config = model.config.decoder if isinstance(model, EncoderDecoder) else model.config
+        check_growth(config, length[unfinished], length[unfinished] + max(new - 1, 0))
     limit = jax.device_put((length + new).astype(np.int32))
     return eqx.tree_at(lambda s: s.seen.limit, state, limit)
 

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from eqxformer.constraints import fetched
+from eqxformer.generation.long_texts import check_growth, reads
 from eqxformer.generation.processors import Seen
-from eqxformer.generation.prompts import Prompts, Rows, Valid, as_rows, bucket, passes
+from eqxformer.generation.prompts import Prompts, Rows, Valid, as_rows, bucket
 from eqxformer.generation.state import GenerationState, Model, check_room, positions_of
 from eqxformer.layers.masks import Padding
 from eqxformer.models.audio import AudioEncoder
@@ -92,6 +93,7 @@ def append(
             "begin with a larger `slots`."
         )
     check_room(model, int(after.max()), 1)
+    check_growth(config, read, after)
     tokens = fetched(state.seen.tokens).copy()
     for row, (a, b) in enumerate(zip(before, after, strict=True)):
         tokens[row, a:b] = more.tokens[row, : b - a]
@@ -102,7 +104,7 @@ def append(
     unfinished = jax.device_put(np.zeros(state.rows, bool))
     state = GenerationState(_seen(tokens, after), state.cache, None, unfinished, state.source)
     rows = Rows(unread, lengths)
-    return _read_all(model, state, rows, passes(rows.longest, chunk))
+    return _read_all(model, state, rows, reads(config, rows.longest, chunk, int(read.max())))
 
 
 def as_given(model: Model, prompts: Any, valid: Any, start: Start | None) -> Given:
@@ -123,7 +125,8 @@ def opened(
     if rows.longest > slots:
         raise ValueError(f"There are {slots} slots, and a prompt has {rows.longest} tokens.")
     check_room(model, rows.longest, 1)
-    first, *others = passes(rows.longest, chunk)
+    config = model.config.decoder if isinstance(model, EncoderDecoder) else model.config
+    first, *others = reads(config, rows.longest, chunk)
     source = (given.source, given.source_mask)
     seen = _seen(rows.padded(slots), rows.lengths)
     state = _open(model, source, seen, *piece(rows, *first), spare)
@@ -150,6 +153,8 @@ def _source(model: EncoderDecoder, prompts: Any, valid: Any) -> tuple[Array, Pad
                 "This model hears audio: `prompts` must be frames, a float array of [rows, frames, "
                 f"bins]; got {frames.dtype}{list(frames.shape)}."
             )
+        if valid is not None:
+            raise ValueError("`valid` is for prompts of tokens; frames of audio are all heard.")
         return frames, None
     rows = as_rows(prompts, valid, encoder.vocab)
     room = positions_of(encoder)

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from eqxformer.constraints import fetched
+from eqxformer.generation.long_texts import reads
 from eqxformer.generation.prefill import as_given, piece
-from eqxformer.generation.prompts import Prompts, Rows, as_rows, passes, slots_for
+from eqxformer.generation.prompts import Prompts, Rows, as_rows, slots_for
 from eqxformer.generation.state import Model, check_room
 from eqxformer.layers.masks import Padding
 from eqxformer.models.decoder_lm import ModelCache
@@ -78,6 +79,7 @@ def _in_windows(model: Any, text: list[int], window: int, chunk: int | None) -> 
 def _score(model: Model, rows: Rows, source: Any, chunk: int | None) -> list[list[float]]:
     """The numbers of rows that are seen as a whole."""
     check_room(model, rows.longest, 1)
+    config = model.config.decoder if isinstance(model, EncoderDecoder) else model.config
     slots = slots_for(rows.longest)
     if isinstance(model, EncoderDecoder):
         given = as_given(model, source, None, [row[:1] for row in rows.lists()])
@@ -85,7 +87,7 @@ def _score(model: Model, rows: Rows, source: Any, chunk: int | None) -> list[lis
     else:
         cache, mask = _empty(model, rows.count, slots), None
     found = []
-    for begin, size in passes(rows.longest, chunk):
+    for begin, size in reads(config, rows.longest, chunk):
         tokens, valid = piece(rows, begin, size)
         targets, _ = piece(rows, begin + 1, size)
         numbers, cache = _scores(model, cache, tokens, valid, targets, mask)

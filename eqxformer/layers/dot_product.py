@@ -75,7 +75,8 @@ def attend(
     dropping = key is not None and scoring.dropout > 0.0
     query = constrain(query, "heads", "seq", "head_dim")
     keys, values = (constrain(x, "kv_heads", "keys", "head_dim") for x in (keys, values))
-    choice = _choose(backend, query, keys, values, scoring, dropping)
+    extra = bias is not None or _as_flags(mask, places, query, keys, "cudnn")[2] is not None
+    choice = _choose(backend, query, keys, values, scoring, dropping, extra)
     _record(choice)
     if choice.backend == "plain":
         return plain_attention(
@@ -123,13 +124,20 @@ def _record(choice: Choice) -> None:
 
 
 def _choose(
-    backend: Backend, query: Array, keys: Array, values: Array, scoring: Scoring, dropping: bool
+    backend: Backend,
+    query: Array,
+    keys: Array,
+    values: Array,
+    scoring: Scoring,
+    dropping: bool,
+    extra: bool,
 ) -> Choice:
+    """The backend of a call; `extra`: whether an array is added to scores, of a mask or a bias."""
     shapes = (query.shape, keys.shape)
     if backend == "plain":
         return Choice("plain", "asked for by name", *shapes)
     fused = _why_not_fused(query, values, scoring, dropping)
-    cudnn = fused or _why_not_cudnn(query, values)
+    cudnn = fused or _why_not_cudnn(query, keys, extra)
     if backend == "auto":
         return (
             Choice("plain", cudnn, *shapes) if cudnn else Choice("cudnn", "fused kernel", *shapes)
@@ -156,7 +164,7 @@ def _why_not_fused(query: Array, values: Array, scoring: Scoring, dropping: bool
     return ""
 
 
-def _why_not_cudnn(query: Array, values: Array) -> str:
+def _why_not_cudnn(query: Array, keys: Array, extra: bool) -> str:
     if jax.default_backend() != "gpu":
         return f"no GPU; this is a {jax.default_backend()}"
     if query.dtype not in (jnp.float16, jnp.bfloat16):
@@ -165,6 +173,10 @@ def _why_not_cudnn(query: Array, values: Array) -> str:
         return f"cuDNN needs a head size up to 128 that 8 divides, not {query.shape[-1]}"
     if query.shape[-2] < 2:
         return "a single query is a matrix-vector product"
+    lengths = (query.shape[-2], keys.shape[-2])
+    if extra and any(length % 2 for length in lengths):
+        # Its gradient refuses these, and whether one will be asked for is not known here.
+        return f"cuDNN needs even lengths with a mask or bias of this kind, not {lengths}"
     return ""
 
 
@@ -189,7 +201,7 @@ def _fused(
     def spread(x: Array, at: int) -> Array:
         return jnp.broadcast_to(x, (*batch, at, seq, length)).reshape(count, at, seq, length)
 
-    causal, window, rest = (False, None, mask) if places else _as_flags(mask, seq == length)
+    causal, window, rest = _as_flags(mask, places, query, keys, backend)
     allowed = allowed_array(rest, places, seq, length)
     # JAX's kernel does not keep to the strict modes that a user may have switched on (nor does its
     # gradient in `xla`, which is traced later: that backend needs the standard promotion).
@@ -212,13 +224,26 @@ def _fused(
     return out * jnp.broadcast_to(every.any(-1, keepdims=True), out.shape).astype(out.dtype)  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def _as_flags(mask: Mask | None, square: bool) -> tuple[bool, tuple[int, int] | None, Mask | None]:
-    """Causality and windows as arguments of the kernel, which skips what they hide."""
+def _as_flags(
+    mask: Mask | None,
+    places: tuple[Array, Array] | None,
+    query: Array,
+    keys: Array,
+    backend: str,
+) -> tuple[bool, tuple[int, int] | None, Mask | None]:
+    """Causality and windows as arguments of the kernel, which skips what they hide; and the rest.
+
+    cuDNN knows windows to the left only, below a causal mask.
+    """
     found = parts(mask)
-    if not square:
+    if places is not None or query.shape[-2] != keys.shape[-2]:
         return False, None, mask
     causal = any(isinstance(p, Causal) for p in found)
     windows = [p for p in found if isinstance(p, Window)]
     window = (min(w.left for w in windows), min(w.right for w in windows)) if windows else None
+    if backend == "cudnn" and window is not None:
+        causal = causal or window[1] == 0
+        if not causal:
+            return False, None, mask
     rest = tuple(p for p in found if not isinstance(p, (Causal, Window)))
     return causal, window, join(rest)

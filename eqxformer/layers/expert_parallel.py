@@ -50,7 +50,11 @@ def over_mesh(
     arrays, static = eqx.partition(experts, eqx.is_array)
 
     def local(arrays: Any, *given: Array) -> Array:
-        own = None if key is None else jax.random.fold_in(key, jax.lax.axis_index(tuple(manual)))
+        # Devices that hold the same tokens must draw the same for them.
+        apart = tuple(axis for axis in (*ROWS, "sequence", "expert") if axis in {*rows, held})
+        own = key
+        if key is not None and apart:
+            own = jax.random.fold_in(key, jax.lax.axis_index(apart))
         mine = partial(run, eqx.combine(arrays, static))
         if held is None:
             return mixed(mine, *given, first=0, count=count, pieces=1, key=own)

@@ -5,7 +5,7 @@ A head's numbers are read as pairs; the pair `i` at position `p` turns by the an
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,12 @@ Frequencies = Float[Array | np.ndarray, "*#batch pairs"]
 
 
 class Scaling(Config):
-    """A way to change the frequencies, for texts longer than those of the training."""
+    """A way to change the frequencies, for texts longer than those of the training.
+
+    `by_length` says whether they depend on the length of the text, and so change as it grows.
+    """
+
+    by_length: ClassVar[bool] = False
 
     def check(self) -> None:
         for name in ("factor", "original_length"):
@@ -49,6 +54,8 @@ class DynamicNTK(Scaling):
     `s = factor * n / n0 - factor + 1`, where `n` is the length of the text, never below the
     `n0 = original_length` of the training (bloc97 and emozilla 2023).
     """
+
+    by_length: ClassVar[bool] = True
 
     factor: float
     original_length: int
@@ -121,6 +128,8 @@ class LongRoPE(Scaling):
 
     Ding et al. 2024. Cosines and sines grow by `sqrt(1 + ln(factor) / ln(original_length))`.
     """
+
+    by_length: ClassVar[bool] = True
 
     short: tuple[float, ...]
     long: tuple[float, ...]

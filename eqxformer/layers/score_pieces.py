@@ -63,16 +63,22 @@ def in_pieces(
     )
     rows, together = given["query"].shape[:2]
     head = 4 * groups * seq * length  # bytes of the scores that share a head of keys
-    parts = -(-head // PIECE)
+    size = -(-seq // -(-head // PIECE))  # queries of a piece
+    parts = -(-seq // size)
     run = _piece(sums, scoring)
     if parts > 1:
-        run = _queries(run, seq, -(-seq // parts))
+        run = _queries(run, seq, size)
     if one_by_one := head * together > PIECE:
         run = _over_first(run, together, PIECE // head)
     if key is not None:
-        given["key"] = jax.random.split(key, (rows, together if one_by_one else 1, parts))
+        given["key"] = jax.random.split(_typed(key), (rows, together if one_by_one else 1, parts))
     mixed, total = _over_first(run, rows, PIECE // (head * together))(given)
     return mixed.reshape(*batch, heads, seq, -1), total.reshape(*batch, heads, seq, 1)
+
+
+def _typed(key: PRNGKeyArray) -> PRNGKeyArray:
+    """A key as one element, also where it is given as the numbers that it is made of."""
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
 
 
 def _piece(sums: Callable[..., Sums], scoring: Any) -> Run:

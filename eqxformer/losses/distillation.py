@@ -73,7 +73,16 @@ class Distillation(Comparison):
 def divergence(
     student: Answer, teacher: Answer, weights: Float[Array, "*batch"], temperature: float
 ) -> Float[Array, ""]:
-    """The weighted sum over places of `KL(teacher || student)` at a temperature, in nats."""
+    """The weighted sum over places of `KL(teacher || student)` at a temperature, in nats.
+
+    Raises `ValueError` for an answer of plain numbers, such as those of a regression.
+    """
+    if weights.shape != student.hidden.shape[:-1]:
+        raise ValueError(
+            "A teacher is followed in how likely it finds each token or class, one weight a place; "
+            f"the weights {list(weights.shape)} are not places of {list(student.hidden.shape)}. "
+            "Learn the teacher's numbers as the targets of the task itself."
+        )
 
     def of(mine: Array, theirs: Array, weights: Array) -> Float[Array, ""]:
         mine, theirs = student.scored(mine), teacher.scored(theirs)

@@ -1,15 +1,20 @@
 """Models from checkpoints of transformers: a directory or an id of the Hub."""
 
 import os
+import pathlib
 from typing import Any
 
+import equinox as eqx
 import jax
 from jaxtyping import DTypeLike
 
 from eqxformer.checkpoints.errors import CheckpointError, MissingFile
+from eqxformer.checkpoints.native import load
 from eqxformer.checkpoints.placing import Where
-from eqxformer.pretrained.checkpoint import Checkpoint
+from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.locate import locate
+
+_TOKENIZER = ("*.json", "*.model", "*.spm")  # what is downloaded for a tokenizer alone
 
 
 def from_pretrained(
@@ -51,13 +56,30 @@ def from_pretrained(
     return checkpoint.model(dtype=dtype, sharding=sharding)
 
 
+def load_any(folder: pathlib.Path, dtype: DTypeLike | None = None) -> Any:
+    """The model in a directory of our own format or of transformers.
+
+    Arguments:
+        folder: the directory.
+        dtype: the type of the weights, as of `from_pretrained`; of our own format, as they are
+            stored if None.
+    """
+    if not is_native(folder):
+        return from_pretrained(folder, dtype=dtype)
+    model = load(folder)
+    if dtype is None:
+        return model
+    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+    return eqx.combine(jax.tree.map(lambda x: x.astype(dtype), arrays), rest)
+
+
 def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = None) -> Any:
     """The `tokenizers.Tokenizer` of a checkpoint, from its `tokenizer.json` as it stands.
 
     Needs the package tokenizers, which the extra `hub` brings. Raises `MissingFile` for a
     checkpoint without that file: one with a sentencepiece model only must be converted once.
     """
-    folder = locate(source, revision=revision)
+    folder = locate(source, revision=revision, patterns=_TOKENIZER)
     path = folder / "tokenizer.json"
     if not path.is_file():
         others = [f.name for f in sorted(folder.iterdir()) if f.suffix in (".model", ".spm")]

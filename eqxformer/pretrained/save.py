@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -53,6 +53,10 @@ CARRIED = (
     "config_sentence_transformers.json",
 )
 
+TEMPLATES = "additional_chat_templates"  # a directory of those beside chat_template.jinja
+# What an older model's directory may say of how another one is used.
+_OF_ANOTHER = ("modules.json", "generation_config.json")
+
 
 def save_pretrained(
     model: Any,
@@ -88,7 +92,7 @@ def save_pretrained(
     with one_writes() as writes:
         if not writes:
             return
-        with replaced_directory(directory, overwrite=overwrite) as folder:
+        with replaced_directory(directory, overwrite=overwrite, but=_OF_ANOTHER) as folder:
             carry(model.config, folder)
             (folder / CONFIG).write_text(text, encoding="utf-8")
             write_tensors(
@@ -159,16 +163,25 @@ def _name(tensor: tuple[str, Any, Any, Any]) -> str:
 
 def carry(config: Config, folder: pathlib.Path) -> None:
     """The files of the checkpoint that the model is from, and what says how an encoder pools."""
-    origin = getattr(config, "origin", None)
-    if isinstance(origin, Origin) and origin.directory is not None:
-        for name in CARRIED:
-            file = contained(pathlib.Path(origin.directory), name)
-            if file.is_file():
-                shutil.copyfile(file, folder / name)
+    carry_files(config, folder)
     if isinstance(config, Encoder.Config) and _said_in_files(config):
         for name, values in describe_pooling(config.pooling, config.dim).items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def carry_files(config: Config, folder: pathlib.Path, *, but: Collection[str] = ()) -> None:
+    """The files beside the weights of the checkpoint that the model is from, but for some."""
+    origin = getattr(config, "origin", None)
+    if isinstance(origin, Origin) and origin.directory is not None:
+        for name in CARRIED:
+            file = contained(pathlib.Path(origin.directory), name)
+            if file.is_file() and name not in but:
+                shutil.copyfile(file, folder / name)
+        for file in sorted(pathlib.Path(origin.directory).glob(f"{TEMPLATES}/*.jinja")):
+            (folder / TEMPLATES).mkdir(exist_ok=True)
+            name = f"{TEMPLATES}/{file.name}"
+            shutil.copyfile(contained(pathlib.Path(origin.directory), name), folder / name)
 
 
 def _said_in_files(config: Encoder.Config) -> bool:

@@ -58,7 +58,7 @@ class ChatTemplate:
         Raises `MissingFile` where there is no template, as for a model that was not made for
         conversations, and `CheckpointError` for files that say something else than templates.
         """
-        folder = locate(source, revision=revision)
+        folder = locate(source, revision=revision, patterns=("*.json", "*.jinja"))
         templates, tokens = templates_and_tokens(folder)
         if not templates:
             raise MissingFile(
@@ -156,8 +156,17 @@ def _checked(messages: Any) -> list[dict[str, Any]]:
             raise ValueError(
                 f"{form}; message {place} has neither content nor tool_calls, but {_keys(message)}."
             )
-        checked.append(_plain(kept, f"messages[{place}]"))
+        checked.append(_plain(_with_thought(kept), f"messages[{place}]"))
     return checked
+
+
+def _with_thought(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose thought goes by every name that templates read, as in transformers."""
+    names = ("reasoning_content", "thinking", "reasoning")
+    thought = next((message[name] for name in names if name in message), None)
+    if thought is None:
+        return message
+    return {"thinking": thought, **message, "reasoning_content": thought}
 
 
 def _keys(message: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from jaxtyping import DTypeLike, PRNGKeyArray
 
 from eqxformer.checkpoints.errors import MissingFile
-from eqxformer.checkpoints.native import load
 from eqxformer.generation.beam_search import beam_search
 from eqxformer.generation.generate import generate
 from eqxformer.generation.settings import GenerationSettings
@@ -18,7 +17,7 @@ from eqxformer.generation.stream import stream
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.models.encoder_decoder import EncoderDecoder
 from eqxformer.pretrained.checkpoint import is_native
-from eqxformer.pretrained.load import from_pretrained, load_tokenizer
+from eqxformer.pretrained.load import from_pretrained, load_any, load_tokenizer
 from eqxformer.pretrained.locate import locate
 from eqxformer.text._automaton import strings_given
 from eqxformer.text.chat import ChatTemplate
@@ -88,7 +87,7 @@ class TextGenerator:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if is_native(folder):
-            return TextGenerator(load(folder), tokenizer)
+            return TextGenerator(load_any(folder, dtype), tokenizer)
         try:
             template = ChatTemplate.read(folder)
         except MissingFile:
@@ -115,6 +114,8 @@ class TextGenerator:
         Raises `ValueError` for an empty prompt, and whatever `generate` raises.
         """
         several = not isinstance(prompt, str) and all(isinstance(each, str) for each in prompt)
+        if several and not len(prompt):
+            return []
         rows = [self.encode(each) for each in (prompt if several else [prompt])]  # pyright: ignore[reportArgumentType]
         options, strings = self._options(rows, max_new_tokens, stop)
         if self.settings.beams > 1:

@@ -10,10 +10,12 @@ _MOST = 12  # lines
 def differences(then: Any, now: Any) -> list[str]:
     """A line for every value that is not the same in two trees of plain JSON values.
 
+    A value that is missing is as one that is null: a setting that has come since then.
+
     Example:
         >>> from eqxformer.training.differences import differences
-        >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": None})
-        ['a.c: 2 -> 3', 'd: nothing -> null']
+        >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4, "e": None})
+        ['a.c: 2 -> 3', 'd: nothing -> 4']
     """
     lines = list(_walk("", then, now))
     more = len(lines) - _MOST
@@ -24,6 +26,9 @@ class _Nothing:
     """Where one side has no value."""
 
 
+_ABSENT = (_Nothing, None)
+
+
 def _walk(path: str, then: Any, now: Any) -> Iterator[str]:
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys([*then, *now]):
@@ -32,7 +37,7 @@ def _walk(path: str, then: Any, now: Any) -> Iterator[str]:
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
         for i, (one, other) in enumerate(zip(then, now, strict=True)):
             yield from _walk(f"{path}.{i}" if path else str(i), one, other)
-    elif then != now:
+    elif then != now and not (then in _ABSENT and now in _ABSENT):
         yield f"{path}: {_spelled(then)} -> {_spelled(now)}"
 
 

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -11,10 +11,12 @@ from jaxtyping import PRNGKeyArray
 
 from eqxformer.config import Config
 from eqxformer.data.batches import Data
+from eqxformer.data.subwords import SubwordTraining
 from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.generation.samplers import Sampler
 from eqxformer.inspect.watch import Watch
 from eqxformer.losses.objective import Objective
+from eqxformer.models.origin import Origin
 from eqxformer.optimizers.optimizer import Optimizer
 from eqxformer.optimizers.schedules import Schedule
 from eqxformer.optimizers.trainable import Trainable
@@ -79,6 +81,8 @@ class Experiment(Config):
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"`{name}` must be at least {bound}; got {value}.")
+        if self.peak_flops is not None and self.peak_flops <= 0:
+            raise ValueError(f"`peak_flops` must be above 0; got {self.peak_flops}.")
         check_microbatch(self.microbatch)
         check_splits(self.loss, self.microbatch)
 
@@ -90,7 +94,8 @@ class Experiment(Config):
         left = ["validate_every", "sample_every", "prompt", "checkpoint_every", "peak_flops"]
         left += ["checkpoint"]  # what lies there is told with the data, wherever that is
         left += ["watch"] if _ends(self.optimizer) else ["watch", "steps"]
-        return {name: value for name, value in self.to_dict().items() if name not in left}
+        values = {name: value for name, value in self.to_dict().items() if name not in left}
+        return _anywhere(values)
 
     def init(self, placement: Placement | None = None) -> Any:
         """The model, freshly initialised or read, on the devices that it belongs to."""
@@ -106,6 +111,16 @@ class Experiment(Config):
         return jax.random.fold_in(
             jax.random.key(self.seed), ("model", "steps", "samples").index(use)
         )
+
+
+def _anywhere(value: Any) -> Any:
+    """Plain JSON values without the directories that models were read from."""
+    if isinstance(value, list):
+        return [_anywhere(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    left = {"directory"} if value.get("type") == Origin.type_name else set()
+    return {name: _anywhere(each) for name, each in value.items() if name not in left}
 
 
 def _ends(config: Config) -> bool:
@@ -128,11 +143,13 @@ class Task(abc.ABC, Generic[Made]):
             is really made, which may have been edited.
         tokenizer: how text becomes ids: a `Tokenizer`.
         about: what the data is, as plain JSON values.
+        known: the tokenizer of the run to go on with, so that none is learned once more.
     """
 
     experiment: Made
     tokenizer: Any
     about: dict[str, Any]
+    known: Tokenizer | None = None
 
     def begin(self, start: Start) -> None:
         """Suggests to go on from a saved model, with its tokens and a tenth of the learning rate.
@@ -156,6 +173,20 @@ class Task(abc.ABC, Generic[Made]):
             raise ValueError(
                 "The model to begin from was made for other tokens than those of this task."
             )
+
+    def learned(self, training: SubwordTraining, texts: Iterable[str]) -> Tokenizer:
+        """The vocabulary of these texts, or the one that the run has learned of them already.
+
+        Raises `ValueError` where every process would learn another one.
+        """
+        if self.known is not None:
+            return self.known
+        if jax.process_count() > 1 and not training.exact:
+            raise ValueError(
+                f"Each process would learn another vocabulary with {training.type_name}; take "
+                "another kind, or begin the run with one process and go on with several."
+            )
+        return training.train(texts)
 
     def fitted(self, experiment: Made) -> Made:
         """The experiment with what follows from the data; before any other method."""

@@ -87,5 +87,8 @@ def first_weights(directory: str | Path, config: Any, placement: Placement | Non
         config: the config of a model with arrays of the same names and shapes.
         placement: the devices that the arrays belong to.
     """
-    read = load if is_native(Path(directory)) else from_pretrained
-    return rebuild(read(directory, sharding=placement), config)
+    if is_native(Path(directory)):
+        return rebuild(load(directory, sharding=placement), config)
+    model = from_pretrained(directory, sharding=placement)
+    # What lies beside the weights is there, wherever it was when the run began.
+    return rebuild(model, config.edit(origin=model.config.origin))

@@ -61,6 +61,16 @@ def test_the_count_is_xlas_where_little_but_matrix_products_is_done(kind):
     assert count < theirs < 1.03 * count
 
 
+def test_blocks_whose_parts_are_side_by_side_are_counted_like_those_one_after_the_other():
+    config = gpt()
+    blocks = tuple(
+        ef.ParallelBlock.Config(attention=block.attention, feed_forward=block.feed_forward)
+        for block in config.blocks
+    )
+    flops = [ceilings.step_flops(each, 2, 8) for each in (config, config.edit(blocks=blocks))]
+    assert flops[0] == flops[1]
+
+
 def test_what_is_not_counted_is_refused_by_name():
     windowed = gpt().edit("blocks.*.attention", window=4)
     with pytest.raises(NotImplementedError, match="without a window.*got window=4 and MLP"):

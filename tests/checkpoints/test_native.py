@@ -23,6 +23,20 @@ from tests.helpers.models import DECODERS, SEQ2SEQ, block, decoder, filled, mode
 SMALL = decoder(*[block({})] * 3, dim=6)
 
 
+class ByLanguage(eqx.Module):
+    """Parts in a dict."""
+
+    tables: dict[str, ef.Linear]
+
+
+def test_parts_in_a_dict_have_one_name_for_everybody():
+    part = ByLanguage({name: ef.Linear(2, 3, key=jax.random.key(0)) for name in ("de", "fr")})
+    names = ["tables.de.weight", "tables.de.bias", "tables.fr.weight", "tables.fr.bias"]
+    assert sorted(ef.named_arrays(part)) == sorted(names)
+    assert all(name in str(ef.table(part)) for name in names)
+    assert ef.count(ef.Only(paths=("tables.de",)).of(part)) == 9
+
+
 @pytest.fixture
 def small():
     return filled(SMALL)

@@ -50,6 +50,17 @@ def written(checkpoint):
     return write
 
 
+def test_no_prompts_have_no_answers(checkpoint):
+    assert ef.TextGenerator.read(checkpoint)([]) == []
+
+
+def test_the_type_of_weights_in_our_own_format_can_be_asked_for(command, checkpoint, tmp_path):
+    assert command("convert", checkpoint, tmp_path / "own", "--to", "native")[0] == 0
+    for dtype in ("bfloat16", None):
+        model = ef.TextGenerator.read(tmp_path / "own", dtype=dtype).model
+        assert model.embedding.tokens.weight.dtype == (dtype or "float32")
+
+
 def test_a_checkpoint_goes_on_by_its_own_settings(command, checkpoint, written):
     code, out, err = command("generate", checkpoint, "--prompt", PROMPT)
     assert (code, err) == (0, "")

@@ -1,5 +1,6 @@
 """Whatever is asked for in vain: one line that says what to do, exit code 2, nothing touched."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,12 @@ def test_files_that_hold_nothing_to_learn(command, here, content, message):
         (["--set", "optimizer.betas=[0.9, 1.5]"], "`betas` must be at least 0 and below 1"),
         (["--set", "optimizer.learning_rate.peak=-1"], "`peak` must not be negative"),
         (["--set", "prompt=žluťoučký"], "outside the alphabet"),
+        (["--set", "peak_flops=0"], "`peak_flops` must be above 0; got 0"),
+        (["--set", "checkpoint=runs/a"], "`checkpoint` is what --from names; give it there"),
+        (
+            ["--set", 'trains={"type": "Only", "paths": ["blocks.*.attn"]}'],
+            "`blocks.*.attn` leads to no array of the model",
+        ),
         (["--set", 'optimizer={"type": "Adagrad"}'], "`Adagrad` is not a known type of config"),
     ],
 )
@@ -95,6 +102,13 @@ def test_a_run_directory_that_cannot_be_made(here, capsys):
     assert run(["train", "rot13", "--out", str(here / "file" / "run")]) == 2
     assert "cannot be made" in capsys.readouterr().err
     assert [path.name for path in here.iterdir()] == ["file"]
+
+
+def test_a_package_that_is_not_installed_is_named(command, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    learned = ["--set", 'tokenizer={"type": "ByteLevelBPE", "vocab": 300}']
+    line = refused(command, here, "train", "--data", "../text.txt", *learned)
+    assert "need tokenizers: pip install 'eqxformer[hub]'" in line
 
 
 def test_ctrl_c_before_training_leaves_nothing(command, here, monkeypatch):

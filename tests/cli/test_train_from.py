@@ -90,9 +90,30 @@ def test_a_run_from_a_checkpoint_writes_and_scores_text(command, tuned):
     assert (code, err, out.startswith("7 times")) == (0, "", True)
     assert len(out) > len("7 times") + 1
     code, out, _ = command("score", tuned / "checkpoint", "--text", "17 times 18 times")
-    tokens = RunDirectory.open(tuned / "checkpoint").tokenizer().encode("17 times 18 times")
+    count = len(RunDirectory.open(tuned / "checkpoint").tokenizer().encode("17 times 18 times"))
     assert code == 0
-    assert f"{len(tokens) - 1}" in out
+    assert f"tokens            {count - 1:,} of {count:,}, behind the first\n" in out
+
+
+def test_what_lies_beside_the_weights_of_a_checkpoint_goes_with_them(command, here, tuned):
+    assert command("convert", tuned / "checkpoint", here / "theirs")[0] == 0
+    for folder in (tuned / "checkpoint", here / "theirs"):
+        talk = [{"role": "user", "content": "a"}]
+        assert ef.ChatTemplate.read(folder).render(talk) == "user: a\nassistant:"
+        assert (folder / "generation_config.json").is_file()
+    kept = json.loads((here / "theirs/tokenizer.json").read_text())
+    assert kept == json.loads((tuned / "checkpoint/tokenizer.json").read_text())
+    model = load(tuned / "checkpoint")
+    assert same_bits(ef.rebuild(ef.from_pretrained(here / "theirs"), model.config), model)
+
+
+def test_where_a_checkpoint_lies_is_no_part_of_what_a_run_is(tuned, checkpoint, here):
+    moved = shutil.copytree(checkpoint, here / "moved")
+    experiment = experiment_of(tuned / "checkpoint")
+    other = experiment.edit(model=ef.from_pretrained(moved).config, checkpoint=str(moved))
+    assert other.identity() == experiment.identity()
+    again = experiment.edit(checkpoint=str(moved)).init()
+    assert again.config.origin.directory == str(moved)
 
 
 @pytest.mark.parametrize("part", ["best", "checkpoints/../best"])

@@ -183,3 +183,12 @@ def test_the_longest_pair_must_fit_into_a_batch():
     with pytest.raises(ValueError, match="`longest` may be at most `tokens`"):
         Pairs(tokens=100, longest=101).fitting(TOKENS)
     assert Pairs(tokens=100, longest=40).shape == (2, 40)
+
+
+@pytest.mark.parametrize("even", [1, 8, 16])
+def test_rows_of_batches_are_among_those_that_are_announced(even):
+    data = Pairs(tokens=320, buckets=4, longest=20, even=even)
+    rows = {data.build(TOKENS)(step).source.shape[0] for step in range(40)}
+    assert len(rows) > 1
+    assert rows <= data.rows
+    assert all(count % even == 0 for count in data.rows)

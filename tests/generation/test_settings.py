@@ -54,7 +54,7 @@ def test_processors_come_in_the_order_of_the_reference_whatever_the_order_of_the
         "eos_token_id": 2,
     }
     expected = [
-        *("LogitBias", "RepetitionPenalty", "NoRepeatNGram", "BadWords", "MinLength"),
+        *("LogitBias", "RepetitionPenalty", "NoRepeatNGram", "BadWords"),
         *("MinNewTokens", "ByPrompt", "Force", "ExponentialLengthPenalty", "Suppress", "ByPrompt"),
     ]
     assert kinds(of(**values).processors) == expected

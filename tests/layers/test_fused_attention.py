@@ -3,6 +3,8 @@
 `xla` runs everywhere; `cudnn` where there is a GPU (`JAX_PLATFORMS=cuda pytest tests/layers`).
 """
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -92,6 +94,44 @@ def test_auto_takes_cudnn_in_half_precision_on_a_gpu_and_says_why_not_elsewhere(
             )
     assert [choice.backend for choice in report] == ["cudnn" if ON_GPU else "plain", "plain"]
     assert ("float16 or bfloat16" if ON_GPU else "no GPU") in report[1].reason
+
+
+@pytest.mark.parametrize(
+    ("mask", "bias", "seq", "backend", "reason"),
+    [
+        (ef.Causal(), False, 7, "cudnn", "fused kernel"),
+        (ef.Causal() & ef.Window(3, 0), False, 7, "cudnn", "fused kernel"),
+        (ef.Window(3, 0), False, 7, "cudnn", "fused kernel"),
+        (ef.Window(3, 2), False, 8, "cudnn", "fused kernel"),
+        (ef.Window(3, 2), False, 7, "plain", "even lengths"),
+        (ef.Causal() & ef.Padding(jnp.ones((1, 7), bool)), False, 7, "plain", r"not \(7, 7\)"),
+        (ef.Causal(), True, 7, "plain", "even lengths"),
+        (ef.Causal(), True, 8, "cudnn", "fused kernel"),
+    ],
+)
+def test_cudnn_is_asked_only_for_what_its_gradient_can_do(
+    mask, bias, seq, backend, reason, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    asked = []
+
+    def kernel(query, keys, values, **options):
+        asked.append(options)
+        return query
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    arrays = [jnp.ones((1, 2, seq, 8), jnp.bfloat16)] * 3
+    extra = jnp.zeros((1, 2, seq, seq), jnp.bfloat16) if bias else None
+    with ef.backend_report() as report:
+        ef.attend(*arrays, scoring=ef.Scoring(1.0), mask=mask, bias=extra)
+    (choice,) = report
+    assert choice.backend == backend
+    assert re.search(reason, choice.reason)
+    for options in asked:  # a window to the left below a causal mask is all that cuDNN knows
+        window = options["local_window_size"]
+        assert window is None or (window[1] == 0 and options["is_causal"])
+        left = options["mask"]
+        assert (left is not None) == (mask == ef.Window(3, 2))
 
 
 @pytest.mark.skipif(not ON_GPU, reason="no GPU")

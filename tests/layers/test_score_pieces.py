@@ -135,6 +135,20 @@ def test_places_in_a_cache_are_read_in_pieces(pieces):
     assert_close(attended(), wanted, 1e-6)
 
 
+def test_no_piece_of_queries_repeats_the_dropout_of_another(pieces):
+    """Queries cut in as many pieces as do not divide them evenly."""
+    for piece in range(HEAD // SEQ, HEAD, max(1, HEAD // 9)):
+        pieces(piece)
+        query, keys, values = (jnp.zeros_like(x) for x in operands())
+        scoring = ef.Scoring(1.0, dropout=0.5)
+        y = plain_attention(query, keys, values + 1, scoring=scoring, key=jax.random.key(0))
+        rows = np.asarray(y)[..., 0].reshape(-1, SEQ)
+        assert len(np.unique(rows, axis=0)) == ROWS * HEADS
+        assert not any((rows[:, apart:] == rows[:, :-apart]).all() for apart in range(1, SEQ))
+        again = plain_attention(query, keys, values + 1, scoring=scoring, key=jax.random.PRNGKey(0))
+        np.testing.assert_array_equal(again, y)
+
+
 @pytest.mark.parametrize("size", ["some rows", "one head", "some queries"])
 def test_dropout_differs_from_piece_to_piece_and_keeps_the_mean(size, pieces):
     """Values of one and equal scores: a result is the share of the keys that were kept, doubled."""

@@ -8,6 +8,8 @@ import pytest
 
 import eqxformer as ef
 from eqxformer.losses import chunked
+from eqxformer.losses.distillation import divergence
+from eqxformer.losses.objective import Answer
 from eqxformer.training.accumulation import accumulated
 from tests.helpers.compare import assert_close, same_bits
 from tests.helpers.models import filled
@@ -154,6 +156,12 @@ def test_a_teacher_with_another_vocabulary_is_refused():
     other = eqx.tree_at(lambda m: m.out, TEACHER, TEACHER.out[:, :11])
     with pytest.raises(ValueError, match="the teacher has 11 of them, the student 13"):
         jax.eval_shape(lambda: ef.Distillation().against(other)(STUDENT, BATCH))
+
+
+def test_a_teacher_of_plain_numbers_is_refused():
+    numbers = Answer(jnp.ones((3, 2)), lambda x: x)
+    with pytest.raises(ValueError, match=r"weights \[3, 2\] are not places of \[3, 2\]"):
+        divergence(numbers, numbers, jnp.ones((3, 2)), 1.0)
 
 
 def test_what_is_missing_is_named():

@@ -36,6 +36,11 @@ def test_what_enters_the_first_block_is_two_convolutions_and_the_places(model):
     close(part(FRAMES, positions=jnp.full(4, 2)), heard + part.positions.weight[None, None, 2])
 
 
+def test_frames_that_are_said_to_be_padding_are_refused_in_generation(model):
+    with pytest.raises(ValueError, match="`valid` is for prompts of tokens; frames of audio are"):
+        ef.generate(model, FRAMES, valid=np.ones((2, 8), bool), start=1, max_new_tokens=2)
+
+
 def test_more_frames_than_there_are_places_are_refused(model):
     with pytest.raises(ValueError, match="Every position must be at least 0 and below 4; got 4"):
         model.encoder(jnp.concatenate([FRAMES, FRAMES], axis=1))

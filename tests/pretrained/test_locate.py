@@ -1,5 +1,7 @@
 """Ids of the Hub and tokenizers, without a network."""
 
+import contextlib
+import fnmatch
 import sys
 import types
 
@@ -47,6 +49,17 @@ def test_an_id_is_downloaded_at_the_revision_asked_for(hub, tiny, monkeypatch, t
 def test_a_model_comes_from_the_hub(hub, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert isinstance(ef.from_pretrained("someone/tiny"), ef.DecoderLM)
+
+
+def test_a_tokenizer_and_a_template_are_downloaded_without_the_weights(hub, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for read in (ef.load_tokenizer, ef.ChatTemplate.read):
+        with contextlib.suppress(FileNotFoundError):
+            read("someone/tiny")
+    for _, _, patterns in hub:
+        assert not any(fnmatch.fnmatch("model.safetensors", each) for each in patterns)
+        assert any(fnmatch.fnmatch("tokenizer_config.json", each) for each in patterns)
+    assert len(hub) == 2
 
 
 def test_a_directory_goes_before_an_id_of_the_same_name(hub, tiny, monkeypatch):

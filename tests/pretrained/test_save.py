@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 import eqxformer as ef
 from eqxformer.pretrained import save
+from tests.helpers.compare import assert_close
 from tests.helpers.models import filled
 from tests.pretrained.tiny import CONFIG, MODEL, edit_settings
 
@@ -110,6 +111,30 @@ def test_the_tokenizer_and_generation_settings_are_carried_along(tiny, tmp_path)
     found = {f.name for f in (tmp_path / "out").iterdir()}
     assert found == {*beside, "config.json", "model.safetensors"}
     assert all((tmp_path / "out" / n).read_text() == text for n, text in beside.items())
+
+
+def test_templates_with_names_are_carried_along(tiny, tmp_path):
+    (tiny / "additional_chat_templates").mkdir()
+    (tiny / "chat_template.jinja").write_text("plain")
+    (tiny / "additional_chat_templates/tool_use.jinja").write_text("tools")
+    ef.save_pretrained(ef.from_pretrained(tiny), tmp_path / "out")
+    template = ef.ChatTemplate.read(tmp_path / "out")
+    talk = [{"role": "user", "content": "a"}]
+    assert (template.render(talk), template.render(talk, tools=[])) == ("plain", "tools")
+
+
+def test_what_an_older_model_said_of_its_use_does_not_stay(tiny, tmp_path):
+    encoder = ef.families.bert(vocab=9, dim=4, layers=1, heads=1, hidden=4, context=8)
+    first = encoder.edit(pooling=ef.Pooling.Config(take="first", unit_length=True))
+    ef.save_pretrained(filled(first), tmp_path / "out")
+    (tmp_path / "out/generation_config.json").write_text('{"min_new_tokens": 9}')
+    (tmp_path / "out/tokenizer.json").write_text("{}")
+    model = filled(encoder)
+    ef.save_pretrained(model, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out/generation_config.json").exists()
+    assert (tmp_path / "out/tokenizer.json").exists()
+    ids = jnp.array([[1, 2, 3]])
+    assert_close(ef.from_pretrained(tmp_path / "out").embed(ids), model.embed(ids), 1e-6)
 
 
 @pytest.mark.parametrize("size", [1500, "1.5kB"])

@@ -73,6 +73,14 @@ def test_what_is_none_in_a_message_is_not_there():
     assert rendered(template, [call]) == "False f"
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_a_thought_has_every_name_that_templates_read(name):
+    message = {"role": "assistant", "content": "a", name: "hm"}
+    template = "{{ messages[0].reasoning_content }} {{ messages[0].thinking }}"
+    assert rendered(template, [message]) == "hm hm"
+    assert rendered("{{ messages[0].thinking is defined }}", [{**message, name: None}]) == "False"
+
+
 def test_parts_of_a_message_stay_what_they_are():
     parts = [{"type": "text", "text": "a"}, {"type": "image"}]
     template = "{% for p in messages[0].content %}{{ p.type }} {{ p.text }},{% endfor %}"

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import os
 import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -155,6 +157,22 @@ def test_what_is_no_sentence_encoder_is_refused(tmp_path):
     ef.save_pretrained(filled(config), tmp_path / "gpt")
     with pytest.raises(ValueError, match="holds a DecoderLM; `finetune` needs a sentence encoder"):
         prepare(tmp_path / "gpt")
+
+
+def test_a_run_goes_on_with_a_checkpoint_that_has_moved(checkpoint, trained, tmp_path):
+    run_path, _ = trained
+    moved = shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    again = shutil.copytree(run_path, tmp_path / "run")
+    shutil.rmtree(again / EXPORTED)
+    os.rename(checkpoint, checkpoint.with_name("gone"))
+    try:
+        assert run(["train", "--out", str(again), "--resume"]) == 2
+        assert run(["train", "--out", str(again), "--resume", "--data", str(moved)]) == 0
+    finally:
+        os.rename(checkpoint.with_name("gone"), checkpoint)
+    exported = {path.name for path in (again / EXPORTED).iterdir()}
+    assert exported == {path.name for path in (run_path / EXPORTED).iterdir()}
+    assert "tokenizer.json" in exported
 
 
 def test_another_model_to_begin_from_is_refused(checkpoint, capsys):

@@ -10,7 +10,7 @@ from eqxformer.checkpoints.native import shapes
 from eqxformer.config import Config
 from eqxformer.data.characters import Characters
 from eqxformer.data.corpus import Corpus
-from eqxformer.data.subwords import ByteLevelBPE, WordBPE
+from eqxformer.data.subwords import ByteLevelBPE, Unigram, WordBPE
 from eqxformer.data.windows import Epochs
 from eqxformer.generation import Greedy, Sample
 from eqxformer.inspect.table import count
@@ -138,6 +138,39 @@ def test_within_its_context_a_text_goes_on_as_the_model_says():
     # A causal model's logits for the whole text are those for each of its beginnings.
     following = np.argmax(eqx.filter_jit(model)(jnp.asarray(ids)), axis=-1)
     np.testing.assert_array_equal(ids[3:], following[2:-1])
+
+
+def test_what_a_recipe_counts_in_tokens_follows_the_tokens():
+    wanted = vpj(Characters("ab"), np.zeros(10, np.int32)).edit(tokenizer=ByteLevelBPE(300))
+    task = TextLM(CORPUS, vpj)
+    made = task.fitted(task.experiment.edit(tokenizer=ByteLevelBPE(300), sample_every=7))
+    assert made.model.vocab == task.tokenizer.vocab > len(set(CORPUS.text))
+    assert made.steps == wanted.data.steps(task.training, 32) < TextLM(CORPUS, vpj).experiment.steps
+    assert (made.validate_every, made.sample_every) == (wanted.data.steps(task.training, 1), 7)
+
+
+def test_a_vocabulary_that_a_run_has_learned_is_not_learned_again(monkeypatch):
+    task, known = TextLM(CORPUS, text), ByteLevelBPE(270).train(["1 2 3"])
+    asked = task.experiment.edit(tokenizer=Unigram(300))
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(ValueError, match="Each process would learn another vocabulary with Un"):
+            task.fitted(asked)
+        task.fitted(task.experiment.edit(tokenizer=ByteLevelBPE(270)))
+    task = TextLM(CORPUS, text)
+    task.known = known
+    assert task.fitted(asked).model.vocab == known.vocab
+    assert task.tokenizer == known
+
+
+def test_a_checkpoint_needs_room_for_the_ids_of_the_text_alone():
+    task = TextLM(CORPUS, text)
+    task.take(Characters.of(CORPUS.text + "\uffff"))
+    known = task.experiment.edit(checkpoint="somewhere")
+    for rows in (task.tokenizer.vocab - 1, task.tokenizer.vocab + 9):
+        task.check(known.edit("model", vocab=rows))
+    with pytest.raises(ValueError, match="`model.vocab` must be the number of different"):
+        task.check(known.edit("model", vocab=task.tokenizer.vocab - 2))
 
 
 @pytest.mark.parametrize("training", [ByteLevelBPE(262), WordBPE(40), Characters])

@@ -46,29 +46,29 @@ class TextExperiment(Experiment):
     tokenizer: SubwordTraining | None = None
 
 
-Suggest = Callable[[Characters, np.ndarray], TextExperiment]
+Suggest = Callable[[Tokenizer, np.ndarray], TextExperiment]
+_COUNTED = ("steps", "validate_every", "sample_every")  # what may follow from how many tokens
 
 
 class TextLM(Task[TextExperiment]):
     """A text, its last tenth kept back, and a model that writes on in its manner."""
 
     def __init__(self, corpus: Corpus, suggest: Suggest) -> None:
-        self.corpus = corpus
-        characters = Characters.of(corpus.text)
-        self.take(characters)
+        self.corpus, self.suggest = corpus, suggest
         self.about = {
             "name": corpus.name,
             "characters": len(corpus.text),
             "sha256": corpus.fingerprint(),
         }
-        self.experiment = suggest(characters, self.training)
-        if not set(self.experiment.prompt) <= set(characters.alphabet):
-            self.experiment = self.experiment.edit(prompt=_first_letter(corpus.text))
+        self.take(Characters.of(corpus.text))
 
     def take(self, tokenizer: Tokenizer) -> None:
-        """Reads the text with these tokens."""
+        """Reads the text with these tokens, and suggests what suits them."""
         self.tokenizer = tokenizer
         self.training, self.kept_back = (tokenizer.encode(part) for part in self.corpus.split())
+        self.experiment = self.suggest(tokenizer, self.training)
+        if not set(self.experiment.prompt) <= set(self.corpus.text):
+            self.experiment = self.experiment.edit(prompt=_first_letter(self.corpus.text))
 
     @property
     def token(self) -> str:
@@ -83,12 +83,14 @@ class TextLM(Task[TextExperiment]):
             raise ValueError(
                 "The tokens are those of the model to begin from; leave `tokenizer` away."
             )
-        own = self.tokenizer.vocab
-        self.take(experiment.tokenizer.train([self.corpus.split()[0]]))
+        before = self.experiment
+        self.take(self.learned(experiment.tokenizer, [self.corpus.split()[0]]))
         learned = hashlib.sha256(self.tokenizer.to_json().encode()).hexdigest()
         self.about = {**self.about, "tokenizer": learned}
-        untouched = experiment.model.vocab == own
-        return experiment.edit("model", vocab=self.tokenizer.vocab) if untouched else experiment
+        if experiment.model.vocab == before.model.vocab:
+            experiment = experiment.edit("model", vocab=self.tokenizer.vocab)
+        untouched = [n for n in _COUNTED if getattr(experiment, n) == getattr(before, n)]
+        return experiment.edit(**{name: getattr(self.experiment, name) for name in untouched})
 
     def check(self, experiment: TextExperiment) -> None:
         """Raises `ValueError` where text, windows, model and sample do not go together."""
@@ -100,8 +102,9 @@ class TextLM(Task[TextExperiment]):
                 f"{len(self.kept_back):,}, is for validation; both parts need more than the "
                 f"{length} of a window. Give a longer text or a smaller --set data.length."
             )
-        # A checkpoint may have rows that stand for nothing, to make its table a round size.
-        if not (model.vocab == vocab or (experiment.checkpoint and model.vocab > vocab)):
+        if experiment.checkpoint:  # its table may have more rows, and its tokenizer ids of no text
+            vocab = max(model.vocab, int(max(self.training.max(), self.kept_back.max())) + 1)
+        if model.vocab != vocab:
             raise ValueError(
                 f"`model.vocab` must be the number of different {self.token}s in the text, "
                 f"{vocab}; got {model.vocab}."

@@ -8,7 +8,7 @@ original's 1e-3 reaches 1.91 (the same model and settings in PyTorch: 1.90).
 
 import numpy as np
 
-from eqxformer.data.characters import Characters
+from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.data.windows import RandomWindows
 from eqxformer.losses.tokens import NextToken
 from eqxformer.models import families
@@ -17,7 +17,7 @@ from eqxformer.optimizers.schedules import WarmupCosine
 from eqxformer.training.recipes.language_model import TextExperiment, language_model
 
 
-def experiment(tokenizer: Characters, tokens: np.ndarray) -> TextExperiment:
+def experiment(tokenizer: Tokenizer, tokens: np.ndarray) -> TextExperiment:
     """The sizes of the original; exact GELU and no biases, as it has by default."""
     length = 64
     model = families.gpt(

@@ -7,7 +7,7 @@ its own. It overfits long before the end: the directory `best` of a run has the 
 
 import numpy as np
 
-from eqxformer.data.characters import Characters
+from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.data.windows import RandomWindows
 from eqxformer.losses.tokens import NextToken
 from eqxformer.models import families
@@ -16,7 +16,7 @@ from eqxformer.optimizers.schedules import WarmupCosine
 from eqxformer.training.recipes.language_model import TextExperiment, language_model
 
 
-def experiment(tokenizer: Characters, tokens: np.ndarray) -> TextExperiment:
+def experiment(tokenizer: Tokenizer, tokens: np.ndarray) -> TextExperiment:
     """The sizes of the original; exact GELU and no biases, as it has by default."""
     length = 256
     model = families.gpt(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from eqxformer.data.characters import Characters
+from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.data.windows import RandomWindows
 from eqxformer.losses.tokens import NextToken
 from eqxformer.models import families
@@ -11,7 +11,7 @@ from eqxformer.optimizers.schedules import WarmupCosine
 from eqxformer.training.recipes.language_model import TextExperiment, language_model
 
 
-def experiment(tokenizer: Characters, tokens: np.ndarray) -> TextExperiment:
+def experiment(tokenizer: Tokenizer, tokens: np.ndarray) -> TextExperiment:
     """A small Llama and a learning rate that makes the most of few steps."""
     return TextExperiment(
         model=families.llama(vocab=tokenizer.vocab, dim=128, layers=4, heads=4, hidden=344),

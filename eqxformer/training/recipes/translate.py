@@ -122,7 +122,7 @@ class Translation(Task[Translating]):
         self._fitting.clear()
         train = self.splits.train
         if not experiment.checkpoint:
-            self.tokenizer = experiment.tokenizer.train([*train.source, *train.target])
+            self.tokenizer = self.learned(experiment.tokenizer, [*train.source, *train.target])
         elif experiment.tokenizer != self.experiment.tokenizer:
             raise ValueError(
                 "The tokens are those of the model to begin from; leave `tokenizer` as it is."

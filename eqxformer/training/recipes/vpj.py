@@ -3,7 +3,7 @@
 import numpy as np
 
 from eqxformer.blocks import Block, pre_norm
-from eqxformer.data.characters import Characters
+from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.data.windows import Epochs
 from eqxformer.layers import MLP, Attention, Embedding, LearnedPositions, Normal, Zeros
 from eqxformer.losses.tokens import NextToken
@@ -14,7 +14,7 @@ from eqxformer.training.recipes.language_model import TextExperiment, language_m
 EPOCHS = 32
 
 
-def experiment(tokenizer: Characters, tokens: np.ndarray) -> TextExperiment:
+def experiment(tokenizer: Tokenizer, tokens: np.ndarray) -> TextExperiment:
     """Its sizes; positions learned from zeros, embeddings scaled by `1 / sqrt(dim)`, pre-norm."""
     windows = Epochs(length=32, batch=128)
     block = Block.Config(

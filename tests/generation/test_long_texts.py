@@ -1,0 +1,87 @@
+"""Rotary positions that depend on the length of the text: read in one pass, and never mixed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from tests.helpers.models import filled
+
+TRAINED = 24
+SCALINGS = {
+    "LongRoPE": ef.LongRoPE((1.0, 1.1, 1.2, 1.3), (1.0, 2.0, 4.0, 8.0), TRAINED, 4.0),
+    "dynamic NTK": ef.DynamicNTK(4.0, TRAINED),
+    "YaRN": ef.YaRN(4.0, TRAINED),
+}
+TEXTS = [list(np.random.default_rng(row).integers(0, 31, size)) for row, size in enumerate((40, 9))]
+
+
+@pytest.fixture(scope="module", params=SCALINGS)
+def model(request):
+    config = ef.families.llama(vocab=31, dim=16, layers=2, heads=2, hidden=16)
+    rotary = ef.Rotary(base=100.0, scaling=SCALINGS[request.param])
+    return filled(config.edit("blocks.*.attention", rotary=rotary))
+
+
+@pytest.fixture
+def short_passes(monkeypatch):
+    monkeypatch.setattr("eqxformer.generation.prompts.LONGEST", 16)
+
+
+def by_length(model):
+    return model.config.blocks[0].attention.rotary.scaling.by_length
+
+
+def last_logits(model, text):
+    return np.asarray(model(jnp.asarray(text))[-1])
+
+
+def test_prompts_are_read_as_the_model_reads_them_whole(model, short_passes):
+    state = ef.prefill(model, TEXTS, slots=48)
+    for row, text in enumerate(TEXTS):
+        np.testing.assert_allclose(state.logits[row], last_logits(model, text), atol=2e-4)
+    found = ef.score(model, TEXTS)
+    for text, numbers in zip(TEXTS, found, strict=True):
+        logs = np.asarray(jax.nn.log_softmax(model(jnp.asarray(text))))
+        expected = [logs[place, token] for place, token in enumerate(text[1:])]
+        np.testing.assert_allclose(numbers, expected, atol=2e-4)
+
+
+def test_a_prompt_that_must_be_read_at_once_is_not_read_in_chunks(model):
+    if not by_length(model):
+        ef.prefill(model, TEXTS, slots=48, chunk=16)
+        return
+    with pytest.raises(ValueError, match=r"of more than 24 tokens.* 40 tokens .* got chunk=16"):
+        ef.prefill(model, TEXTS, slots=48, chunk=16)
+    ef.prefill(model, TEXTS, slots=48, chunk=40)
+    ef.prefill(model, [TEXTS[1]], slots=48, chunk=4)  # no longer than those of the training
+
+
+def test_a_text_does_not_grow_beyond_the_length_at_which_all_its_places_turn(model):
+    text = TEXTS[0][:20]
+    assert len(ef.generate(model, [text], max_new_tokens=5)[0]) == 5  # the last one is never read
+    state = ef.prefill(model, [text], slots=48)
+    if not isinstance(model.config.blocks[0].attention.rotary.scaling, ef.LongRoPE):
+        assert len(ef.decode(model, state, max_new_tokens=6).new_tokens()[0]) == 6
+        ef.append(model, state, [[1] * 5])
+        return
+    for grow in (
+        lambda: ef.generate(model, [TEXTS[1], text], max_new_tokens=6),
+        lambda: ef.decode(model, state, max_new_tokens=6),
+        lambda: ef.append(model, state, [[1] * 5]),
+        lambda: ef.beam_search(model, [text], beams=2, max_new_tokens=6, stop=0),
+    ):
+        with pytest.raises(ValueError, match=r"Row \d has 20 tokens and would grow to 25.*stop at"):
+            grow()
+
+
+def test_a_longer_text_grows_as_the_model_reads_it_whole(model, short_passes):
+    (made,) = ef.generate(model, [TEXTS[0]], max_new_tokens=3)
+    if isinstance(model.config.blocks[0].attention.rotary.scaling, ef.DynamicNTK):
+        assert made[0] == last_logits(model, TEXTS[0]).argmax()
+        return  # the keys of a text that grows stay as they were turned, as in transformers
+    text = list(TEXTS[0])
+    for token in made:
+        assert token == last_logits(model, text).argmax()
+        text.append(token)
