@@ -216,6 +216,11 @@ class Block(AbstractBlock):
     ) -> BlockCache:
         remembered = None
         if self.cross_attention is not None and source is not None:
+            if getattr(self.cross_attention, "bias", None) is not None:
+                raise NotImplementedError(
+                    "The bias of a cross-attention counts queries from the first of a call, which "
+                    "with a cache is every token: models that have one cannot be used with it."
+                )
             remembered = self.cross_attention.remember(source)
         return BlockCache(self.attention.init_cache(batch, slots, dtype), remembered)
 

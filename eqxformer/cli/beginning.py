@@ -128,7 +128,7 @@ def planned(
 def placed(mesh: str, experiment: Experiment) -> Placement:
     """The mesh that was asked for; `ValueError` where it cannot deal out the rows of a batch."""
     placement = Placement(make_mesh(mesh), Rules(uneven="whole"))
-    for rows in experiment.data.rows:
+    for rows in experiment.data.row_counts:
         placement.check_rows(rows)
     return placement
 

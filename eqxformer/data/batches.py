@@ -30,7 +30,7 @@ class Data(Config):
         raise NotImplementedError(f"{self.type_name} must say how large its batches are.")
 
     @property
-    def rows(self) -> frozenset[int]:
+    def row_counts(self) -> frozenset[int]:
         """How many rows a batch may have; as many as `shape` says, unless told."""
         return frozenset({self.shape[0]})
 

@@ -159,7 +159,7 @@ class Pairs(Data):
         return max(self.tokens // self.longest, 1), self.longest
 
     @property
-    def rows(self) -> frozenset[int]:
+    def row_counts(self) -> frozenset[int]:
         """Rows of a batch of any width."""
         return frozenset(max(self._rows(width), 1) for width in range(1, self.longest + 1))
 

@@ -93,13 +93,20 @@ def part_at(model: Any, names: Sequence[str]) -> str:
     """The class of the innermost part on a path; `6 x Block` for a tuple of six of them."""
     node, part = model, type(model).__name__
     for each in names:
-        node = node[int(each)] if isinstance(node, tuple | list) else getattr(node, each)
+        node = _within(node, each)
         if isinstance(node, tuple | list) and node:
             kinds = dict.fromkeys(type(item).__name__ for item in node)
             part = f"{len(node)} x {' or '.join(kinds)}"
         elif isinstance(node, eqx.Module):
             part = type(node).__name__
     return part
+
+
+def _within(node: Any, name: str) -> Any:
+    """The field, item or entry of a dict that has this name in a path."""
+    if isinstance(node, dict):
+        return next(value for key, value in node.items() if str(key) == name)
+    return node[int(name)] if isinstance(node, tuple | list) else getattr(node, name)
 
 
 def to_depth(found: list[Row], shapes: Any, depth: int | None) -> list[Row]:

@@ -231,8 +231,8 @@ class Attention(AbstractAttention):
     ) -> Float[Array, "*batch seq dim"]:
         """Cross-attention of `x` to a source remembered earlier; `mask` is over the source.
 
-        Raises `NotImplementedError` for a config with rotary positions, a window or a bias of its
-        own, which are for places in one sequence.
+        Raises `NotImplementedError` for a config with rotary positions or a window, which are for
+        places in one sequence.
         """
         self._refuse_places()
         seen = blank_padding(source.keys, source.values, mask)
@@ -327,7 +327,7 @@ class Attention(AbstractAttention):
         return keys, split_heads(self._clipped(self.value(source)), self.value_dim)
 
     def _refuse_places(self) -> None:
-        for name in ("rotary", "window", "bias"):
+        for name in ("rotary", "window"):
             value = getattr(self.config, name)
             if value is not None:
                 raise NotImplementedError(

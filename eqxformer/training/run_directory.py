@@ -18,6 +18,7 @@ from typing import Any
 
 from eqxformer.checkpoints.native import load, save
 from eqxformer.config import Config
+from eqxformer.data.subwords import Subwords
 from eqxformer.data.tokenizer import Tokenizer, tokenizer_of
 
 RUN, TOKENIZER = "run.json", "tokenizer.json"
@@ -94,7 +95,10 @@ class RunDirectory:
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a `tokenizer.json`, a run's or one of the package tokenizers."""
-    return tokenizer_of(_read_json(path))
+    values = _read_json(path)
+    if "type" in values:
+        return tokenizer_of(values)
+    return Subwords.from_json(path.read_text(encoding="utf-8").strip())  # to the letter
 
 
 def refuse_existing(path: Path) -> None:

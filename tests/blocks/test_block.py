@@ -137,6 +137,23 @@ def test_losses_of_routers_come_back_and_blocks_without_routers_have_none():
     assert eqx.filter_eval_shape(_built("reader").run, x, context)[2] is None
 
 
+def test_a_bias_of_cross_attention_is_refused_with_a_cache_which_has_no_places_for_it():
+    cross = ef.Attention.Config(heads=2, bias=ef.RelativeBias.Config())
+    config = ef.Block.Config(
+        attention=ef.Attention.Config(heads=2),
+        cross_attention=cross,
+        feed_forward=ef.MLP.Config(hidden=4),
+        attention_residual=ef.pre_norm(),
+        cross_residual=ef.pre_norm(),
+        feed_forward_residual=ef.pre_norm(),
+    )
+    part = config.build(4, key=jax.random.key(0))
+    source = jnp.ones((1, 3, 4))
+    assert part(jnp.ones((1, 2, 4)), source=source).shape == (1, 2, 4)
+    with pytest.raises(NotImplementedError, match="bias of a cross-attention counts queries from"):
+        part.init_cache((1,), 4, source=source)
+
+
 def test_a_source_is_remembered_once_and_gives_the_same():
     part, x, source = _built("writer"), normal(4, 2, SEQ, DIM), normal(5, 2, KEYS, SOURCE_DIM)
     step = eqx.filter_jit(lambda x, cache: part.run(x, ef.Context(mask=ef.Causal()), cache=cache))

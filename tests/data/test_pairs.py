@@ -190,5 +190,5 @@ def test_rows_of_batches_are_among_those_that_are_announced(even):
     data = Pairs(tokens=320, buckets=4, longest=20, even=even)
     rows = {data.build(TOKENS)(step).source.shape[0] for step in range(40)}
     assert len(rows) > 1
-    assert rows <= data.rows
-    assert all(count % even == 0 for count in data.rows)
+    assert rows <= data.row_counts
+    assert all(count % even == 0 for count in data.row_counts)

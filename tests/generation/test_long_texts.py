@@ -14,7 +14,9 @@ SCALINGS = {
     "dynamic NTK": ef.DynamicNTK(4.0, TRAINED),
     "YaRN": ef.YaRN(4.0, TRAINED),
 }
-TEXTS = [list(np.random.default_rng(row).integers(0, 31, size)) for row, size in enumerate((40, 9))]
+TEXTS = [
+    np.random.default_rng(row).integers(0, 31, size).tolist() for row, size in enumerate((40, 9))
+]
 
 
 @pytest.fixture(scope="module", params=SCALINGS)
