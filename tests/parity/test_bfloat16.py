@@ -38,8 +38,19 @@ def test_errors_in_bfloat16_are_no_larger_than_the_reference_has(name, tmp_path)
     key = next(k for k in ("logits", "last") if k in exact)
     true = without_padding(exact[key].numpy(), inputs)
 
+    routed = any("router" in each for each in ef.named_arrays(loaded))
+
     def error(output):
-        return np.sqrt(np.square(without_padding(output, inputs) - true).mean())
+        """The root of the mean square; of experts without the one token in twenty that errs most.
+
+        Where two experts are about as likely, rounding decides which of them a token goes to, in
+        the reference too, and on another processor otherwise.
+        """
+        squares = np.square(without_padding(output, inputs) - true)
+        if routed:
+            each = np.sort(squares.reshape(-1, squares.shape[-1]).mean(-1))
+            squares = each[: len(each) - len(each) // 20]
+        return np.sqrt(squares.mean())
 
     reference = error(theirs[key].float().numpy())
     assert error(np.asarray(found[key], np.float32)) <= MARGIN * reference, reference
