@@ -15,10 +15,16 @@ from eqxformer.generation.long_texts import check_growth
 from eqxformer.generation.prefill import read_newest
 from eqxformer.generation.processors import Processor, Seen
 from eqxformer.generation.samplers import Greedy, Sampler, as_sampler, nothing_to_choose
-from eqxformer.generation.state import GenerationState, Model, check_room, copied, row_keys
+from eqxformer.generation.state import (
+    GenerationState,
+    Model,
+    check_room,
+    copied,
+    decoder_config,
+    row_keys,
+)
 from eqxformer.generation.stops import Stop, as_stop
 from eqxformer.layers.masks import Padding
-from eqxformer.models.encoder_decoder import EncoderDecoder
 
 
 class Choices(NamedTuple):
@@ -87,8 +93,8 @@ def limited(model: Model, state: GenerationState, new: int) -> GenerationState:
         )
     if longest:
         check_room(model, longest, new)
-        config = model.config.decoder if isinstance(model, EncoderDecoder) else model.config
-        check_growth(config, length[unfinished], length[unfinished] + max(new - 1, 0))
+        going = length[unfinished]
+        check_growth(decoder_config(model), going, going + max(new - 1, 0))
     limit = jax.device_put((length + new).astype(np.int32))
     return eqx.tree_at(lambda s: s.seen.limit, state, limit)
 
@@ -102,7 +108,7 @@ def check_choices(
     key: Key[Array, "*rows"] | None,
 ) -> Choices:
     """How tokens are chosen, checked against the model."""
-    vocab = (model.config.decoder if isinstance(model, EncoderDecoder) else model.config).vocab
+    vocab = decoder_config(model).vocab
     if new < 0:
         raise ValueError(f"`max_new_tokens` must not be negative; got {new}.")
     name, sampler, stop = type(sampler).__name__, as_sampler(sampler), as_stop(stop)

@@ -13,7 +13,7 @@ from eqxformer.generation.following import joined, parted
 from eqxformer.generation.prefill import Given, opened
 from eqxformer.generation.processors import Seen, wide
 from eqxformer.generation.samplers import Sampler, draw, likeliest
-from eqxformer.generation.state import Model, positions_of
+from eqxformer.generation.state import Model, decoder_config, positions_of
 from eqxformer.layers.masks import Padding
 from eqxformer.models.audio import AudioEncoder
 from eqxformer.models.encoder_decoder import EncoderDecoder
@@ -240,11 +240,6 @@ def check_draft(draft: Model, model: Model, given: Given, tokens: int) -> None:
         room = None if vocabularies[0] is None else positions_of(own)
         if room is not None and needed > room:
             raise ValueError(f"The draft's {side}positions are {room}; it has to read {needed}.")
-
-
-def decoder_config(model: Model) -> Any:
-    """The config of what writes."""
-    return model.config.decoder if isinstance(model, EncoderDecoder) else model.config
 
 
 def _positive(name: str, number: int) -> int:

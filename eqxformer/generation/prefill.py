@@ -12,7 +12,13 @@ from eqxformer.constraints import fetched
 from eqxformer.generation.long_texts import check_growth, reads
 from eqxformer.generation.processors import Seen
 from eqxformer.generation.prompts import Prompts, Rows, Valid, as_rows, bucket
-from eqxformer.generation.state import GenerationState, Model, check_room, positions_of
+from eqxformer.generation.state import (
+    GenerationState,
+    Model,
+    check_room,
+    decoder_config,
+    positions_of,
+)
 from eqxformer.layers.masks import Padding
 from eqxformer.models.audio import AudioEncoder
 from eqxformer.models.encoder_decoder import EncoderDecoder
@@ -81,7 +87,7 @@ def append(
         >>> ef.append(model, state, [[5], [6, 7]]).tokens()
         [[1, 2, 3, 5], [4, 6, 7]]
     """
-    config = model.config.decoder if isinstance(model, EncoderDecoder) else model.config
+    config = decoder_config(model)
     more = as_rows(prompts, None, config.vocab)
     if more.tokens.shape[0] != state.rows:
         raise ValueError(f"The state has {state.rows} rows; got {more.tokens.shape[0]} prompts.")
@@ -125,8 +131,7 @@ def opened(
     if rows.longest > slots:
         raise ValueError(f"There are {slots} slots, and a prompt has {rows.longest} tokens.")
     check_room(model, rows.longest, 1)
-    config = model.config.decoder if isinstance(model, EncoderDecoder) else model.config
-    first, *others = reads(config, rows.longest, chunk)
+    first, *others = reads(decoder_config(model), rows.longest, chunk)
     source = (given.source, given.source_mask)
     seen = _seen(rows.padded(slots), rows.lengths)
     state = _open(model, source, seen, *piece(rows, *first), spare)

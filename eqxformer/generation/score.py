@@ -12,7 +12,7 @@ from eqxformer.constraints import fetched
 from eqxformer.generation.long_texts import reads
 from eqxformer.generation.prefill import as_given, piece
 from eqxformer.generation.prompts import Prompts, Rows, as_rows, slots_for
-from eqxformer.generation.state import Model, check_room
+from eqxformer.generation.state import Model, check_room, decoder_config
 from eqxformer.layers.masks import Padding
 from eqxformer.models.decoder_lm import ModelCache
 from eqxformer.models.encoder_decoder import EncoderDecoder
@@ -54,7 +54,7 @@ def score(
     """
     if isinstance(model, EncoderDecoder) != (source is not None):
         raise ValueError("An encoder-decoder needs a `source`, and a decoder has none.")
-    vocab = (model.config.decoder if isinstance(model, EncoderDecoder) else model.config).vocab
+    vocab = decoder_config(model).vocab
     rows = as_rows(texts, None, vocab)
     if window is None:
         return _score(model, rows, source, chunk)
@@ -79,7 +79,6 @@ def _in_windows(model: Any, text: list[int], window: int, chunk: int | None) -> 
 def _score(model: Model, rows: Rows, source: Any, chunk: int | None) -> list[list[float]]:
     """The numbers of rows that are seen as a whole."""
     check_room(model, rows.longest, 1)
-    config = model.config.decoder if isinstance(model, EncoderDecoder) else model.config
     slots = slots_for(rows.longest)
     if isinstance(model, EncoderDecoder):
         given = as_given(model, source, None, [row[:1] for row in rows.lists()])
@@ -87,7 +86,7 @@ def _score(model: Model, rows: Rows, source: Any, chunk: int | None) -> list[lis
     else:
         cache, mask = _empty(model, rows.count, slots), None
     found = []
-    for begin, size in reads(config, rows.longest, chunk):
+    for begin, size in reads(decoder_config(model), rows.longest, chunk):
         tokens, valid = piece(rows, begin, size)
         targets, _ = piece(rows, begin + 1, size)
         numbers, cache = _scores(model, cache, tokens, valid, targets, mask)

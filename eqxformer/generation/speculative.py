@@ -28,7 +28,6 @@ from eqxformer.generation.drafts import (
     Keys,
     Proposal,
     as_draft,
-    decoder_config,
     keys_for,
 )
 from eqxformer.generation.following import joined, parted, where_rows
@@ -37,7 +36,7 @@ from eqxformer.generation.prefill import Frames, Start, as_given
 from eqxformer.generation.processors import Processor, Seen, wide
 from eqxformer.generation.prompts import Prompts
 from eqxformer.generation.samplers import Greedy, Sampler, draw, nothing_to_choose
-from eqxformer.generation.state import GenerationState, Model, row_keys
+from eqxformer.generation.state import GenerationState, Model, decoder_config, row_keys
 from eqxformer.generation.stops import Stop
 from eqxformer.layers.masks import Padding
 

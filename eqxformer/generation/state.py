@@ -82,13 +82,17 @@ def row_keys(key: Key[Array, "*rows"] | None, rows: int) -> Key[Array, " rows"] 
 
 def check_room(model: Model, given: int, new: int) -> None:
     """Refuses more tokens than a table of positions has; the last new one is never read."""
-    config = model.config.decoder if isinstance(model, EncoderDecoder) else model.config
-    room = positions_of(config)
+    room = positions_of(decoder_config(model))
     if room is not None and given + new - 1 > room:
         raise ValueError(
             f"The model has {room} positions, so that after {given} tokens it can make at most "
             f"{max(room - given + 1, 0)} new ones; got max_new_tokens={new}."
         )
+
+
+def decoder_config(model: Model) -> Any:
+    """The config of what writes: the decoder of an encoder-decoder, or the model's own."""
+    return model.config.decoder if isinstance(model, EncoderDecoder) else model.config
 
 
 def positions_of(config: Any) -> int | None:

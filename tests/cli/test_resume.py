@@ -24,7 +24,9 @@ def copied(here, trained):
     return shutil.copytree(trained / "text", here / "run")
 
 
-def test_a_run_that_sigterm_ended_goes_on_as_if_it_had_not(command, here, trained, monkeypatch):
+def end_at_the_second_save(patch):
+    """Has a run be told to end when it saves its model for the first time after a step."""
+
     def save(self, model, kept=RunDirectory.save):
         kept(self, model)
         saved.append(model)
@@ -32,8 +34,12 @@ def test_a_run_that_sigterm_ended_goes_on_as_if_it_had_not(command, here, traine
             os.kill(os.getpid(), signal.SIGTERM)
 
     saved = []
+    patch.setattr(RunDirectory, "save", save)
+
+
+def test_a_run_that_sigterm_ended_goes_on_as_if_it_had_not(command, here, trained, monkeypatch):
     data = ["--data", trained / "text.txt", "--set", "prompt=7 times"]
-    monkeypatch.setattr(RunDirectory, "save", save)
+    end_at_the_second_save(monkeypatch)
     code, out, err = command("train", *SMALL, *data, "--out", here / "run")
     assert (code, err) == (128 + signal.SIGTERM, "")
     assert f"Go on: eqxformer train --out {here / 'run'} --resume" in out

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import shutil
 import signal
 
@@ -20,7 +19,7 @@ from eqxformer.training.run_directory import RunDirectory
 from eqxformer.training.start import Start
 from tests.cli.conftest import TEXT
 from tests.cli.test_mistakes import refused
-from tests.cli.test_resume import log
+from tests.cli.test_resume import end_at_the_second_save, log
 from tests.helpers.compare import same_bits
 from tests.helpers.models import filled
 
@@ -133,18 +132,11 @@ def test_the_model_may_be_laid_out_otherwise(command, here, trained):
 
 
 def test_a_killed_run_goes_on_from_the_same_model(command, here, trained, tuned, monkeypatch):
-    def save(self, model, kept=RunDirectory.save):
-        kept(self, model)
-        saved.append(model)
-        if len(saved) == 2:  # after the one before the first step
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    saved = []
     source = shutil.copytree(trained / "text", here / "source")
     options = ["--from", source, "--data", trained / "text.txt", *FEW]
     assert command("train", *options, "--out", here / "whole")[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "save", save)
+        end_at_the_second_save(patch)
         code, *_ = command("train", *options, "--out", here / "parts")
     assert code == 128 + signal.SIGTERM
     parts = ["train", "--out", here / "parts", "--resume"]
