@@ -10,8 +10,8 @@ config, its method `field_axes` says it, given the field's name; None is what th
 import dataclasses
 import functools
 import typing
-from collections.abc import Iterator
-from typing import Annotated, Any, get_args, get_origin
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import equinox as eqx
 
@@ -44,6 +44,7 @@ GLOSSARY: dict[str, str] = {
     "layers": "equal blocks stacked for a scan",
     "rank": "inner width of an adapter beside a linear map",
 }
+COPIES = ("layers", "experts")  # words that, in front, only count copies of an array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def leaf_axes(model: Any) -> dict[str, tuple[str, ...]]:
         >>> ef.leaf_axes(mlp)["up.weight"]
         ('dim', 'hidden')
     """
-    return {path: words for path, words, _ in _walk(model, "", {}, (), {})}
+    return {found.path: found.words for found in _walk(model, "", {}, (), {})}
 
 
 def leaf_counts(model: Any) -> dict[str, dict[str, int]]:
@@ -88,7 +89,30 @@ def leaf_counts(model: Any) -> dict[str, dict[str, int]]:
         >>> leaf_counts(attention)["query.weight"]
         {'heads': 4, 'kv_heads': 2}
     """
-    return {path: counts for path, _, counts in _walk(model, "", {}, (), {})}
+    return {found.path: found.counts for found in _walk(model, "", {}, (), {})}
+
+
+def leaf_copies(model: Any) -> dict[str, int]:
+    """How many axes in front of every array only count copies of it, by the array's path.
+
+    Those are stacked layers, the experts of a mixture, and the heads of a norm that has gains for
+    each: such gains are vectors, though their array has two axes.
+
+    Example:
+        >>> import equinox as eqx, eqxformer as ef, jax
+        >>> from eqxformer.axes import leaf_copies
+        >>> norm = {"qk_norm": ef.RMSNorm.Config(), "qk_norm_over": "each_head"}
+        >>> attention = ef.Attention(8, heads=4, **norm, key=jax.random.key(0))
+        >>> copies = leaf_copies(attention)
+        >>> copies["query.weight"], copies["query_norm.weight"]
+        (0, 1)
+    """
+    return {found.path: found.copies for found in _walk(model, "", {}, (), {})}
+
+
+def leading_copies(words: Sequence[str]) -> int:
+    """How many words in front are of `COPIES`."""
+    return next((i for i, word in enumerate(words) if word not in COPIES), len(words))
 
 
 def field_words(cls: type) -> dict[str, tuple[str, ...]]:
@@ -97,13 +121,22 @@ def field_words(cls: type) -> dict[str, tuple[str, ...]]:
     return {name: found for name, found in words.items() if found is not None}
 
 
+class _Leaf(NamedTuple):
+    """The words of an array, how many there are of them, and how many in front count copies."""
+
+    path: str
+    words: tuple[str, ...]
+    counts: dict[str, int]
+    copies: int
+
+
 def _walk(
     node: Any,
     path: str,
     words: dict[str, str],
     front: tuple[str, ...],
     counts: dict[str, int],
-) -> Iterator[tuple[str, tuple[str, ...], dict[str, int]]]:
+) -> Iterator[_Leaf]:
     if isinstance(node, eqx.Module):
         own = field_words(type(node))
         counts = {**counts, **getattr(node, "axis_counts", dict)()}
@@ -111,7 +144,9 @@ def _walk(
             child, inner = getattr(node, name, None), f"{path}.{name}" if path else name
             if name in own:
                 if child is not None:
-                    yield inner, front + tuple(words.get(w, w) for w in own[name]), counts
+                    meant = tuple(words.get(w, w) for w in own[name])
+                    copies = len(front) + leading_copies(meant)
+                    yield _Leaf(inner, front + meant, counts, copies)
                 continue
             spoken = getattr(node, "field_axes", lambda _: None)(name)
             axes = _axes_of(hint) if spoken is None else spoken
@@ -124,9 +159,10 @@ def _walk(
             for i, (part, extra) in enumerate(zip(child, leading(name), strict=True)):
                 below = f"{inner}.{i}"
                 yield from _walk(part, below, {**words, **renamed}, more + extra, counts)
-    elif isinstance(node, (tuple, list)):
-        for i, child in enumerate(node):
-            yield from _walk(child, f"{path}.{i}" if path else str(i), words, front, counts)
+    elif isinstance(node, (tuple, list, dict)):
+        children = node.items() if isinstance(node, dict) else enumerate(node)
+        for name, child in children:
+            yield from _walk(child, f"{path}.{name}" if path else str(name), words, front, counts)
 
 
 @functools.cache

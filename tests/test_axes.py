@@ -10,6 +10,7 @@ import pytest
 from jaxtyping import Array, Float
 
 import eqxformer as ef
+from eqxformer.axes import leaf_copies
 from eqxformer.checkpoints.names import name
 from tests.helpers.models import DECODERS, SEQ2SEQ
 
@@ -108,3 +109,31 @@ def test_words_given_twice_in_a_tree_are_translated_at_every_level():
 
     model = Top(Middle(ef.Linear(2, 3, key=jax.random.key(0))))
     assert ef.leaf_axes(model)["middle.linear.weight"] == ("experts", "labels")
+
+
+@pytest.mark.parametrize(("layout", "layers"), [(ef.Unrolled(), 0), (ef.Scanned(), 1)])
+def test_axes_in_front_count_copies_and_no_others(layout, layers):
+    norm = {"qk_norm": ef.RMSNorm.Config(), "qk_norm_over": "each_head"}
+    mixture = ef.Experts.Config(count=3, top=2, expert=ef.MLP.Config(hidden=8))
+    config = ef.families.gpt(vocab=11, dim=8, layers=2, heads=2, context=8)
+    config = config.edit("blocks.*", feed_forward=mixture).edit("blocks.*.attention", **norm)
+    copies = leaf_copies(ef.shapes(config.edit(layout=layout)))
+    own = {path.partition("0.")[2]: n - layers for path, n in copies.items() if "0." in path}
+    assert own["attention.query.weight"] == own["attention_residual.pre_norm.weight"] == 0
+    assert own["attention.query_norm.weight"] == own["attention.key_norm.weight"] == 1
+    assert own["feed_forward.experts.up.weight"] == own["feed_forward.experts.up.bias"] == 1
+    assert own["feed_forward.router.weight"] == 0  # its axis of experts is an output
+    assert copies["embedding.tokens.weight"] == 0
+
+
+class Named(eqx.Module):
+    """A part that holds others by name."""
+
+    parts: dict[str, ef.Attention]
+
+
+def test_parts_in_a_dict_have_words_too():
+    attention = ef.Attention(8, heads=2, key=jax.random.key(0))
+    axes = ef.leaf_axes(Named({"near": attention, "far": attention}))
+    assert axes["parts.near.query.weight"] == ("dim", "heads*head_dim")
+    assert set(axes) == set(_leaves(Named({"near": attention, "far": attention})))

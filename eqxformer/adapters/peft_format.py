@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,6 +22,7 @@ from eqxformer.adapters.peft_reading import PREFIX, WEIGHTS, Adapted
 from eqxformer.adapters.surgery import adapters_of, over_stack, with_adapters
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.names import leads_to, named_arrays, with_names
+from eqxformer.checkpoints.placing import gathered, one_writes
 from eqxformer.checkpoints.rebuild import expected, shapes, with_arrays
 from eqxformer.checkpoints.rules import Binding
 from eqxformer.checkpoints.tensor_files import replaced_directory, write_file
@@ -80,7 +82,7 @@ def save_adapters(
         >>> list(ef.adapters_of(again))
         ['blocks.0.attention.query', 'blocks.1.attention.query']
     """
-    adapters = adapters_of(model)
+    adapters = _at_hand(adapters_of(model))
     if not adapters:
         raise ValueError("The model has no adapters; `save` and `save_pretrained` write it whole.")
     if len({isinstance(adapter.config, DoRA) for adapter in adapters.values()}) > 1:
@@ -97,10 +99,20 @@ def save_adapters(
     settings = settings_of(loras, saved, turned=turned, about=about)
     for name, (_, tensors) in found.items():
         stored |= {f"{name}.{kind}": numbers for kind, numbers in tensors.items()}
-    with replaced_directory(directory, overwrite=overwrite) as folder:
-        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-        write_file(folder / WEIGHTS, _sources(stored), {"format": "pt"})
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    with one_writes() as writes:
+        if not writes:
+            return
+        with replaced_directory(directory, overwrite=overwrite) as folder:
+            (folder / CONFIG).write_text(text, encoding="utf-8")
+            write_file(folder / WEIGHTS, _sources(stored), {"format": "pt"})
+
+
+def _at_hand(tree: Any) -> Any:
+    """A tree whose numbers this process can read, wherever they lie."""
+    leaves, structure = jax.tree.flatten(tree)
+    found = gathered({str(i): leaf for i, leaf in enumerate(leaves)})
+    return jax.tree.unflatten(structure, list(found.values()))
 
 
 def load_adapters(
@@ -176,7 +188,7 @@ def _lengths(
         return over_stack(_norms, node)
 
     found = named_arrays(with_names(of, model, is_leaf=is_linear))
-    return {path: np.asarray(numbers) for path, numbers in found.items()}
+    return {path: np.asarray(numbers) for path, numbers in gathered(found).items()}
 
 
 def _norms(linear: AbstractLinear) -> Any:
@@ -188,6 +200,8 @@ def _whole_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of the parts that are written whole, by their names in transformers."""
     arrays = named_arrays(model) if whole else {}
+    wanted = {name for name in arrays if any(leads_to(path, name) for path in whole)}
+    arrays |= gathered({name: arrays[name] for name in wanted})
     for path in whole:
         if not any(leads_to(path, name) for binding in bindings for name in binding.ours):
             raise ValueError(f"`{path}` leads to no array of the model.")

@@ -12,9 +12,11 @@ from eqxformer.adapters.lora import AdaptedLinear
 from eqxformer.adapters.surgery import over_stack
 from eqxformer.checkpoints.names import with_names
 from eqxformer.layers.linear import AbstractLinear, Groups, Linear, along_last, grouped_product
+from eqxformer.layers.norms import widen
 from eqxformer.layers.product import product
 
 LARGEST = 127
+_SMALLER = 2.0**-7
 
 
 class QuantisedLinear(AbstractLinear):
@@ -48,8 +50,8 @@ class QuantisedLinear(AbstractLinear):
         return QuantisedLinear(numbers.astype(jnp.int8), scale, linear.bias)
 
     def __call__(self, x: Float[Array, "*batch in_dim"]) -> Float[Array, "*batch out_dim"]:
-        y = _cast_product(x, self.weight)
-        y = y * along_last(_fixed(self.scale).astype(x.dtype), y)
+        y = _cast_product(_smaller(x), self.weight)
+        y = _scaled(y, along_last(self.scale, y))
         return y if self.bias is None else y + along_last(self.bias, y)
 
     def plain(self) -> Linear:
@@ -74,8 +76,8 @@ class GroupedQuantisedLinear(eqx.Module):
 
     def __call__(self, x: Float[Array, "rows in_dim"]) -> Float[Array, "rows out_dim"]:
         group = self.groups.group
-        y = jax.checkpoint(grouped_product)(x, self.weight, self.groups)
-        y = y * _fixed(self.scale).astype(x.dtype)[group]
+        y = jax.checkpoint(grouped_product)(_smaller(x), self.weight, self.groups)
+        y = _scaled(y, self.scale[group])
         return y if self.bias is None else y + self.bias[group]
 
 
@@ -117,6 +119,18 @@ def quantise(model: Any, *, to: To) -> Any:
 def _cast_product(x: Array, weight: Array) -> Array:
     """`x @ weight`, which keeps for the backward pass the weight in int8, not the one it casts."""
     return product(x, weight.astype(x.dtype))
+
+
+def _smaller(x: Array) -> Array:
+    """`x`, in float16 divided by 128: with whole numbers up to 127, sums would pass its 65,504."""
+    return x * _SMALLER if x.dtype == jnp.float16 else x
+
+
+def _scaled(y: Array, scale: Array) -> Array:
+    """A product with whole numbers times its scale, multiplied in float32 and rounded once."""
+    scale = _fixed(scale).astype(jnp.float32)
+    scale = scale / _SMALLER if y.dtype == jnp.float16 else scale
+    return (widen(y) * scale).astype(y.dtype)
 
 
 def _fixed(scale: Array) -> Array:

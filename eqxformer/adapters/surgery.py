@@ -150,13 +150,13 @@ def unmerge(model: Any, adapters: Mapping[str, Adapter]) -> Any:
         'AdaptedLinear'
     """
 
-    def apart(node: Any) -> Any:
-        if not isinstance(node, AdaptedLinear):
-            return node
+    def apart(names: tuple[str, ...], node: Any) -> Any:
+        if not is_linear(node) or not all_or_none(names, adapters):
+            return node  # adapters that were put on since stay as they are
         base = over_stack(lambda adapted: adapted.lora.unmerged(adapted.base.plain()), node)
         return AdaptedLinear(base, node.lora)
 
-    return jax.tree.map(apart, with_adapters(model, adapters), is_leaf=is_linear)
+    return with_names(apart, with_adapters(model, adapters), is_leaf=is_linear)
 
 
 def plain(linear: AbstractLinear) -> Any:

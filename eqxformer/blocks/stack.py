@@ -227,8 +227,9 @@ def _scan(step: Callable[..., Any], size: int) -> Callable[..., Any]:
         def body(x: Array, each: tuple[Any, Any, Array]) -> tuple[Array, tuple[Any, Any, Any]]:
             block = eqx.combine(each[0], static)
             done, taken = collected(step)(block, x, context, each[1], fold(key, each[2]))
-            x, new_cache, losses = done
-            return x, (new_cache, losses, taken)
+            out, new_cache, losses = done
+            # Weights wider than what comes in, such as trained ones in a bfloat16 model, widen it.
+            return out.astype(x.dtype), (new_cache, losses, taken)
 
         layers = layer + jnp.arange(size)
         x, (caches, losses, taken) = jax.lax.scan(body, x, (arrays, cache, layers))

@@ -126,10 +126,25 @@ def planned(
 
 
 def placed(mesh: str, experiment: Experiment) -> Placement:
-    """The mesh that was asked for; `ValueError` where it cannot deal out the rows of a batch."""
+    """The mesh that was asked for; `ValueError` where it cannot deal out a batch.
+
+    Else every device would compute all of what cannot be dealt out.
+    """
     placement = Placement(make_mesh(mesh), Rules(uneven="whole"))
+    length, sequence = experiment.data.shape[1], placement.sizes.get("sequence", 1)
+    if length % sequence:
+        raise ValueError(
+            f"The {length:,} tokens of a row cannot be dealt out to {sequence} devices, "
+            f"sequence={sequence}; choose a length that is a multiple of it."
+        )
     for rows in experiment.data.row_counts:
         placement.check_rows(rows)
+        size = min(experiment.microbatch or rows, rows)
+        for part in {size, rows % size} - {0, rows}:
+            try:
+                placement.check_rows(part)
+            except ValueError as error:
+                raise ValueError(f"With microbatch={size} of {rows} rows: {error}") from None
     return placement
 
 

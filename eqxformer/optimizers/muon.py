@@ -7,10 +7,10 @@ import jax
 import optax
 from optax import contrib
 
-from eqxformer.axes import leaf_axes
+from eqxformer.axes import leaf_axes, leaf_copies
 from eqxformer.losses.cross_entropy import check_share
+from eqxformer.optimizers.averaged import Averaged
 from eqxformer.optimizers.optimizer import (
-    COPIES,
     AdamW,
     ClipByNorm,
     ClipByValue,
@@ -23,7 +23,7 @@ from eqxformer.optimizers.optimizer import (
 from eqxformer.optimizers.schedules import Schedule
 
 # Tables, whose rows are looked up and not multiplied, and what ends in scores of such rows.
-_TABLES = frozenset({"vocab", "positions", "types", "labels", "buckets", "kernel"})
+_SCORES = frozenset({"vocab", "positions", "types", "labels", "buckets", "kernel", "experts"})
 
 
 class Muon(Optimizer):
@@ -32,8 +32,8 @@ class Muon(Optimizer):
     Jordan et al. 2024: the running mean `m` of a matrix's gradient is replaced by `U V^T`, where
     `m = U S V^T`, by five steps of a Newton-Schulz iteration, and scaled by
     `sqrt(max(1, out / in))`. Which parameters are such matrices is read from their axis words:
-    those with one input and one output axis, none of which counts tokens, places or labels.
-    Stacked layers and experts are a matrix each.
+    those with one input and one output axis, none of which counts tokens, places, labels or
+    experts to choose from. Stacked layers and experts are a matrix each.
 
     Arguments:
         learning_rate: a number, or a schedule, for the matrices.
@@ -58,6 +58,11 @@ class Muon(Optimizer):
         check_rate(self.learning_rate)
         check_share("momentum", self.momentum)
         check_decay(self.weight_decay)
+        if isinstance(self.others, Averaged):
+            raise ValueError(
+                "`others` must not be `Averaged`, which would average the rest alone; put it round "
+                "all: `Averaged(Muon(...))`."
+            )
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax chain for a run of `steps` steps."""
@@ -78,13 +83,14 @@ def orthogonalised(parameters: Any) -> Any:
 
 def _each(parameters: Any, use: Callable[[tuple[int, int] | None, Any], Any]) -> Any:
     """What `use` makes of a parameter's input and output axis, or None, and of itself."""
-    words = leaf_axes(parameters)
+    words, copies = leaf_axes(parameters), leaf_copies(parameters)
 
     def of(path: tuple[Any, ...], leaf: Any) -> Any:
-        spoken = words.get(jax.tree_util.keystr(path, simple=True, separator="."), ())
-        own = [i for i, word in enumerate(spoken) if word not in COPIES]
-        inside = len(own) == 2 and len(spoken) == leaf.ndim and not _TABLES.intersection(spoken)
-        return use((own[0], own[1]) if inside else None, leaf)
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        first, spoken = copies.get(name, 0), words.get(name, ())
+        own = spoken[first:]
+        inside = len(own) == 2 and len(spoken) == leaf.ndim and not _SCORES.intersection(own)
+        return use((first, first + 1) if inside else None, leaf)
 
     return jax.tree_util.tree_map_with_path(of, parameters)
 

@@ -5,12 +5,10 @@ from typing import Any
 import jax
 import optax
 
-from eqxformer.axes import leaf_axes
+from eqxformer.axes import leaf_axes, leaf_copies
 from eqxformer.config import Config
 from eqxformer.losses.cross_entropy import check_share
 from eqxformer.optimizers.schedules import Schedule
-
-COPIES = ("layers", "experts")  # axes that only count copies of a parameter
 
 
 class ClipByNorm(Config):
@@ -177,12 +175,32 @@ class Adafactor(Optimizer):
         return optax.chain(
             clipped(self.clip),
             factored,
-            optax.clip_by_block_rms(self.limit),
-            optax.scale_by_param_block_rms() if self.relative else optax.identity(),
+            _each_copy(optax.clip_by_block_rms(self.limit)),
+            _each_copy(optax.scale_by_param_block_rms()) if self.relative else optax.identity(),
             optax.ema(self.momentum, debias=False) if self.momentum else optax.identity(),
             _decayed(self.weight_decay),
             optax.scale_by_learning_rate(rated(self.learning_rate, steps)),
         )
+
+
+def _each_copy(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A stateless transformation of every array, applied to each of the copies stacked in one."""
+
+    def one(update: jax.Array, parameter: jax.Array) -> jax.Array:
+        return transform.update(update, transform.init(parameter), parameter)[0]  # pyright: ignore
+
+    def changed(updates: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
+        copies = leaf_copies(parameters)
+
+        def of(path: tuple[Any, ...], update: jax.Array, parameter: jax.Array) -> jax.Array:
+            function = one
+            for _ in range(copies.get(jax.tree_util.keystr(path, simple=True, separator="."), 0)):
+                function = jax.vmap(function)
+            return function(update, parameter)
+
+        return jax.tree_util.tree_map_with_path(of, updates, parameters), state
+
+    return optax.GradientTransformation(transform.init, changed)
 
 
 class SGD(Optimizer):
@@ -205,16 +223,15 @@ class SGD(Optimizer):
 def decays(parameters: Any) -> Any:
     """Which parameters decay: True for matrices, False for norm gains, biases and other vectors.
 
-    The axes that only count copies, `layers` and `experts`, are not counted: the gain of a norm
-    stays a vector when its layers are stacked for a scan.
+    The axes in front that only count copies are not counted (layers, experts, the heads of a norm
+    with gains for each): the gain of a norm stays a vector when its layers are stacked for a scan.
     """
-    axes = leaf_axes(parameters)
+    axes, copies = leaf_axes(parameters), leaf_copies(parameters)
 
     def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
-        words = axes.get(jax.tree_util.keystr(path, simple=True, separator="."))
-        if words is None or len(words) != leaf.ndim:
-            return leaf.ndim >= 2
-        return sum(word not in COPIES for word in words) >= 2
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        known = len(axes.get(name, ())) == leaf.ndim
+        return leaf.ndim - (copies.get(name, 0) if known else 0) >= 2
 
     return jax.tree_util.tree_map_with_path(is_matrix, parameters)
 

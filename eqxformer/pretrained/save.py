@@ -131,12 +131,16 @@ def _tensors(bindings: list[Binding], arrays: Mapping[str, Any]) -> Iterable[Any
 
     def moved(binding: Binding) -> list[np.ndarray]:
         ours = [np.asarray(jax.device_get(arrays[path])) for path in binding.ours]
-        return binding.move.write(ours)
+        return [n.astype(dtype_of(binding), copy=False) for n in binding.move.write(ours)]
+
+    def dtype_of(binding: Binding) -> np.dtype:
+        """The widest type of those of ours that become one tensor, some of which may be trained."""
+        return max((np.dtype(arrays[path].dtype) for path in binding.ours), key=_itemsize)
 
     # Experts are written one by one; their stacks are not to leave the device for each of them.
     several = functools.lru_cache(maxsize=4)(moved)
     for binding in bindings:
-        dtype = np.dtype(arrays[binding.ours[0]].dtype)
+        dtype = dtype_of(binding)
         written = moved if len(binding.theirs) == 1 else several
         for i, (name, shape) in enumerate(binding.their_shapes().items()):
 
@@ -144,6 +148,10 @@ def _tensors(bindings: list[Binding], arrays: Mapping[str, Any]) -> Iterable[Any
                 return np.ascontiguousarray(written(binding)[i])
 
             yield name, numbers, shape, dtype
+
+
+def _itemsize(dtype: np.dtype) -> int:
+    return dtype.itemsize
 
 
 def _computed(written: Expression, arrays: Mapping[str, Any]) -> Iterable[Any]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from eqxformer.axes import leaf_axes, leaf_counts
+from eqxformer.axes import leaf_axes, leaf_copies, leaf_counts
 from eqxformer.checkpoints.names import is_array, unrolled
 from eqxformer.constraints import MESH_AXES, ROWS
 from eqxformer.sharding.mesh import spelled
@@ -137,8 +137,18 @@ class Placement:
         def global_rows(x: Any) -> Any:
             if not isinstance(x, (jax.Array, np.ndarray)) or not x.ndim:
                 return self._rows(x)
-            where = self._row_sharding(x.shape[0] * jax.process_count())
-            return jax.make_array_from_process_local_data(where, np.asarray(x))
+            shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
+            where = self._row_sharding(shape[0])
+            mine = where.addressable_devices_indices_map(shape).values()
+            here = len({rows.indices(shape[0]) for rows, *_ in mine if rows is not None})
+            if here * jax.process_count() != self.row_shares:
+                raise ValueError(
+                    f"The mesh {spelled(self.sizes)} deals rows out to {self.row_shares} groups of "
+                    f"devices, of which this one of {jax.process_count()} processes holds {here}, "
+                    "so processes cannot bring rows of their own. Give every process the whole "
+                    "batch, `placement.batch(batch)`, or choose row axes that divide evenly."
+                )
+            return jax.make_array_from_process_local_data(where, np.asarray(x), shape)
 
         return jax.tree.map(global_rows, batch)
 
@@ -153,13 +163,20 @@ class Placement:
 
     def places(self, model: Any) -> list[tuple[Path, Place]]:
         """How the rules cut every array of a model, or of its shapes, by the parts of its path."""
-        words, counts, found = leaf_axes(model), leaf_counts(model), []
+        words, counts, copies = leaf_axes(model), leaf_counts(model), leaf_copies(model)
+        found = []
         for path, leaf in jax.tree_util.tree_leaves_with_path(model):
             if is_array(leaf):
                 name = ".".join(parts(path))
                 own = words.get(name, ())
-                own = own if len(own) == leaf.ndim else ("?",) * leaf.ndim
-                place = self.rules.place(own, leaf.shape, self.sizes, counts.get(name, {}))
+                known = len(own) == leaf.ndim
+                place = self.rules.place(
+                    own if known else ("?",) * leaf.ndim,
+                    leaf.shape,
+                    self.sizes,
+                    counts.get(name, {}),
+                    copies.get(name) if known else None,
+                )
                 found.append((parts(path), place))
         return found
 

@@ -6,10 +6,9 @@ from typing import Any, Literal, NamedTuple
 
 from jax.sharding import PartitionSpec
 
+from eqxformer.axes import COPIES, leading_copies
 from eqxformer.config import Config
 from eqxformer.constraints import MESH_AXES
-
-_COPIES = ("layers", "experts")  # axes that, in front, only count copies of an array
 
 
 class Cut(Config):
@@ -21,8 +20,8 @@ class Cut(Config):
             that begins with it: `heads` cuts `heads*head_dim` between heads, where the number of
             heads is a multiple of the axis. `any` stands for every word but `layers`, the longest
             axis first, anywhere it divides.
-        least: axes that an array must have to be cut; `layers` and `experts` in front, which count
-            copies of it, are not counted.
+        least: axes that an array must have to be cut; those in front that only count copies of it
+            are not counted: layers, experts, the heads of a norm with gains for each.
     """
 
     axis: str
@@ -72,6 +71,7 @@ class Rules(Config):
         shape: Sequence[int],
         sizes: Mapping[str, int],
         counts: Mapping[str, int],
+        copies: int | None = None,
     ) -> "Place":
         """Where an array lies, and why it is not cut where it should be.
 
@@ -80,11 +80,14 @@ class Rules(Config):
             shape: the array's.
             sizes: the axes of the mesh.
             counts: how many there are of words that stand in products; see `leaf_counts`.
+            copies: how many axes in front only count copies; see `leaf_copies`. As many as are
+                `layers` or `experts` if None.
         """
         taken: list[tuple[str, ...]] = [() for _ in shape]
         problems: list[str] = []
+        own = len(words) - (leading_copies(words) if copies is None else copies)
         for cut in self.cuts:
-            if sizes.get(cut.axis, 1) == 1 or len(words) - _copies(words) < cut.least:
+            if sizes.get(cut.axis, 1) == 1 or own < cut.least:
                 continue
             tried = [
                 (place, word, _pieces(words[place], word, shape[place], counts))
@@ -124,15 +127,10 @@ def short(spec: Iterable[Any]) -> PartitionSpec:
     return PartitionSpec(*cuts)
 
 
-def _copies(words: Sequence[str]) -> int:
-    """How many axes in front only count copies."""
-    return next((i for i, word in enumerate(words) if word not in _COPIES), len(words))
-
-
 def _places(words: Sequence[str], shape: Sequence[int], word: str) -> list[int]:
     """The axes of an array that a word of a rule stands for."""
-    if word in _COPIES:  # the scores of a router are of experts, and no copies
-        return [i for i, own in enumerate(words[: _copies(words)]) if own == word]
+    if word in COPIES:  # the scores of a router are of experts, and no copies
+        return [i for i, own in enumerate(words[: leading_copies(words)]) if own == word]
     if word != "any":
         return [i for i, own in enumerate(words) if own.split("*")[0] == word]
     inside = (i for i, own in enumerate(words) if own != "layers")

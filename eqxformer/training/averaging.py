@@ -41,23 +41,25 @@ def average(models: Iterable[Any]) -> Any:
         >>> bool((abs(mean.weight - (first.weight + second.weight) / 2) < 1e-6).all())
         True
     """
-    first, total, count = None, None, 0
+    first, total, count = None, [], 0
     for model in models:
         arrays, _ = eqx.partition(model, eqx.is_inexact_array)
         if first is None:
             first = model
-            total = jax.tree.map(_wide, arrays)
+            total = [_wide(a) for a in jax.tree.leaves(arrays)]
         else:
-            _check_alike(first, model)
-            total = jax.tree.map(lambda a, b: a + _wide(b), total, arrays)
+            _check_alike(first, model)  # in their arrays: they may be from several directories
+            total = [a + _wide(b) for a, b in zip(total, jax.tree.leaves(arrays), strict=True)]
         count += 1
     if first is None:
         raise ValueError("`average` needs at least one model; got none.")
     arrays, rest = eqx.partition(first, eqx.is_inexact_array)
-    mean = jax.tree.map(
-        lambda a, b: (a / jnp.asarray(count, a.dtype)).astype(b.dtype), total, arrays
-    )
-    return eqx.combine(mean, rest)
+    leaves, structure = jax.tree.flatten(arrays)
+    mean = [
+        (a / jnp.asarray(count, a.dtype)).astype(b.dtype)
+        for a, b in zip(total, leaves, strict=True)
+    ]
+    return eqx.combine(jax.tree.unflatten(structure, mean), rest)
 
 
 class AverageLast(Callback):

@@ -114,9 +114,7 @@ def estimate(
     number = jnp.dtype(precision.compute).itemsize
     return Estimate(
         weights=weights,
-        gradients=weights
-        // jnp.dtype(precision.parameters).itemsize
-        * jnp.dtype(precision.output).itemsize,
+        gradients=weights,
         optimizer=held(state.optimizer),
         computing=_computing(places, placement.sizes, precision, weights),
         kept=saved.bytes(tokens, share.tensor),

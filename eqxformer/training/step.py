@@ -135,8 +135,9 @@ def make_step(
             those of a teacher, are arguments of the compiled function and not constants in it.
         optimizer: any optax optimizer; `AdamW(...).build(steps)` makes one.
         microbatch: rows of a batch whose gradient is made at once, where memory is too small for
-            all; None for all. The step is the same, but for rounding and dropout: see
-            `accumulated`, which also says what it asks of the loss.
+            all; None for all. The step is the same, but for rounding, dropout and the balance of
+            experts, which is that of each microbatch: see `accumulated`, which also says what it
+            asks of the loss.
         precision: the number types that are computed with.
         skips_nonfinite: whether a step whose loss or gradient is infinite or NaN changes nothing
             but the number of steps; the metric `skipped` is then 1, else 0.

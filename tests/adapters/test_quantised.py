@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
+from eqxformer.layers.linear import Groups
 from tests.adapters.made import KINDS, adapted, plain, small
 from tests.helpers.compare import same_bits
 from tests.helpers.hot import drawn, normal
@@ -117,3 +118,29 @@ def test_a_quantised_model_is_saved_merged(tmp_path):
         ef.save(base, tmp_path)
     ef.save(ef.merge(base), tmp_path)
     assert same_bits(ef.load(tmp_path), ef.merge(base))
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_float16_holds_the_product_with_whole_numbers(experts):
+    """Outputs of 256, which the sum of the whole numbers alone passes by far."""
+    x = jnp.ones((2, 1024), jnp.float16)
+    linear = ef.QuantisedLinear.of(ef.Linear.of(jnp.full((1024, 3), 0.25), jnp.ones(3)))
+    if experts:
+        stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), linear)
+        linear = stacked.grouped(Groups(jnp.array([0, 1]), 2))
+    else:
+        weight = jnp.asarray(linear.weight)
+        assert not bool(jnp.isfinite(x @ weight.astype(jnp.float16)).all())
+    close(jax.tree.map(_half, linear)(x), jnp.full((2, 3), 257.0, jnp.float16), 1e-3)
+
+
+def _half(leaf):
+    return leaf.astype(jnp.float16) if eqx.is_inexact_array(leaf) else leaf
+
+
+def test_scales_are_multiplied_unrounded_in_bfloat16():
+    x = jnp.asarray(normal(2, 4, 64), jnp.bfloat16)
+    bare = QUANTISED.bare()
+    product = np.asarray(x @ bare.weight.astype(jnp.bfloat16), np.float32)
+    expected = jnp.asarray(product * np.asarray(bare.scale)).astype(jnp.bfloat16)
+    assert same_bits(bare(x), expected)

@@ -118,6 +118,17 @@ def test_experts_of_stacked_layers_have_two_axes_in_front():
     close(ef.named_arrays(again)[f"{up}.weight"], arrays[f"{up}.weight"], 1e-6)
 
 
+def test_unmerging_leaves_adapters_alone_that_were_put_on_since():
+    first = adapted(plain(), LORA, "**.query")
+    merged = adapted(ef.merge(first), KINDS["DoRA"], "**.value", seed=1)
+    again = ef.unmerge(merged, ef.adapters_of(first))
+    found, before = (ef.named_arrays(ef.without_adapters(each)) for each in (again, plain()))
+    query, value = (f"blocks.1.attention.{part}.weight" for part in ("query", "value"))
+    close(found[query], before[query], 1e-6)
+    assert same_bits(found[value], before[value])
+    assert set(ef.adapters_of(again)) == set(ef.adapters_of(first)) | set(ef.adapters_of(merged))
+
+
 def test_blocks_that_repeat_share_their_adapters_as_they_share_their_weights():
     config = decoder(ef.Repeated.Config(blocks=(block({}),), times=2))
     found = adapted(filled(config), LORA, "**.query")

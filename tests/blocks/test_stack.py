@@ -121,6 +121,20 @@ def test_only_equal_neighbours_are_stacked():
     assert ef.shapes(config).blocks.sizes == (2, None, None, 2)
 
 
+@pytest.mark.parametrize("part", ["value", "query"])
+def test_a_scan_takes_weights_of_two_float_types(part):
+    """As after training some weights of a bfloat16 model, which are float32 then."""
+    built = filled(decoder(block({}), block({})))
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), built)
+    where = lambda model: [getattr(model.blocks[i].attention, part).weight for i in range(2)]  # noqa: E731
+    mixed = eqx.tree_at(where, halves, where(built))
+    with jax.numpy_dtype_promotion("standard"):
+        expected = mixed(tokens(2, 5))
+        found = ef.rebuild(mixed, mixed.config.edit(layout=ef.Scanned()))(tokens(2, 5))
+    assert found.shape == expected.shape
+    close(found.astype(jnp.float32), expected.astype(jnp.float32), 0.05)
+
+
 def test_a_model_without_blocks_is_its_embedding_norm_and_head():
     built = filled(decoder())
     ids = tokens(2, 3)

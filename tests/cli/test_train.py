@@ -178,10 +178,13 @@ def test_devices_of_a_mesh_share_the_work(command, here):
     [
         ("fsdp=4,tensor=4", "is of 4 x 4 = 16 devices; there are 8"),
         ("data=8", "The rows of a batch must be a multiple of the 8 devices"),
+        ("data=8 --batch=8 --set microbatch=4", "With microbatch=4 of 8 rows: The rows of"),
+        ("sequence=8 --set data.length=12", "12 tokens of a row cannot be dealt out to 8 devices"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(command, here, mesh, message):
-    code, out, err = command("train", "--mesh", mesh, *SMALL)
+    mesh, *more = mesh.split()
+    code, out, err = command("train", "--mesh", mesh, *SMALL, *more)
     assert (code, out) == (2, "")
     assert message in err
     assert not list(here.iterdir())

@@ -111,3 +111,16 @@ def test_mistakes_are_named():
         ef.Muon(momentum=1.0)
     with pytest.raises(ValueError, match="`weight_decay` must not be negative; got -1"):
         ef.Muon(weight_decay=-1.0)
+
+
+def test_gains_for_each_head_are_no_matrices():
+    norm = {"qk_norm": ef.RMSNorm.Config(), "qk_norm_over": "each_head"}
+    config = ef.families.gpt(vocab=11, dim=8, layers=1, heads=2, context=8)
+    found = named(orthogonalised(built(config.edit("blocks.*.attention", **norm))))
+    assert found["blocks.groups.0.attention.query.weight"]
+    assert not found["blocks.groups.0.attention.query_norm.weight"]
+
+
+def test_averages_of_the_rest_alone_are_refused():
+    with pytest.raises(ValueError, match=r"put it round all: `Averaged\(Muon"):
+        ef.Muon(others=ef.Averaged(ef.AdamW()))

@@ -7,8 +7,11 @@ import pytest
 from jaxtyping import Array, Float
 
 from eqxformer.blocks import Scanned, Unrolled
+from eqxformer.checkpoints.names import name, named_arrays
 from eqxformer.checkpoints.native import shapes
+from eqxformer.checkpoints.rebuild import rebuild
 from eqxformer.config import Config
+from eqxformer.layers import MLP, Experts, RMSNorm
 from eqxformer.models import families
 from eqxformer.optimizers.muon import Muon
 from eqxformer.optimizers.optimizer import (
@@ -27,6 +30,7 @@ from eqxformer.optimizers.schedules import (
     WarmupLinear,
 )
 from eqxformer.optimizers.trainable import trainable
+from tests.helpers.models import filled
 from tests.training.tiny import Bigram
 
 
@@ -84,6 +88,20 @@ def test_norms_and_biases_of_a_model_never_decay_however_its_layers_are_stored(l
     for path, decaying in mask:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         assert decaying == (name.endswith("weight") and "norm" not in name), name
+
+
+def test_gains_for_each_head_are_vectors_and_the_weights_of_a_router_a_matrix():
+    mixture = Experts.Config(count=3, top=2, expert=MLP.Config(hidden=8))
+    config = families.gpt(vocab=11, dim=8, layers=1, heads=2, context=8)
+    config = config.edit("blocks.*", feed_forward=mixture).edit(
+        "blocks.*.attention", qk_norm=RMSNorm.Config(), qk_norm_over="each_head"
+    )
+    found = {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes(config))}
+    mask = jax.tree_util.tree_leaves_with_path(decays(shapes(config)))
+    decaying = {name(path) for path, yes in mask if yes}
+    assert found["blocks.groups.0.attention.query_norm.weight"].shape == (2, 4)
+    assert not any("norm" in path for path in decaying)
+    assert "blocks.groups.0.feed_forward.router.weight" in decaying
 
 
 def test_arrays_without_axis_words_decay_by_their_number_of_axes():
@@ -207,6 +225,30 @@ def test_adafactor_keeps_a_row_and_a_column_of_a_matrix():
     change = change / max(1.0, np.sqrt((change**2).mean()))
     change = change * np.sqrt((weights**2).mean())
     np.testing.assert_allclose(got, weights - rate * (change + 0.5 * weights), rtol=1e-4)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_adafactor_takes_the_same_steps_however_layers_are_stored(relative):
+    """Gradients of very unlike sizes in the two layers, each of which is clipped by its own."""
+    config = families.gpt(vocab=11, dim=8, layers=2, heads=2, context=8)
+    single = filled(config)
+
+    def stepped(layout):
+        model = trainable(rebuild(single, config.edit(layout=layout)))
+        sizes = {"blocks.groups.0": 1e-3, "blocks.groups.1": 1e3}
+
+        def gradient(path, leaf):
+            return jnp.sin(9 * leaf) * sizes.get(name(path)[:15], 1.0)
+
+        plain = trainable(rebuild(single, config))
+        gradients = jax.tree_util.tree_map_with_path(gradient, plain)
+        gradients = trainable(rebuild(eqx.combine(gradients, single), config.edit(layout=layout)))
+        moved = updated(Adafactor(0.1, relative=relative, least=4), model, gradients, steps=2)
+        return named_arrays(moved)
+
+    one, other = stepped(Unrolled()), stepped(Scanned())
+    for path in one:
+        np.testing.assert_allclose(one[path], other[path], rtol=2e-5, atol=2e-6, err_msg=path)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,6 +71,18 @@ def test_the_type_that_is_written_is_the_type_that_is_named(tiny, tmp_path):
     assert settings(tmp_path / "out")["dtype"] == "bfloat16"
     with safe_open(tmp_path / "out/model.safetensors", framework="numpy") as file:
         assert file.get_slice("model.norm.weight").get_dtype() == "BF16"
+
+
+def test_parts_of_one_tensor_may_differ_in_type(tmp_path):
+    """GPT-2 stores queries, keys and values as one; here the values alone were trained."""
+    whole = filled(FAMILIES["gpt2"])
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), whole)
+    found = lambda model: [block.attention.value.weight for block in model.blocks]  # noqa: E731
+    ef.save_pretrained(eqx.tree_at(found, halves, found(whole)), tmp_path / "mixed")
+    again = ef.from_pretrained(tmp_path / "mixed", dtype="float32")
+    assert np.array_equal(found(again)[0], found(whole)[0])
+    query = halves.blocks[0].attention.query.weight
+    assert np.array_equal(again.blocks[0].attention.query.weight, query.astype(jnp.float32))
 
 
 def test_a_changed_model_is_described_anew_and_keeps_its_other_words(tiny, tmp_path):

@@ -112,6 +112,14 @@ def test_rows_are_dealt_out_and_must_come_out_even():
         placement.batch(ef.TokenBatch(np.zeros((6, 4), int)))
 
 
+def test_rows_of_a_process_are_refused_where_processes_hold_the_same_ones(monkeypatch):
+    """As on two hosts whose devices share every row: each would bring other numbers for it."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    batch = ef.TokenBatch(np.arange(32).reshape(8, 4), jnp.ones((8, 4)))
+    with pytest.raises(ValueError, match=r"2 groups of devices, of which this one of 2 .* holds 2"):
+        placed("data=2,tensor=4").batch_of_process(batch)
+
+
 def test_a_model_is_saved_from_a_mesh_and_loaded_to_another(spread, model, tmp_path):
     ef.save(spread, tmp_path / "own")
     ef.save_pretrained(spread, tmp_path / "theirs")

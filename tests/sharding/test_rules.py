@@ -128,3 +128,15 @@ def test_adapters_and_int8_weights_are_cut_as_what_they_belong_to():
     assert query.base.weight.spec == P("fsdp", "tensor")
     assert query.lora.down.weight.spec == P("fsdp")
     assert query.lora.up.weight.spec == P(None, ("tensor", "fsdp"))
+
+
+def test_gains_for_each_head_are_cut_between_heads_and_never_by_fsdp():
+    norm = {"qk_norm": ef.RMSNorm.Config(), "qk_norm_over": "each_head"}
+    config = ef.families.gpt(vocab=16, dim=16, layers=2, heads=2, context=8)
+    config = config.edit("blocks.*.attention", **norm)
+    for layout in (ef.Unrolled(), ef.Scanned()):
+        found = specs(config.edit(layout=layout), "fsdp=2,tensor=2")
+        gains = {path: spec for path, spec in found.items() if "query_norm" in path}
+        assert gains
+        for spec in gains.values():
+            assert spec in (P("tensor"), P(None, "tensor"))

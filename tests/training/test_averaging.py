@@ -9,6 +9,8 @@ import pytest
 from eqxformer.checkpoints.native import load
 from eqxformer.models import families
 from eqxformer.optimizers.optimizer import SGD
+from eqxformer.pretrained.load import from_pretrained
+from eqxformer.pretrained.save import save_pretrained
 from eqxformer.training.averaging import AverageLast, average
 from eqxformer.training.callbacks import Callback, Evaluate, Save
 from eqxformer.training.trainer import Trainer
@@ -44,6 +46,18 @@ def test_whole_numbers_are_those_of_the_first():
     found = average([one, two])
     np.testing.assert_allclose(found["x"], 1.5)
     assert found["count"] == 1
+
+
+def test_models_from_two_directories_are_averaged(tmp_path):
+    models = [filled(CONFIG, seed) for seed in range(2)]
+    for number, each in enumerate(models):
+        save_pretrained(each, tmp_path / str(number))
+    read = [from_pretrained(tmp_path / str(number)) for number in range(2)]
+    assert read[0].config != read[1].config
+    mean = average(read)
+    assert mean.config == read[0].config
+    for found, *each in zip(leaves(mean), *map(leaves, read), strict=True):
+        np.testing.assert_allclose(found, (each[0] + each[1]) / 2, rtol=1e-6, atol=1e-7)
 
 
 def test_one_model_is_its_own_average():

@@ -44,6 +44,13 @@ def test_weights_and_optimizer_are_what_devices_hold(spelling, optimizer):
     assert needed.optimizer == on_a_device(zeros[1])
 
 
+def test_gradients_have_the_type_of_the_parameters_whatever_metrics_have():
+    halves = ef.Precision(parameters="bfloat16", compute="bfloat16")
+    assert estimated("fsdp=8", precision=halves).gradients * 2 == estimated("fsdp=8").gradients
+    output = ef.Precision(output="bfloat16")
+    assert estimated("fsdp=8", precision=output).gradients == estimated("fsdp=8").gradients
+
+
 def test_memory_is_the_sum_of_its_parts_and_scores_are_counted_apart():
     needed = estimated("fsdp=8")
     parts = dataclasses.asdict(needed)
