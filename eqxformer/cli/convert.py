@@ -1,5 +1,7 @@
 """`eqxformer convert`: a checkpoint written anew, in another type, format or size of files."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.locate import locate
 from eqxformer.pretrained.on_disk import converted, on_disk
 from eqxformer.pretrained.save import carry, save_pretrained
+from eqxformer.training.run_directory import TOKENIZER
 
 _EXAMPLES = """\b
 Examples:
@@ -73,9 +76,19 @@ def convert(
             save_pretrained(
                 model, target, model_type=model_type, shard_size=shard_bytes, overwrite=overwrite
             )
+        _carry_tokenizer(locate(source), target)
         files = TensorFiles.open(target)
     types = " and ".join(sorted({str(files.dtype(each)) for each in files.names}))
     click.echo(f"{target}: {count(model):,} parameters, {size(files.nbytes)} in {types}.")
+
+
+def _carry_tokenizer(source: Path, target: Path) -> None:
+    """The pieces of words that a run learned go with its model: transformers reads them too."""
+    own, there = source / TOKENIZER, target / TOKENIZER
+    if is_native(source) and own.is_file() and not there.exists():
+        values = json.loads(own.read_text(encoding="utf-8"))
+        if "type" not in values:  # that of characters is ours alone
+            shutil.copyfile(own, there)
 
 
 def _check_target(source: str, target: Path, overwrite: bool) -> None:

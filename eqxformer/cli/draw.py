@@ -81,10 +81,10 @@ def attention(
             raise ValueError("--target is for encoder-decoders, which need it beside --text.")
         read = [encode(each) for each in texts]
         inputs = [jnp.asarray([ids], jnp.int32) for ids, _ in read]
-        path = part or f"{_first_side(model)}blocks.0.attention"
+        path = part or _first_attention(model)
         weights = _weights(model, path, *inputs)[0]
         words = [words for _, words in read]
-        tokens = words[0] if path.startswith("encoder.") else words[-1]
+        tokens = words[0] if "encoder" in path.split(".") else words[-1]
         keys = words[0] if path.endswith("cross_attention") else None
         figure = pictures.attention(weights, tokens, keys, heads=chosen, title=path)
         figure.savefig(out, dpi=150)
@@ -100,7 +100,7 @@ def mask(source: str, part: str | None, length: int, out: Path) -> None:
     """Draw who may look at whom in an attention, without padding."""
     with explained():
         model = find(source).skeleton
-        path = part or f"{_first_side(model)}blocks.0.attention"
+        path = part or _first_attention(model)
         figure = pictures.mask(_mask_of(model.config, path), length)
         figure.savefig(out, dpi=150)
     click.echo(f"{out}")
@@ -142,7 +142,8 @@ def _weights(model: Any, path: str, *inputs: jax.Array) -> jax.Array:
         there = ", ".join(site.removesuffix(ending) for site in known[:8])
         raise ValueError(f"`{path}` is no attention whose weights can be had; {there or 'none'}.")
     look = capture(model, name)
-    return eqx.filter_jit(lambda look, inputs: look(*inputs)[1][name])(look, inputs)
+    found = eqx.filter_jit(lambda look, inputs: look(*inputs)[1][name])(look, inputs)
+    return found if found.ndim == 4 else found[-1]  # of blocks that repeat, those of the last time
 
 
 def _numbers(text: str) -> list[int]:
@@ -152,9 +153,11 @@ def _numbers(text: str) -> list[int]:
         raise ValueError(f"--heads must be numbers such as 0,3; got {text}.") from None
 
 
-def _first_side(model: Any) -> str:
-    """The path of what has the blocks: empty, or `encoder.`."""
-    return "" if hasattr(model, "blocks") else "encoder."
+def _first_attention(model: Any) -> str:
+    """The path of the first block's attention, wherever the blocks are."""
+    every = paths(model.config)
+    first = (path for path, each in every.items() if hasattr(each, "heads") and "blocks" in path)
+    return next(first, "blocks.0.attention")
 
 
 def _mask_of(config: Config, path: str) -> Mask:
@@ -187,8 +190,9 @@ def _positions(source: str, part: str | None, length: int) -> Any:
         raise ValueError(f"`{path}` knows nothing of positions; {', '.join(known) or 'nothing'}.")
     each = known[path]
     if isinstance(each, Rotary):
-        head = _at(found.skeleton, path.rpartition(".")[0]).head_dim
-        return pictures.rotary(each, head, length, title=path)
+        holder = _at(found.skeleton, path.rpartition(".")[0])
+        turned = getattr(holder, "head_dim", None) or holder.config.rotary_dim  # latent attention
+        return pictures.rotary(each, turned, length, title=path)
     built = _at(found.skeleton, path)
     if jax.tree.leaves(built):
         built = _at(_trained(source, path), path)

@@ -34,7 +34,9 @@ _LONG = 400  # tokens, where a checkpoint says nothing
 @click.argument("source", metavar="SOURCE")
 @click.option("--prompt", help="What the model goes on from, translates, or answers.")
 @click.option("--file", type=click.Path(path_type=Path), help="The prompt from a file; - is stdin.")
-@click.option("--max-new-tokens", type=int, help=f"How much more.  [default: {_LONG}]")
+@click.option(
+    "--max-new-tokens", type=int, help=f"How much more.  [default: what SOURCE says, else {_LONG}]"
+)
 @sampling_options
 @click.option("--stop", multiple=True, help="End before this text; may be given several times.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For another answer.")
@@ -58,10 +60,12 @@ def generate(
     SOURCE is a run that `eqxformer train` made, a checkpoint's directory, or an id of the Hugging
     Face Hub. Without --prompt and --file, the prompt is read from standard input; with --chat at a
     terminal, it is a conversation. How tokens are chosen is up to the checkpoint where no option
-    says it; a run draws at temperature 0.8.
+    says it; a run of a language model draws at temperature 0.8.
     """
     with explained():
         text = given_text(prompt, file, "--prompt")
+        if file is not None and str(file) != "-" and text is not None:
+            text = text.removesuffix("\n")  # what an editor puts behind the last line
         if system is not None and not chat:
             raise ValueError("--system is for --chat.")
         if Path(source, RUN).is_file() or not _may_be_checkpoint(source):
@@ -151,6 +155,8 @@ def _of_run(
     request = Request(prompt or "", over(usual, asked).sampler, _LONG if new is None else new, seed)
     request.check()
     chosen, experiment = _read(directory)
+    if not chosen.draws:
+        _refuse_drawing(chosen.name, {**asked, "max_new_tokens": new, "seed": seed or None})
     return chosen.respond(directory.load(), directory.tokenizer(), experiment, request)
 
 
@@ -169,6 +175,15 @@ def _refuse_for_runs(**options: Any) -> None:
         if value:
             raise ValueError(
                 f"--{name.replace('_', '-')} is for checkpoints with a tokenizer; SOURCE is a run."
+            )
+
+
+def _refuse_drawing(name: str, options: dict[str, Any]) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise ValueError(
+                f"--{option.replace('_', '-')} changes nothing here: SOURCE is a run of `{name}`, "
+                "which answers as it was told to in training and draws nothing."
             )
 
 

@@ -108,6 +108,8 @@ def _step_flops(skeleton: Any, rows: int, length: int) -> float | None:
 def _flops(skeleton: Any, inputs: Any) -> float | None:
     """Operations of a forward pass; None for models whose operations nobody counts."""
     tokens = inputs[-1].shape
+    if inputs[0].ndim == 3:  # of frames of audio nobody counts
+        return None
     source = inputs[0].shape[1] if len(inputs) > 1 and inputs[0].ndim == 2 else 0
     try:
         return step_flops(skeleton.config, *tokens, source=source) / 3

@@ -26,6 +26,7 @@ def read_model(source: str, dtype: str | None = None) -> tuple[Any, Encode]:
     folder = locate(source)
     tokenizer = load_tokenizer(folder)
     tokenizer.no_truncation()
+    tokenizer.no_padding()
     return load_any(folder, dtype), lambda text: _encoded(tokenizer, text)
 
 

@@ -56,12 +56,12 @@ def score(
         ids, words = encode(given)
         if not isinstance(model, DecoderLM):
             raise ValueError(f"A text is scored by a decoder; this is {type(model).__name__}.")
+        if len(ids) < 2:
+            raise ValueError(f"The text must have at least two tokens; got {len(ids)}.")
         room = _room(model.config)
         if window is None and room is not None:
             window = min(room, len(ids))
         numbers = score_rows(model, [ids], window=window)[0]
-        if not numbers:
-            raise ValueError("The text must have at least two tokens; got one.")
     if tokens:
         for word, number in zip(words[1:], numbers, strict=True):
             click.echo(f"{number:10.4f}  {word!r}")

@@ -19,7 +19,7 @@ def edited(experiment: Experiment, settings: tuple[str, ...]) -> Experiment:
         if not equals or not path.strip("."):
             raise ValueError(f"--set needs path=value, as in --set model.dim=256; got {setting!r}.")
         where, _, field = path.strip().rpartition(".")
-        experiment = experiment.edit(where, **{field: _value(text.strip())})
+        experiment = experiment.edit(where, **{field: _value(text)})
     return experiment
 
 
@@ -27,7 +27,7 @@ def _value(text: str) -> Any:
     try:
         return _tree(json.loads(text))
     except json.JSONDecodeError:
-        return {"None": None, "none": None, "True": True, "False": False}.get(text, text)
+        return {"None": None, "none": None, "True": True, "False": False}.get(text.strip(), text)
 
 
 def _tree(value: Any) -> Any:

@@ -141,9 +141,7 @@ def train(
         with all_or_none():
             start = start_of(source, before)
             task = task_of(chosen, data, start, before)
-            experiment, placement, skeleton, identity = planned(
-                task, before, given + settings, mesh
-            )
+            experiment, placement, skeleton, identity = planned(task, before, given, mesh)
             also = [_SINKS[sink](out, experiment) for sink in sinks]
         check_alike(identity)
     first = jax.process_index() == 0  # the one of several that speaks
@@ -160,9 +158,19 @@ def train(
             told_by_first(lambda: create(out, about, task, experiment.model))
             before = RunDirectory(out)
             before.save(model)  # from here on there is always a model to load, however this ends
-        run = before
-        told_by_first(lambda: run.lengthen(experiment.steps))
-    return _conduct(model, task, experiment, run, console, also, placement)
+    return _conduct(model, task, experiment, before, console, also, placement)
+
+
+class _Lengthen(Callback):
+    """Says in `run.json` how many steps the run has, once no other process can be training it."""
+
+    everywhere = False
+
+    def __init__(self, run: RunDirectory, steps: int) -> None:
+        self.run, self.steps = run, steps
+
+    def started(self, trainer: Trainer) -> None:
+        self.run.lengthen(self.steps)
 
 
 def _conduct(
@@ -190,7 +198,14 @@ def _conduct(
         precision=experiment.precision,
         skips=experiment.skips,
         watch=experiment.watch,
-        callbacks=[*own, save, evaluate, *_callbacks(task, experiment, run, console), *also],
+        callbacks=[
+            _Lengthen(run, experiment.steps),
+            *own,
+            save,
+            evaluate,
+            *_callbacks(task, experiment, run, console),
+            *also,
+        ],
         checkpoints=Checkpoints(
             run.checkpoints,
             every=experiment.checkpoint_every or experiment.validate_every,

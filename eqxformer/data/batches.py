@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from eqxformer.config import Config
+from eqxformer.data.share import Share
 from eqxformer.layers.masks import Padding, Segments
 
 Ids = Int[Array, "*batch seq"] | Int[np.ndarray, "*batch seq"]
@@ -38,11 +39,14 @@ class Data(Config):
 class StepBatches:
     """The batches of a step, as a function of its number, and a fingerprint of all of them.
 
-    `Data.build` makes one; `feed` takes the `fingerprint` from here.
+    `Data.build` makes one; `feed` takes the `fingerprint` from here, and of how many `shares` of
+    each batch these are one.
     """
 
-    def __init__(self, make: Callable[[int], Any], fingerprint: Callable[[], str]) -> None:
-        self._make, self._fingerprint = make, fingerprint
+    def __init__(
+        self, make: Callable[[int], Any], fingerprint: Callable[[], str], share: Share = Share()
+    ) -> None:
+        self._make, self._fingerprint, self.shares = make, fingerprint, share.count
 
     def __call__(self, step: int) -> Any:
         """The batch of this step, from 0 on."""
@@ -62,8 +66,9 @@ class TokenBatch(eqx.Module):
 
     Arguments:
         tokens: the ids.
-        weights: how much each token counts as a target, 1 for all by default. 0 for padding, and
-            for a prompt that should be read but not learned.
+        weights: how much each token counts as a target, 1 for all by default. 0 for padding, which
+            stands behind the text where nothing sees it, and for a prompt that should be read but
+            not learned.
         segments: for rows that hold several documents, which one a token is of. A token sees its
             own document alone, and the first token of a document is no target.
         positions: the place of each token in its document; counted from the start of a row if None.

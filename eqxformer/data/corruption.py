@@ -80,35 +80,42 @@ class CorruptedWindows(Data):
             seed: what the order of the windows and their noise follow from.
             share: the part of every batch that is made here; all of it by default.
         """
-        windows = Epochs(length=self.length, batch=self.batch).build(tokens, seed=seed)
-        mine = share.rows(self.batch)
+        count, mine = self._count(tokens), share.rows(self.batch)
+        windows = Epochs(length=self.length, batch=self.batch).order(count, seed)
 
         def batch(step: int) -> Any:
-            rows = np.asarray(windows(step).tokens)[:, :-1]  # the last is the next window's first
+            places = windows(step)[:, None] * self.length + np.arange(self.length)[None]
+            rows = tokens[places].astype(np.int32)
             random = np.random.default_rng((seed, step, _TRAINING))
             # Noise of all rows, so that those of one process are what they are in one batch.
             return jax.tree.map(lambda x: x[mine], self.corruption(rows, random=random))
 
-        return StepBatches(batch, lambda: digest(self.to_dict(), seed, digest_of_array(tokens)))
+        return StepBatches(
+            batch, lambda: digest(self.to_dict(), seed, digest_of_array(tokens)), share
+        )
 
     def spread(self, tokens: Tokens, *, most: int | None = None, seed: int = 0) -> list[Any]:
         """Batches for validation, the same whenever they are made: windows in their order.
 
-        With `most`, only so many batches, of windows evenly spread over the text. Those at the end
-        that fill no batch are left out, unless they are all there is.
+        With `most`, only so many batches, of windows evenly spread over the text. As many as fill
+        no batch are left out, unless they are all there is.
         """
-        count = len(tokens) // self.length
-        if not count:
-            raise ValueError(
-                f"A text of {len(tokens)} tokens has no window of {self.length}; give a longer "
-                "text or a smaller `length`."
-            )
+        count = self._count(tokens)
         rows = tokens[: count * self.length].reshape(count, self.length)
         size = min(self.batch, count)
         batches = count // size if most is None else min(most, count // size)
         chosen = rows[np.linspace(0, count - 1, batches * size).astype(np.int64)]
         random = np.random.default_rng((seed, 0, _VALIDATION))
         return [self.corruption(each, random=random) for each in np.split(chosen, batches)]
+
+    def _count(self, tokens: Tokens) -> int:
+        """Windows of the text; `ValueError` for none."""
+        if len(tokens) < self.length:
+            raise ValueError(
+                f"A text of {len(tokens)} tokens has no window of {self.length}; give a longer "
+                "text or a smaller `length`."
+            )
+        return len(tokens) // self.length
 
 
 def real_rows(tokens: Rows, valid: Real | None) -> Iterator[Int[np.ndarray, " real"]]:

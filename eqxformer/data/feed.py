@@ -18,10 +18,12 @@ class Feed(abc.ABC):
     """Batches in turn, from a place that can be written down and gone back to.
 
     `fingerprint` says what the data is, or is None where nobody knows. It is part of the position,
-    so that no feed goes on with other data in the belief that they are the same.
+    so that no feed goes on with other data in the belief that they are the same. `shares` is how
+    many processes bring a share of each batch; this one's is what `next_batch` gives.
     """
 
     fingerprint: str | None = None
+    shares: int = 1
 
     @abc.abstractmethod
     def next_batch(self) -> Any:
@@ -67,7 +69,9 @@ class Feed(abc.ABC):
             ) from error
 
 
-def feed(batches: Any, *, ahead: int = 0, fingerprint: str | None = None) -> Feed:
+def feed(
+    batches: Any, *, ahead: int = 0, fingerprint: str | None = None, shares: int | None = None
+) -> Feed:
     """The feed of what gives batches.
 
     Arguments:
@@ -80,6 +84,8 @@ def feed(batches: Any, *, ahead: int = 0, fingerprint: str | None = None) -> Fee
             themselves, as they were told when made.
         fingerprint: what the data is; by default what `batches` calls its `fingerprint`, if it has
             one.
+        shares: how many processes bring a share of each batch, of which these are one; by default
+            what `batches` calls its `shares`, else 1: every process has the whole batch.
 
     Raises `TypeError` for anything else.
 
@@ -101,6 +107,12 @@ def feed(batches: Any, *, ahead: int = 0, fingerprint: str | None = None) -> Fee
         return batches
     if fingerprint is None:
         fingerprint = getattr(batches, "fingerprint", None)
+    found = _feed(batches, ahead, fingerprint)
+    found.shares = getattr(batches, "shares", 1) if shares is None else shares
+    return found
+
+
+def _feed(batches: Any, ahead: int, fingerprint: str | None) -> Feed:
     if hasattr(batches, "to_iter_dataset"):
         iterator = iter(batches.to_iter_dataset(_reading(ahead)))
         return IteratorFeed(iterator, fingerprint)
@@ -183,10 +195,13 @@ class IteratorFeed(Feed):
             ) from None
 
     def place(self) -> dict[str, Any]:
-        return {"iterator": self._iterator.get_state()}
+        state = self._iterator.get_state()
+        return {"iterator": state.decode() if isinstance(state, bytes) else state}
 
     def go(self, place: dict[str, Any]) -> None:
-        self._iterator.set_state(place["iterator"])
+        state = place["iterator"]
+        bare = isinstance(self._iterator.get_state(), bytes)  # that of a `grain.DataLoader`
+        self._iterator.set_state(state.encode() if bare else state)
 
     def close(self) -> None:
         if hasattr(self._iterator, "close"):

@@ -79,7 +79,9 @@ class Packing(Data):
         def batch(step: int) -> TokenBatch:
             return _stacked([rows[order[step * self.batch + place]] for place in own])
 
-        return StepBatches(batch, lambda: digest(self.to_dict(), seed, fingerprint_of(documents)))
+        return StepBatches(
+            batch, lambda: digest(self.to_dict(), seed, fingerprint_of(documents)), share
+        )
 
     def once(self, documents: AnyDocuments) -> list[TokenBatch]:
         """Batches in which each row is exactly once, for validation; the last with empty rows."""

@@ -205,7 +205,7 @@ class Pairs(Data):
             width, rows = plan(epoch)[place]
             return pairs.batch(rows[own[width]], width)
 
-        return StepBatches(batch, lambda: digest(self.to_dict(), seed, pairs.digest()))
+        return StepBatches(batch, lambda: digest(self.to_dict(), seed, pairs.digest()), share)
 
     def steps(self, pairs: TokenPairs, epochs: int) -> int:
         """Steps after which `epochs` epochs are through."""

@@ -144,7 +144,7 @@ class TokenFiles(Source):
         if file.suffix == ".npy":
             try:
                 tokens = np.load(file, mmap_mode="r")
-            except ValueError as error:
+            except (ValueError, EOFError) as error:
                 raise ValueError(f"`{file}` cannot be mapped: {error}") from None
         elif self.dtype is None:
             raise ValueError(f'`{file}` does not say what it holds; give `dtype`, as "uint16".')
@@ -284,8 +284,9 @@ def read_text(path: Path) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        place = error.start + len(data) - len(error.object)  # behind a byte order mark
         raise ValueError(
-            f"`{path}` is not UTF-8 text: byte {data[error.start]:#04x} at position {error.start}. "
+            f"`{path}` is not UTF-8 text: byte {data[place]:#04x} at position {place}. "
             "Convert it to UTF-8 first."
         ) from None
     if "\0" in text:

@@ -53,7 +53,9 @@ class Windows(Data):
         def batch(step: int) -> TokenBatch:
             return TokenBatch(cut(tokens, starts(step)[rows], self.length).astype(np.int32))
 
-        return StepBatches(batch, lambda: digest(self.to_dict(), seed, digest_of_array(tokens)))
+        return StepBatches(
+            batch, lambda: digest(self.to_dict(), seed, digest_of_array(tokens)), share
+        )
 
     def starts(self, tokens: Tokens, seed: int) -> Callable[[int], Int[np.ndarray, " batch"]]:
         """A function from the number of a step to where its windows begin."""
@@ -97,7 +99,11 @@ class Epochs(Windows):
 
     def starts(self, tokens: Tokens, seed: int) -> Callable[[int], Int[np.ndarray, " batch"]]:
         """The next of the epoch's windows in their order of the epoch."""
-        windows = self.count(tokens)
+        chosen = self.order(self.count(tokens), seed)
+        return lambda step: chosen(step) * self.length
+
+    def order(self, windows: int, seed: int) -> Callable[[int], Int[np.ndarray, " batch"]]:
+        """A function from the number of a step to which of so many windows a batch has."""
 
         @functools.lru_cache(maxsize=2)
         def order(epoch: int) -> Int[np.ndarray, " windows"]:
@@ -110,7 +116,7 @@ class Epochs(Windows):
             for epoch in np.unique(epochs):
                 here = epochs == epoch
                 chosen[here] = order(int(epoch))[places[here]]
-            return chosen * self.length
+            return chosen
 
         return of_step
 

@@ -160,6 +160,7 @@ def _source(model: EncoderDecoder, prompts: Any, valid: Any) -> tuple[Array, Pad
             )
         if valid is not None:
             raise ValueError("`valid` is for prompts of tokens; frames of audio are all heard.")
+        _check_frames(encoder, frames.shape[1])
         return frames, None
     rows = as_rows(prompts, valid, encoder.vocab)
     room = positions_of(encoder)
@@ -169,6 +170,17 @@ def _source(model: EncoderDecoder, prompts: Any, valid: Any) -> tuple[Array, Pad
         )
     size = bucket(rows.longest) if room is None else min(bucket(rows.longest), room)
     return jax.device_put(rows.padded(size)), Padding(jax.device_put(rows.valid(size)))
+
+
+def _check_frames(encoder: AudioEncoder.Config, frames: int) -> None:
+    """Raises `ValueError` for audio of more places than there are positions."""
+    room = positions_of(encoder)
+    stride = encoder.embedding.first.stride * encoder.embedding.second.stride
+    if room is not None and frames > room * stride:
+        raise ValueError(
+            f"The encoder has positions for {room * stride:,} frames; got {frames:,}. Cut the "
+            "audio in pieces."
+        )
 
 
 def _targets(model: EncoderDecoder, start: Start | None, rows: int) -> Rows:

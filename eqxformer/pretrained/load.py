@@ -13,6 +13,7 @@ from eqxformer.checkpoints.native import load
 from eqxformer.checkpoints.placing import Where
 from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.locate import locate
+from eqxformer.pretrained.sentences import longest_text
 
 _TOKENIZER = ("*.json", "*.model", "*.spm")  # what is downloaded for a tokenizer alone
 
@@ -76,6 +77,9 @@ def load_any(folder: pathlib.Path, dtype: DTypeLike | None = None) -> Any:
 def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = None) -> Any:
     """The `tokenizers.Tokenizer` of a checkpoint, from its `tokenizer.json` as it stands.
 
+    That of a directory of sentence-transformers cuts texts where `sentence_bert_config.json` says,
+    as that library does.
+
     Needs the package tokenizers, which the extra `hub` brings. Raises `MissingFile` for a
     checkpoint without that file: one with a sentencepiece model only must be converted once.
     """
@@ -97,6 +101,10 @@ def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = Non
             "`load_tokenizer` needs tokenizers: pip install 'eqxformer[hub]'."
         ) from None
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exceptions
         raise CheckpointError(f"{path} is no tokenizer: {error}.") from None
+    longest = longest_text(folder)
+    if longest is not None:
+        tokenizer.enable_truncation(**{**(tokenizer.truncation or {}), "max_length": longest})
+    return tokenizer

@@ -55,6 +55,17 @@ def pooling_of(directory: pathlib.Path) -> Pooling.Config | None:
     return Pooling.Config(take, unit_length=bool(normalize))
 
 
+def longest_text(directory: pathlib.Path) -> int | None:
+    """How many tokens of a text are read; None where it is not said, or no sentence encoder."""
+    if not (directory / _TRANSFORMER).is_file():
+        return None
+    said = read_json(contained(directory, _TRANSFORMER), limit_bytes=_LIMIT).get("max_seq_length")
+    if said is not None and (type(said) is not int or said < 1):
+        path = directory / _TRANSFORMER
+        raise CheckpointError(f"{path}: `max_seq_length` must be a positive number; got {said!r}.")
+    return said
+
+
 def describe_pooling(pooling: Pooling.Config, dim: int) -> dict[str, Any]:
     """The files that say in their words what a pooling does, by their names: JSON values.
 

@@ -70,18 +70,22 @@ class Callback:
 class Validate(Callback):
     """Publishes `validation_loss`: the mean per token over some batches, without dropout.
 
-    What the loss measures besides is published likewise, such as `validation_accuracy` with
-    `TokenScores`; of a `cross_entropy` the exponential, as `validation_perplexity`.
+    NaN where no token counts. What the loss measures besides is published likewise, such as
+    `validation_accuracy` with `TokenScores`; of a `cross_entropy` the exponential, as
+    `validation_perplexity`.
     """
 
     def __init__(
         self, batches: Iterable[Any], *, every: int, loss: LossFunction | None = None
     ) -> None:
         self.batches, self.every = list(batches), every
+        if not self.batches:
+            raise ValueError("`Validate` needs at least one batch to validate with; got none.")
         self._measure = evaluator(NextToken() if loss is None else loss)
 
     def reached(self, trainer: "Trainer") -> None:
-        means = self._measure(trainer.state.averaged, self.batches).means()
+        whole = self._measure(trainer.state.averaged, self.batches)
+        means = whole.means() if whole.weight else dict.fromkeys(whole.means(), math.nan)
         values = {f"validation_{name}": float(value) for name, value in means.items()}
         if "cross_entropy" in means:
             values["validation_perplexity"] = perplexity(values.pop("validation_cross_entropy"))
@@ -158,6 +162,10 @@ class Save(Callback):
     def __init__(self, save: Callable[[Any], Any], *, every: int | None = None) -> None:
         self.save, self.every, self.step = save, every, 0
 
+    def started(self, trainer: "Trainer") -> None:
+        if trainer.step == 0:
+            self.step = 0
+
     def reached(self, trainer: "Trainer") -> None:
         if self.step != trainer.step:
             self._save(trainer.state.averaged, trainer.step)
@@ -165,6 +173,12 @@ class Save(Callback):
     def finished(self, trainer: "Trainer") -> None:
         if self.step != trainer.step or trainer.outcome is not trainer.state.model:
             self._save(trainer.outcome, trainer.step)
+
+    def memory(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        self.step = memory.get("step", 0)
 
     def _save(self, model: Any, step: int) -> None:
         self.save(model)
@@ -176,7 +190,8 @@ class SaveBest(Callback):
 
     Arguments:
         save: what keeps the model; one that is kept already is replaced.
-        metric: the number, smaller being better; NaN is never better.
+        metric: the number, smaller being better; NaN is never better. One that every step has, such
+            as `loss`, is waited for after each, since it is read some steps later otherwise.
         larger: whether larger is better instead.
 
     `best` is the number of the model that was saved last, `step` its step; at first both are None.
@@ -195,9 +210,14 @@ class SaveBest(Callback):
 
     def started(self, trainer: "Trainer") -> None:
         self._trainer = trainer
+        if trainer.step == 0:
+            self.best = self.step = None
 
     def recorded(self, record: Record) -> None:
         found = record.values.get(self.metric, math.nan)
+        if self.metric in record.values and record.step < self._trainer.step:
+            self.every = 1  # the weights are not those of this number, but will be of the next
+            return
         if is_better(found, self.best, larger=self.larger):
             self.save(self._trainer.state.averaged)
             self.best, self.step = found, record.step
@@ -237,6 +257,8 @@ class EarlyStopping(Callback):
 
     def started(self, trainer: "Trainer") -> None:
         self._trainer = trainer
+        if trainer.step == 0:
+            self._best, self._failures = None, 0
 
     def recorded(self, record: Record) -> None:
         if self.metric not in record.values:

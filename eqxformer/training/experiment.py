@@ -251,9 +251,12 @@ class Recipe:
         prepare: makes the task of a data file, or of its own data when there is no file.
         respond: a trained model's answer in pieces as they come, given its tokenizer, its
             experiment and the request.
+        draws: whether `respond` draws token after token as the request says; where it does not,
+            asking for a sampler, a seed or a number of tokens is an error.
     """
 
     name: str
     summary: str
     prepare: Callable[[Path | None], Task[Any]]
     respond: Callable[[Any, Any, Any, Request], Iterator[str]]
+    draws: bool = True

@@ -145,6 +145,7 @@ class Trainer:
         self._begin = time.perf_counter()
         with contextlib.ExitStack() as stack:
             self._feed = feed(self.batches)
+            self._check_shares(self._feed.shares)
             if self._feed is self.batches:
                 self._feed.move_to(self._first)
             else:
@@ -204,16 +205,28 @@ class Trainer:
             last = self.interrupted or self.step == self.steps
             due = [c for c in self._callbacks if c.every and self.step % c.every == 0]
             saves = self._saves_at(self.step) or (last and self.checkpoints is not None)
-            while len(pending) > (0 if due or last or saves else ahead):
-                self._read(*pending.popleft())
+            while len(pending) > (0 if due or last or saves or self.stopped else ahead):
+                self._read(*pending.popleft())  # which may stop training: then all are read
             for callback in due:
                 callback.reached(self)
             if saves or (self.stopped and self.checkpoints is not None):
                 self._save()
 
+    def _check_shares(self, shares: int) -> None:
+        """Raises `ValueError` for a share of each batch that no other process completes."""
+        if shares > 1 and (self.placement is None or shares != jax.process_count()):
+            raise ValueError(
+                f"The batches are one of {shares} shares, of which each process brings its own to "
+                f"a `placement`; got {jax.process_count()} processes and "
+                f"placement={self.placement}. Leave `share` away to give the whole batch."
+            )
+
     def _next_batch(self) -> Any:
         batch = self._feed.next_batch()
-        return batch if self.placement is None else self.placement.batch(batch)
+        if self.placement is None:
+            return batch
+        lay = self.placement.batch_of_process if self._feed.shares > 1 else self.placement.batch
+        return lay(batch)
 
     def _read(self, step: int, tokens: int, metrics: Metrics) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}

@@ -25,8 +25,8 @@ def translate(
 ) -> list[str]:
     """The best translation of every text that a beam search finds.
 
-    A translation may have twice the tokens of the longest source that it shares a batch with, and
-    ten more.
+    A translation may have twice the tokens of the longest source that it shares a batch with,
+    counted up to the next power of two and 16 at least, and ten more.
 
     Arguments:
         model: an encoder-decoder trained on `Pairs` with this tokenizer.

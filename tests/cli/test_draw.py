@@ -2,7 +2,9 @@
 
 import pytest
 
+import eqxformer as ef
 from tests.cli.test_mistakes import refused
+from tests.helpers.models import filled
 
 PNG = b"\x89PNG"
 
@@ -43,6 +45,20 @@ def test_the_positions_and_masks_of_presets_are_drawn(command, here):
     assert _drawn(command, here, "positions", "qwen3-0.6b", out="q.svg").startswith(b"<?xml")
     part = ("--part", "blocks.0.attention", "--length", "12")
     assert _drawn(command, here, "mask", "gemma-2-2b", *part, out="m.pdf").startswith(b"%PDF")
+    latent = _drawn(command, here, "positions", "deepseek-v3", out="l.svg")  # turns 64 of its 192
+    assert latent.startswith(b"<?xml")
+
+
+def test_the_attention_of_blocks_that_repeat_is_that_of_the_last_time(command, here):
+    import tokenizers
+
+    config = ef.families.bert(vocab=11, dim=8, layers=1, heads=2, hidden=8, context=16)
+    repeated = ef.Repeated.Config(blocks=config.blocks, times=3)
+    ef.save(filled(config.edit(blocks=(repeated,))), here / "model")
+    words = tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a")
+    tokenizers.Tokenizer(words).save(str(here / "model/tokenizer.json"))
+    svg = _drawn(command, here, "attention", here / "model", "--text", "ab", out="a.svg").decode()
+    assert "blocks.0.blocks.0.attention" in svg
 
 
 def test_the_attention_of_a_checkpoint_has_its_tokens(command, here, checkpoint):

@@ -30,6 +30,19 @@ def test_a_prompt_may_be_longer_than_the_context(command, trained):
     assert out.startswith(prompt)
 
 
+@pytest.mark.parametrize("option", ["--temperature", "--max-new-tokens", "--seed"])
+def test_a_run_that_draws_nothing_refuses_what_would_change_nothing(command, trained, option):
+    code, out, err = command("generate", trained / "rot13", "--prompt", "hey", option, 3)
+    assert (code, out) == (2, "")
+    assert f"{option} changes nothing here: SOURCE is a run of `rot13`" in err
+
+
+def test_a_file_ends_with_its_last_word(command, trained, tmp_path):
+    (tmp_path / "words.txt").write_bytes("\ufeffhey there\r\n".encode())
+    found = command("generate", trained / "rot13", "--file", tmp_path / "words.txt")
+    assert found == command("generate", trained / "rot13", "--prompt", "hey there")
+
+
 def test_an_encoder_decoder_translates_the_words_of_the_prompt(command, trained):
     code, out, err = command("generate", trained / "rot13", "--prompt", "hey there")
     assert (code, err) == (0, "")

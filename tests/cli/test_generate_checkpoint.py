@@ -169,6 +169,29 @@ def test_a_score_is_that_of_the_library(command, checkpoint):
     assert f"{-sum(numbers) / math.log(2) / len(text):.4f}" in lines[-1]
 
 
+def test_one_token_has_no_score(command, checkpoint):
+    code, out, err = command("score", checkpoint, "--text", "a")
+    assert (code, out) == (2, "")
+    assert "The text must have at least two tokens; got 1." in err
+
+
+def test_padding_that_a_tokenizer_asks_for_is_not_scored(command, checkpoint, tmp_path):
+    padded = shutil.copytree(checkpoint, tmp_path / "padded")
+    file = padded / "tokenizer.json"
+    values = json.loads(file.read_text())
+    values["padding"] = {
+        "strategy": {"Fixed": 40},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "a",
+    }
+    file.write_text(json.dumps(values))
+    asked = ("--text", "hello there", "--tokens")
+    assert command("score", padded, *asked) == command("score", checkpoint, *asked)
+
+
 def test_a_long_text_is_scored_in_windows(command, checkpoint, tmp_path):
     (tmp_path / "long.txt").write_text("17 times 18 " * 50)  # the model has 64 positions
     code, out, _ = command("score", checkpoint, "--file", tmp_path / "long.txt")

@@ -132,6 +132,8 @@ def test_a_dry_run_shows_every_setting_and_touches_nothing(command, here):
         ('optimizer={"type": "SGD", "learning_rate": 0.1}', "optimizer.type", "SGD"),
         ("prompt=one two", "prompt", "one two"),
         ("prompt=a=b", "prompt", "a=b"),
+        ("prompt=The ", "prompt", "The "),
+        (" steps = 7 ", "steps", 7),
     ],
 )
 def test_settings_have_the_types_of_their_fields(setting, path, expected):
@@ -139,6 +141,15 @@ def test_settings_have_the_types_of_their_fields(setting, path, expected):
     for part in path.split("."):
         value = value[int(part)] if part.isdigit() else value[part]
     assert value == expected
+
+
+def test_settings_are_applied_once_in_their_order(command, here):
+    """The first leads nowhere once the second has been applied."""
+    first = ("--set", "optimizer.learning_rate.peak=1e-3")
+    second = ("--set", "optimizer.learning_rate=2e-3", "--dry-run")
+    code, out, err = command("train", "--data", here.parent / "text.txt", *SMALL, *first, *second)
+    assert (code, err) == (0, "")
+    assert "learning_rate=0.002" in out
 
 
 def test_later_settings_win():

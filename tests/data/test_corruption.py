@@ -78,6 +78,11 @@ def test_an_epoch_of_windows_has_every_token_once_and_those_to_validate_with_are
     data = CorruptedWindows(10, batch=2, corruption=MaskTokens(mask=999, vocab=103))
     batches = [data.build(tokens)(step).labels for step in range(5)]
     assert sorted(np.concatenate(batches).ravel()) == list(range(100))
+    full = [data.build(tokens[:100])(step).labels for step in range(5)]  # no token behind the last
+    assert sorted(np.concatenate(full).ravel()) == list(range(100))
+    assert data.build(tokens[:10])(0).labels.tolist() == [list(range(10))] * 2
+    with pytest.raises(ValueError, match="9 tokens has no window of 10"):
+        data.build(tokens[:9])
     spread = data.spread(tokens, most=2)
     assert [batch.labels[:, 0].tolist() for batch in spread] == [[0, 30], [60, 90]]
     assert len(data.spread(tokens)) == 5

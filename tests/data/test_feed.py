@@ -9,6 +9,7 @@ import pytest
 
 from eqxformer.data.feed import feed
 from eqxformer.data.packing import Packing
+from eqxformer.data.share import Share
 from eqxformer.data.windows import Epochs
 
 
@@ -201,3 +202,27 @@ def test_what_gives_no_batches_is_refused():
         feed(dataset().to_iter_dataset(), ahead=1)
     one = feed(of_steps)
     assert feed(one) is one
+
+
+def loader():
+    sampler = grain.samplers.IndexSampler(10, seed=3, shuffle=True, num_epochs=None)
+    batched = [grain.transforms.Batch(3)]
+    return grain.DataLoader(data_source=np.arange(10), sampler=sampler, operations=batched)
+
+
+def test_a_position_of_a_data_loader_is_json_and_leads_back(closing):
+    first = closing(lambda: feed(loader()))
+    expected = some(first, 5)[2:]
+    again = closing(lambda: feed(loader()))
+    some(again, 2)
+    position = json.loads(json.dumps(again.position()))
+    third = closing(lambda: feed(loader()))
+    third.move_to(position)
+    np.testing.assert_array_equal(some(third, 3), expected)
+
+
+def test_a_feed_knows_of_how_many_shares_it_is_one():
+    documents = [np.arange(n) + 7 * n for n in range(2, 20)]
+    half = Packing(length=24, batch=2).build(documents, share=Share(index=1, count=2))
+    assert (feed(half).shares, feed(packed()).shares, feed(of_steps).shares) == (2, 1, 1)
+    assert feed(dataset(), shares=4).shares == 4

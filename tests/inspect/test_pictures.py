@@ -131,6 +131,15 @@ def test_biases_are_drawn_by_distance_on_both_sides(bias):
         np.testing.assert_allclose(line.get_ydata(), added[head], atol=1e-6)
 
 
+def test_a_bias_of_places_is_drawn_behind_by_what_it_differs_from_the_querys_own():
+    bias = ef.ALiBi(2, rounding="bfloat16")
+    lines = pictures.position_bias(bias, 6).axes[0].get_lines()[:2]
+    plain = np.asarray(ef.ALiBi(2)(jnp.arange(6), jnp.arange(6)))
+    for head, line in enumerate(lines):
+        np.testing.assert_allclose(line.get_xdata(), np.arange(-5, 1))
+        np.testing.assert_allclose(line.get_ydata(), plain[head, 5], rtol=0.02)
+
+
 def test_losses_are_drawn_with_a_mean_that_begins_where_they_do():
     curves = {"loss": [(0, 4.0), (1, 2.0), (2, 2.0)], "validation_loss": [(2, 2.5)]}
     raw, smooth, held_out = pictures.losses(curves).axes[0].get_lines()

@@ -109,6 +109,19 @@ def test_audio_has_no_tokens_to_share_and_is_heard_as_frames(model):
         ef.generate(model, tokens(2, 3), max_new_tokens=2, start=0)
 
 
+def test_audio_longer_than_there_are_positions_is_refused(model):
+    places = CONFIG.encoder.embedding.positions.length
+    frames = jnp.zeros((1, 2 * places + 1, CONFIG.encoder.bins))
+    for heard in (
+        lambda: ef.generate(model, frames, max_new_tokens=2, start=0),
+        lambda: ef.score(model, [[1, 2, 3]], source=frames),
+    ):
+        with pytest.raises(
+            ValueError, match=f"positions for {2 * places} frames; got {2 * places + 1}"
+        ):
+            heard()
+
+
 def test_the_config_goes_to_text_and_back():
     assert ef.Config.from_json(CONFIG.to_json()) == CONFIG
 

@@ -98,6 +98,28 @@ def test_embeddings_are_what_the_files_ask_for(said, take, unit, sentences):
     assert np.abs(model.embed(TOKENS, mask=mask) - wanted).max() < 1e-6
 
 
+def test_texts_are_cut_where_the_sentence_encoder_says(sentences):
+    """Not where the file of the tokenizer does, which sentence-transformers does not go by."""
+    import tokenizers
+
+    folder = sentences
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(3, direction="left")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 7}')
+    found = ef.load_tokenizer(folder)
+    assert len(found.encode("a " * 20).ids) == 7
+    assert found.truncation["direction"] == "left"
+    for said, length in (("null", 3), ("-1", None)):
+        (folder / "sentence_bert_config.json").write_text(f'{{"max_seq_length": {said}}}')
+        if length is None:
+            with pytest.raises(ef.CheckpointError, match="`max_seq_length` must be a positive"):
+                ef.load_tokenizer(folder)
+        else:
+            assert len(ef.load_tokenizer(folder).encode("a " * 20).ids) == length
+
+
 def test_files_of_version_6_say_the_same(sentences):
     before = Checkpoint(sentences).config
     write(sentences, "modules.json", listed("Transformer", "Pooling", "Normalize", names=NEW))

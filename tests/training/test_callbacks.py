@@ -53,6 +53,7 @@ def test_stopping_early_counts_on_after_a_checkpoint(rest):
     told(stops, losses[:rest])
     again = ef.EarlyStopping(patience=3, least=0.1)
     again.recall(json.loads(json.dumps(stops.memory())))
+    run.step = rest  # of the checkpoint
     again.started(run)
     told(again, losses[rest:5], first=rest + 1)
     assert "validation_loss has not become better than 2.0 for 3 times" in run.stopped
@@ -90,3 +91,11 @@ def test_the_curve_of_a_resumed_run_has_its_beginning(tmp_path):
     plot.started(Run(step=3))
     plot.recorded(ef.Record(4, 0, 0.0, {"loss": np.float32(1.0)}))
     assert plot.curves["loss"] == [(1, 8.0), (2, 7.0), (3, 6.0), (4, 1.0)]
+
+
+def test_what_was_saved_last_is_known_after_a_checkpoint():
+    save = ef.Save(lambda _: None, every=2)
+    save.recall({"step": 40})
+    save.started(Run(step=40))
+    assert save.step == 40
+    assert save.memory() == {"step": 40}

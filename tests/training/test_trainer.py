@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from eqxformer.data.batches import TokenBatch
+from eqxformer.data.share import Share
 from eqxformer.data.windows import RandomWindows, consecutive
 from eqxformer.losses.tokens import NextToken, next_token_loss
 from eqxformer.optimizers.optimizer import SGD
 from eqxformer.training.callbacks import (
     Callback,
+    EarlyStopping,
     Save,
+    SaveBest,
     ShowSamples,
     Validate,
     evaluator,
@@ -130,6 +133,79 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_step():
     assert np.isfinite(saved).all()
     assert log.events[-1] == "closed"
     assert "finished" not in log.events
+
+
+class StopAt(Callback):
+    """Stops training when the numbers of a step are read."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def started(self, trainer):
+        self.trainer = trainer
+
+    def recorded(self, record):
+        if record.step == self.step:
+            self.trainer.stop("enough")
+
+
+def test_all_numbers_are_read_of_training_that_stops_as_they_are_read():
+    log = Log()
+    log.every = None  # or numbers would be waited for
+    stopped = trainer(log, StopAt(2))
+    stopped.fit()
+    assert (stopped.step, stopped.stopped) == (6, "enough")
+    assert [record.step for record in log.records] == list(range(1, 7))
+
+
+def test_training_that_stops_does_not_hide_that_it_broke_down():
+    with pytest.raises(NonFiniteLoss, match="^Step 6 is not finite"):
+        trainer(StopAt(2), batches=poisoned).fit()
+
+
+def test_the_best_of_the_steps_own_numbers_is_kept_with_the_weights_of_that_step():
+    weights, kept = {}, []
+
+    class Look(Callback):
+        every = 1
+
+        def reached(self, trainer):
+            weights[trainer.step] = np.array(trainer.state.model.output)
+
+    trainer(Look()).fit()
+    best = SaveBest(lambda model: kept.append(np.array(model.output)), metric="loss")
+    trainer(best).fit()
+    np.testing.assert_array_equal(kept[-1], weights[best.step])
+
+
+def test_callbacks_begin_anew_too():
+    saved = []
+    save, best, early = Save(saved.append), SaveBest(lambda _: None), EarlyStopping(patience=2)
+    validate = Validate(consecutive(TOKENS, length=6, batch=3), every=3)
+    again = trainer(validate, save, best, early, steps=3)
+    again.fit()
+    first = best.best
+    best.best, early._best, early._failures = -9.0, -9.0, 1
+    again.fit()
+    assert best.best == first
+    assert again.stopped is None
+    assert len(saved) == 2
+
+
+def test_validation_over_nothing_is_no_perfect_score():
+    with pytest.raises(ValueError, match="at least one batch"):
+        Validate([], every=1)
+    batch = WINDOWS.build(TOKENS)(0)
+    nothing = TokenBatch(batch.tokens, np.zeros((3, 7), np.float32))
+    log = Log()
+    trainer(log, Validate([nothing], every=1), steps=1).fit()
+    assert np.isnan(log.records[-1].values["validation_loss"])
+
+
+def test_a_share_of_each_batch_is_refused_where_no_process_brings_the_rest():
+    half = WINDOWS.edit(batch=4).build(TOKENS, share=Share(index=0, count=2))
+    with pytest.raises(ValueError, match="one of 2 shares.*got 1 processes and placement=None"):
+        trainer(batches=half).fit()
 
 
 class Press(Callback):

@@ -90,8 +90,13 @@ def position_bias(bias: PositionBias, length: int, *, title: str | None = None) 
     heads = added.shape[-3]
     added = added.reshape(-1, heads, length, length)[0]
     # The first query sees all that is ahead, the last one all that is behind.
-    curves = np.concatenate([added[:, -1, :], added[:, 0, 1:]], axis=-1)
-    distances = np.arange(1 - length, length)
+    behind, ahead = added[:, -1, :], added[:, 0, 1:]
+    if (
+        bias.counts_places
+    ):  # added by the key's place alone: only differences count, of those behind
+        behind, ahead = behind - behind[:, -1:], ahead[:, :0]
+    curves = np.concatenate([behind, ahead], axis=-1)
+    distances = np.arange(1 - length, ahead.shape[-1] + 1)
     figure = new_figure(6.5, 4)
     axes = figure.add_subplot(xlabel="place of the key - place of the query", ylabel="added score")
     from matplotlib import colormaps

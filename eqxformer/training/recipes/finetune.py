@@ -191,4 +191,5 @@ recipe = Recipe(
     summary="A sentence encoder, in --data DIRECTORY, that learns to tell the time.",
     prepare=prepare,
     respond=respond,
+    draws=False,
 )

@@ -150,4 +150,4 @@ def pretraining(name: str, summary: str, suggest: Suggest, special: int, fill: F
         check_prompt(request.prompt, tokenizer, experiment.data.length)
         yield fill(model, tokenizer, experiment, request)
 
-    return Recipe(name, summary, prepare, respond)
+    return Recipe(name, summary, prepare, respond, draws=False)

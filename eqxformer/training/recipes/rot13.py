@@ -203,4 +203,5 @@ recipe = Recipe(
     summary="An encoder-decoder that learns rot13 to the last letter, in half a minute.",
     prepare=prepare,
     respond=respond,
+    draws=False,
 )

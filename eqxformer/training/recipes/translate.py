@@ -269,4 +269,5 @@ recipe = Recipe(
     summary="An encoder-decoder that translates, from parallel text: --data DIRECTORY.",
     prepare=prepare,
     respond=respond,
+    draws=False,
 )
