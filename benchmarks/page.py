@@ -180,10 +180,10 @@ def measured(script: str, platform: str, result: Mapping[str, Any] | None) -> st
     }
     versions = ", ".join(f"{package} {version}" for package, version in known.items())
     flags = "".join(f", `{key}={value}`" for key, value in machine.get("flags", {}).items())
-    cores = f"{machine['cores']} cores"
+    cores, note = f"{machine['cores']} cores", machine.get("note")
     return (
         f"- {PLATFORMS[platform]}: {device}, {cores}; Python {machine['python']}, "
-        f"{versions}{flags}; {command}."
+        f"{versions}{flags}; {command}{f'; {note}' if note else ''}."
     )
 
 
