@@ -189,8 +189,8 @@ def _each_copy(transform: optax.GradientTransformation) -> optax.GradientTransfo
     def one(update: jax.Array, parameter: jax.Array) -> jax.Array:
         return transform.update(update, transform.init(parameter), parameter)[0]  # pyright: ignore
 
-    def changed(updates: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
-        copies = leaf_copies(parameters)
+    def changed(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        copies = leaf_copies(params)
 
         def of(path: tuple[Any, ...], update: jax.Array, parameter: jax.Array) -> jax.Array:
             function = one
@@ -198,7 +198,7 @@ def _each_copy(transform: optax.GradientTransformation) -> optax.GradientTransfo
                 function = jax.vmap(function)
             return function(update, parameter)
 
-        return jax.tree_util.tree_map_with_path(of, updates, parameters), state
+        return jax.tree_util.tree_map_with_path(of, updates, params), state
 
     return optax.GradientTransformation(transform.init, changed)
 

@@ -140,7 +140,7 @@ class Placement:
             shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
             where = self._row_sharding(shape[0])
             mine = where.addressable_devices_indices_map(shape).values()
-            here = len({rows.indices(shape[0]) for rows, *_ in mine if rows is not None})
+            here = len({index[0].indices(shape[0]) for index in mine if index is not None})
             if here * jax.process_count() != self.row_shares:
                 raise ValueError(
                     f"The mesh {spelled(self.sizes)} deals rows out to {self.row_shares} groups of "

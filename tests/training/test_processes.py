@@ -16,6 +16,7 @@ from eqxformer.cli.commands import run
 from eqxformer.training.processes import all_or_none, check_alike, join, told_by_first
 from eqxformer.training.recipes import mlm
 from tests.helpers.compare import assert_close
+from tests.training.shared_run import outcome
 
 TEXT = " ".join(f"{number} times" for number in range(300))
 STEPS = 60
@@ -43,13 +44,18 @@ def slurm(rank, port):
     }
 
 
+def free_port():
+    """One that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class Together:
     """`eqxformer train` by two processes of two devices each."""
 
     def __init__(self, place, *arguments, where=None, second=()):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         shared = {
             "EQXFORMER_CHECKS": "0",
             "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
@@ -131,6 +137,33 @@ def test_two_processes_that_are_killed_and_stopped_go_on_as_one_device_would(pla
         assert list(found) == list(wanted)
         np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-5)
     assert_close(ef.load(together), ef.load(alone), 1e-5)
+
+
+def test_processes_that_bring_shares_of_each_batch_train_on_all_of_it():
+    port = free_port()
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.shared_run", str(rank), "2", str(port)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        written = [process.communicate(timeout=300) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], written
+    alone = outcome(ef.Share(), "data=8")
+    for out, _ in written:
+        found = json.loads(out.splitlines()[-1])
+        assert found["tokens"] == alone["tokens"]
+        np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-6)
+        np.testing.assert_allclose(found["weights"], alone["weights"], rtol=1e-6, atol=1e-7)
 
 
 def test_processes_of_slurm_find_each_other_and_are_refused_where_they_are_told_different_things(
