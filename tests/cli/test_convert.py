@@ -104,6 +104,14 @@ def test_a_model_of_our_own_is_written_as_the_architecture_that_is_asked_for(com
     assert jnp.allclose(ef.from_pretrained("out")(tokens), ef.load("ours")(tokens), atol=0.1)
 
 
+@pytest.mark.parametrize("form", ["transformers", "native"])
+def test_pieces_of_words_go_along_and_characters_of_our_own_do_not(command, here, ours, form):
+    for number, (text, goes) in enumerate({'{"model": {}}': True, '{"type": "x"}': False}.items()):
+        (ours / "tokenizer.json").write_text(text)
+        assert command("convert", "ours", f"new-{number}", "--to", form)[0] == 0
+        assert (here / f"new-{number}/tokenizer.json").exists() == goes
+
+
 def test_our_own_format_in_another_type(command, here, ours):
     assert command("convert", "ours", "out", "--to", "native", "--dtype", "float16")[0] == 0
     assert {leaf.dtype for leaf in ef.named_arrays(ef.load("out")).values()} == {

@@ -1,5 +1,6 @@
 """Runs that go on where they ended."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 
 import pytest
 
+from eqxformer.training.checkpoints import Checkpoints
 from eqxformer.training.run_directory import RunDirectory
 from tests.cli.conftest import SMALL, TEXT
 from tests.cli.test_mistakes import refused
@@ -81,6 +83,9 @@ def test_a_run_may_get_more_steps_where_its_rate_does_not_end(command, here, tra
     assert json.loads((here / "longer/run.json").read_text())["experiment"]["steps"] == 3
     line = refused(command, here, *longer, "--steps=2")
     assert "steps: 3 -> 2, and there can only be more of them" in line
+    with contextlib.closing(Checkpoints(here / "longer/checkpoints", every=1).open()):
+        assert "Another process is training" in command(*longer, "--steps=9")[2]
+    assert json.loads((here / "longer/run.json").read_text())["experiment"]["steps"] == 3
 
 
 CHANGES = {

@@ -155,6 +155,7 @@ BAD_ARRAYS = {
     "a table": (lambda: np.save("x.npy", np.ones((2, 2), int)), "x.npy", {}, "of shape (2, 2)"),
     "objects": (lambda: np.save("x.npy", np.array([{}])), "x.npy", {}, "cannot be mapped"),
     "no array": (bad_npy, "x.npy", {}, "cannot be mapped"),
+    "nothing": (lambda: write("x.npy", b""), "x.npy", {}, "`x.npy` cannot be mapped"),
     "odd bytes": (lambda: write("x.bin", b"123"), "x.bin", {"dtype": "uint16"}, "cut off"),
     "no type": (lambda: write("x.bin", b"12"), "x.bin", {}, "give `dtype`"),
     "an unknown type": (lambda: write("x.bin", b"12"), "x.bin", {"dtype": "u17"}, "u17"),
@@ -186,6 +187,10 @@ def test_a_path_that_finds_nothing_is_refused():
     write("x.txt", b"\xff")
     with pytest.raises(ValueError, match=r"`x.txt` is not UTF-8 text"):
         ef.TextFiles("x.txt").open()[0]
+    for mark in (b"", b"\xef\xbb\xbf"):  # the place is that in the file
+        write("y.txt", mark + b"ab\xff")
+        with pytest.raises(ValueError, match=f"byte 0xff at position {len(mark) + 2}"):
+            ef.TextFiles("y.txt").open()[0]
     with pytest.raises(IndexError, match="from 0 to 0; got 1"):
         ef.TextFiles("x.txt").open()[1]
 
