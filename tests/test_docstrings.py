@@ -37,8 +37,10 @@ def test_every_public_method_says_what_it_is():
         f"{name}.{attribute}"
         for name in public_names()
         if inspect.isclass(part := getattr(ef, name)) and part.__module__.startswith("eqxformer")
-        for attribute, value in vars(part).items()
+        for attribute, found in vars(part).items()
+        for value in [getattr(found, "__func__", getattr(found, "fget", found))]
         if callable(value) and not attribute.startswith("_") and not inspect.getdoc(value)
+        if name != "Tokenizer"  # a protocol, which says in its own docstring what its parts are
         if not inspect.getdoc(getattr(part, attribute))
     ]
     assert not silent

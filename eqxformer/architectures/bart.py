@@ -105,6 +105,8 @@ def describe_blocks(tree: Any) -> dict[str, Any]:
     block = tree.encoder.blocks[0]
     return {
         **found,
+        # Another name of `encoder_layers`, which goes before it where both are there.
+        "num_hidden_layers": found["encoder_layers"],
         "d_model": tree.encoder.dim,
         "activation_function": THEIR_ACTIVATIONS[block.feed_forward.activation],
         "dropout": tree.encoder.embedding.dropout,

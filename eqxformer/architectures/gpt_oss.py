@@ -37,8 +37,8 @@ def config(settings: Settings) -> DecoderLM.Config:
     """Llama's tree with sinks, windows and experts."""
     settings.synonyms(num_local_experts="num_experts", num_experts_per_tok="experts_per_token")
     settings.suppose(attention_bias=True, head_dim=64, rms_norm_eps=1e-5)
-    if not {"rope_scaling", "rope_parameters"} & set(settings.values):
-        settings.suppose(rope_scaling=YARN)
+    if all(settings.values.get(key) is None for key in ("rope_scaling", "rope_parameters")):
+        settings.values["rope_scaling"] = YARN
     settings.skip("initial_context_length", "output_router_logits", "router_aux_loss_coef")
     settings.only("mlp_bias", False)
     tree = llama.tree_of(settings, rotary(settings, base=150_000.0))

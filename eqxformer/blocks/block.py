@@ -16,7 +16,7 @@ from eqxformer.layers.abstract_attention import AbstractAttention
 from eqxformer.layers.attention import Attention
 from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.cache import Cache, SourceCache
-from eqxformer.layers.dropout import dropout
+from eqxformer.layers.dropout import check_rate, dropout
 from eqxformer.layers.feed_forward import FeedForward, RouterLosses
 from eqxformer.layers.masks import Mask
 from eqxformer.layers.norms import LayerNorm, Norm, build_norm
@@ -216,11 +216,7 @@ class Block(AbstractBlock):
     ) -> BlockCache:
         remembered = None
         if self.cross_attention is not None and source is not None:
-            if getattr(self.cross_attention, "bias", None) is not None:
-                raise NotImplementedError(
-                    "The bias of a cross-attention counts queries from the first of a call, which "
-                    "with a cache is every token: models that have one cannot be used with it."
-                )
+            _refuse_bias(self.cross_attention)
             remembered = self.cross_attention.remember(source)
         return BlockCache(self.attention.init_cache(batch, slots, dtype), remembered)
 
@@ -236,6 +232,8 @@ class Block(AbstractBlock):
         cross, residual = self.cross_attention, self.cross_residual
         if cross is None or residual is None:
             return x
+        if cache is not None:
+            _refuse_bias(cross)
         remembered = None if cache is None else cache.source
         if remembered is None:
             if context.source is None:
@@ -245,6 +243,15 @@ class Block(AbstractBlock):
             x,
             lambda h: cross.look(h, remembered, mask=context.source_mask, key=key),
             key=residual_key,
+        )
+
+
+def _refuse_bias(cross: AbstractAttention) -> None:
+    """Raises `NotImplementedError` for a cross-attention that cannot be used with a cache."""
+    if getattr(cross, "bias", None) is not None:
+        raise NotImplementedError(
+            "The bias of a cross-attention counts queries from the first of a call, which with a "
+            "cache is every token: models that have one cannot be used with it."
         )
 
 
@@ -262,6 +269,9 @@ class ParallelBlock(AbstractBlock):
         norm: Norm.Config = LayerNorm.Config()
         feed_forward_norm: Norm.Config | None = None
         dropout: float = 0.0
+
+        def check(self) -> None:
+            check_rate("dropout", self.dropout)
 
         @property
         def reads_positions(self) -> bool:

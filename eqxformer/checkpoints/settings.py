@@ -36,6 +36,7 @@ INERT = frozenset(
     exponential_decay_length_penalty remove_invalid_values output_scores return_dict_in_generate
     normalize_before_logits task_specific_params finetuning_task id2label label2id problem_type
     num_labels _num_labels transformers.js_config unsloth_version unsloth_fixed
+    sbert_ce_default_activation_function sentence_transformers language name
     """.split()  # noqa: SIM905
 )
 
@@ -202,12 +203,12 @@ class Settings:
         """Says of keys that they make no difference to what is computed."""
         self._read.update(keys)
 
-    def labels(self) -> int:
+    def labels(self, default: int = 2) -> int:
         """How many labels a classifier has."""
         named = self.get("id2label", None)
         if isinstance(named, dict):
             return len(named)
-        return self.size("num_labels", 2)
+        return self.size("num_labels", default)
 
     def holds(self, name: str, *, default: bool = True) -> bool:
         """Whether the checkpoint has a tensor of this name; `default` without any tensors."""
@@ -229,9 +230,12 @@ class Settings:
         stored = self.stored
         if not said or stored is None or stored.find(head) is None:
             return said
+        if stored.find(table) is None:  # one of two names is left of a tensor that is shared
+            stored.call(table, head)
+            return True
         if isinstance(stored, Planned) and not trusted:
             return False
-        if stored.find(table) is None or not stored.equal(head, table):
+        if not stored.equal(head, table):
             return False
         stored.repeats.add(head)
         return True

@@ -156,9 +156,7 @@ def _in_shards(folder: pathlib.Path) -> dict[str, _Place]:
             found[name] = place
             if listed.get(name) != shard:
                 strays.append(f"{shown(name)} is in {shard}, and not meant to be")
-    strays += [
-        f"{shown(name)} is not in {shard}" for name, shard in listed.items() if name not in found
-    ]
+    # Other names of a tensor may be listed and in no shard; what is needed is asked for elsewhere.
     if strays:
         raise CheckpointError(_listing(f"{folder / INDEX} does not fit its shards", strays))
     return found

@@ -77,11 +77,11 @@ class Phrases(eqx.Module):
         return (same | ~counts[None]).all(-1)
 
 
-def some_ids(stop: Sequence[int], owner: str) -> TokenIds:
+def some_ids(stop: int | Sequence[int], owner: str) -> TokenIds:
     """The ids that end a row; raises `ValueError` for none."""
-    if not stop:
+    if not np.size(stop):
         raise ValueError(f"`{owner}` needs the ids that would end a row in `stop`; got none.")
-    return TokenIds(stop, owner)
+    return TokenIds(np.atleast_1d(stop).tolist(), owner)
 
 
 def newest_tokens(

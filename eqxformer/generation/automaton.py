@@ -80,7 +80,7 @@ class Automaton(Processor):
         start: int = 0,
         within_limit: bool = True,
     ):
-        stop = (stop,) if isinstance(stop, int) else tuple(stop)
+        stop = (stop,) if isinstance(stop, int | np.integer) else tuple(stop)
         _check(table, classes, stop, start)
         ids = np.full(max(len(classes), 1 + max(stop)), -1)
         ids[: len(classes)] = classes

@@ -1,6 +1,7 @@
 """Beam search: the few best texts of each row, followed side by side in one compiled loop."""
 
 import math
+import operator
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -129,6 +130,7 @@ def beam_search(
         True
     """
     given = as_given(model, prompts, valid, start)
+    max_new_tokens = operator.index(max_new_tokens)
     choices = _choices(model, given.rows.count, max_new_tokens, processor, stop)
     _check(beams, groups, best, diversity_penalty, length_penalty, early_stopping)
     settings = Settings(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from eqxformer.generation._token_ids import Phrases, TokenIds, ban, newest_tokens, some_ids
@@ -218,7 +219,10 @@ class Force(Processor):
     ids: TokenIds
 
     def __init__(self, ids: Mapping[int, int | Sequence[int]]):
-        demands = {step: (id,) if isinstance(id, int) else tuple(id) for step, id in ids.items()}
+        demands = {
+            step: (id,) if isinstance(id, int | np.integer) else tuple(id)
+            for step, id in ids.items()
+        }
         for step, several in demands.items():
             if not several:
                 raise ValueError(f"`Force` needs a token for each step; got none for {step}.")

@@ -1,5 +1,6 @@
 """The decode loop: one token a step in every row, compiled once, until all rows are done."""
 
+import operator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -75,6 +76,7 @@ def decode(
         >>> twice.tokens() == once.tokens()
         True
     """
+    max_new_tokens = operator.index(max_new_tokens)
     choices = check_choices(model, state.rows, max_new_tokens, sampler, stop, key)
     state = limited(model, state, max_new_tokens)
     return run(model, choices, copied(read_newest(model, state)), max_new_tokens)
@@ -85,7 +87,7 @@ def limited(model: Model, state: GenerationState, new: int) -> GenerationState:
     unfinished = ~fetched(state.finished)
     length = fetched(state.seen.length)
     longest = int(length[unfinished].max()) if unfinished.any() else 0
-    if longest + new > state.slots:
+    if longest and longest + new > state.slots:
         raise ValueError(
             f"The state has {state.slots} slots, {longest} of them taken, so that it can hold "
             f"{state.slots - longest} new tokens; got max_new_tokens={new}. Begin with a larger "
@@ -93,8 +95,9 @@ def limited(model: Model, state: GenerationState, new: int) -> GenerationState:
         )
     if longest:
         check_room(model, longest, new)
-        going = length[unfinished]
-        check_growth(decoder_config(model), going, going + max(new - 1, 0))
+        read = fetched(state.cache.length)  # the newest token of a state gone on from is not
+        after = np.where(unfinished, length + max(new - 1, 0), read)
+        check_growth(decoder_config(model), read, after)
     limit = jax.device_put((length + new).astype(np.int32))
     return eqx.tree_at(lambda s: s.seen.limit, state, limit)
 
@@ -114,10 +117,18 @@ def check_choices(
     name, sampler, stop = type(sampler).__name__, as_sampler(sampler), as_stop(stop)
     if sampler.needs_key and key is None:
         raise ValueError(f"{name} draws at random and needs a `key`; got none.")
+    key = _typed(key)
     if key is not None and key.shape not in ((), (rows,)):
         raise ValueError(f"`key` must be one key, or one per row, {rows}; got {key.shape}.")
     check_vocabulary((sampler, stop), vocab)
     return Choices(sampler, stop, key if sampler.needs_key else None)
+
+
+def _typed(key: Any) -> Any:
+    """A key as `jax.random.key` makes it; those of `jax.random.PRNGKey` are arrays of numbers."""
+    if key is None or jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key)
 
 
 def run(model: Model, choices: Choices, state: GenerationState, steps: int) -> GenerationState:

@@ -1,5 +1,6 @@
 """Generation: the prompts in one pass, then a compiled loop of one token a step."""
 
+import operator
 from typing import Any
 
 import jax
@@ -32,8 +33,10 @@ def generate(
 
     Prompts given as lists are answered with lists, each as long as it is; those given as an array
     with an array, whose finished rows are filled up with the first stop id, or 0. Compiled are a
-    pass per next power of two of the longest prompt, and a loop per number of slots and rows; other
-    prompts, numbers in the sampler, stop ids, keys and `max_new_tokens` compile nothing anew.
+    pass per next power of two of the longest prompt (beyond 1,024 tokens, of what is left after
+    passes of so many) and a loop, both per number of slots and rows. Slots come in steps, of 64 and
+    then an eighth or so: within a step, other prompts, numbers in the sampler, stop ids, keys and
+    `max_new_tokens` compile nothing anew.
 
     Arguments:
         model: a decoder, whose prompts are continued, or an encoder-decoder, whose prompts are the
@@ -63,6 +66,7 @@ def generate(
         [5, 5]
     """
     given = as_given(model, prompts, valid, start)
+    max_new_tokens = operator.index(max_new_tokens)
     choices = check_choices(model, given.rows.count, max_new_tokens, sampler, stop, key)
     state = begun(model, given, max_new_tokens, slots, chunk)
     made = run(model, choices, state, max_new_tokens).new_tokens()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from eqxformer.generation._token_ids import Phrases, TokenIds, some_ids
@@ -132,7 +133,7 @@ class LogitBias(Processor):
                     f"The biases of `LogitBias` must be finite or -inf; got {bias} for {ids}. To "
                     "demand a token, use `Force`."
                 )
-        keys = ((ids,) if isinstance(ids, int) else ids for ids in biases)
+        keys = ((ids,) if isinstance(ids, int | np.integer) else ids for ids in biases)
         self.phrases = Phrases(keys, "LogitBias")
         self.biases = jnp.asarray(list(biases.values()), jnp.float32)
 

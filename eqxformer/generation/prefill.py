@@ -47,7 +47,7 @@ def prefill(
     """Prompts read into a cache with room for `slots` tokens a row, and the logits that follow.
 
     Prompts of other lengths compile nothing anew as long as the longest has the same next power of
-    two.
+    two, or beyond 1,024 tokens what is left of it after passes of so many.
 
     Arguments:
         prompts: a list of lists of token ids, or an array of them; for an encoder-decoder, the
@@ -194,7 +194,12 @@ def _targets(model: EncoderDecoder, start: Start | None, rows: int) -> Rows:
         raise ValueError(f"`start` must have a list per row, {rows}; got {len(lists)}.")
     vocab = model.config.decoder.vocab
     for ids in lists:
-        if not ids or not all(0 <= each < vocab for each in ids):
+        if not isinstance(ids, (list, tuple, np.ndarray)):
+            raise ValueError(
+                "`start` must be an id, several in a tuple, or a list of one list per row; "
+                f"got {start}."
+            )
+        if not len(ids) or not all(0 <= each < vocab for each in ids):
             raise ValueError(f"`start` must be at least 0 and below {vocab}; got {ids}.")
     return as_rows(lists, None, vocab)
 

@@ -81,6 +81,8 @@ def _score(model: Model, rows: Rows, source: Any, chunk: int | None) -> list[lis
     check_room(model, rows.longest, 1)
     slots = slots_for(rows.longest)
     if isinstance(model, EncoderDecoder):
+        if len(source) != rows.count:
+            raise ValueError(f"There are {rows.count} texts, and {len(source)} sources for them.")
         given = as_given(model, source, None, [row[:1] for row in rows.lists()])
         cache, mask = _remembered(model, given.source, given.source_mask, slots), given.source_mask
     else:

@@ -11,6 +11,7 @@ be fetched for either. Every pass makes at least one token, and the text is what
 """
 
 import dataclasses
+import operator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -118,7 +119,8 @@ def generate_speculative(
     proposed token is kept with probability `min(1, p / q)`, where the model gives it `p` and the
     draft `q`, and otherwise another is drawn in proportion to `max(p - q, 0)`. Sums are rounded
     otherwise in a pass over several tokens, which may decide between tokens that are as good as
-    equal.
+    equal; and with `DynamicNTK`, beyond its `original_length`, the tokens of a pass are turned as
+    those of the text with all that was proposed.
 
     Rows keep as many tokens as fit each of them. What is rejected is taken back from the cache, for
     which windowed layers hold `ahead` tokens more. Compiled is one loop for each draft.
@@ -141,6 +143,7 @@ def generate_speculative(
         (8, True)
     """
     given, draft = as_given(model, prompts, valid, start), as_draft(draft)
+    max_new_tokens = operator.index(max_new_tokens)
     choices = check_choices(model, given.rows.count, max_new_tokens, sampler, stop, key)
     state = begun(model, given, max_new_tokens, slots, chunk, draft.ahead)
     memory = draft.begin(model, given, state.slots, max_new_tokens, chunk)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from eqxformer.generation._token_ids import TokenIds
@@ -62,7 +63,7 @@ class StopIds(Stop):
     ids: TokenIds
 
     def __init__(self, ids: int | tuple[int, ...]):
-        self.ids = TokenIds((ids,) if isinstance(ids, int) else tuple(ids), "stop")
+        self.ids = TokenIds((ids,) if isinstance(ids, int | np.integer) else tuple(ids), "stop")
 
     def reached(self, seen: Seen) -> Bool[Array, " rows"]:
         return (seen.newest()[:, None] == self.ids.array[None]).any(-1)

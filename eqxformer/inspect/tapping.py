@@ -39,6 +39,9 @@ def with_taps(model: Any, wishes: Iterable[Wish]) -> Any:
 def without_patches(model: Any) -> Any:
     """The model as it was before it was patched: what can be saved, say.
 
+    But for layers in one array of which some alone were patched: they stay in several arrays, which
+    `rebuild(model, model.config)` puts together again.
+
     Example:
         >>> import equinox as eqx, eqxformer as ef, jax, jax.numpy as jnp
         >>> mlp = ef.MLP(8, hidden=16, key=jax.random.key(0))

@@ -32,7 +32,8 @@ class Fault(NamedTuple):
         shape: of all numbers.
         dtype: their type.
         nans, infinite, beyond: how many are NaN, infinite, and finite but beyond `fits`.
-        largest: the largest absolute value of those that are finite.
+        largest: the largest absolute value of those that are finite; of the gradient of a part that
+            is used several times, the sum over its uses, as the counts are.
         fits: the type whose range they were to fit.
     """
 

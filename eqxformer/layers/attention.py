@@ -212,7 +212,7 @@ class Attention(AbstractAttention):
             scoring=self._scoring(),
             mask=self._mask(mask, cache),
             places=None if cache is None else places,
-            bias=self._bias(places, bias, valid_keys(mask) if cache is None else None),
+            bias=self._bias(places, bias, valid_keys(mask) if cache is None else None, positions),
             backend=self.config.backend,
             key=key,
             part=self,
@@ -356,13 +356,20 @@ class Attention(AbstractAttention):
         return Scoring(scale, config.softcap, config.dropout, self.sinks)
 
     def _bias(
-        self, places: tuple[Array, Array], bias: PositionBias | None, valid: Array | None = None
+        self,
+        places: tuple[Array, Array],
+        bias: PositionBias | None,
+        valid: Array | None = None,
+        positions: Array | None = None,
     ) -> Array | None:
-        """The sum of the biases; `valid` says which places are real where padding has some too."""
+        """The sum of the biases; where places count, they are `positions`, or those of real tokens.
+
+        To other biases only distances matter, which are the same within a document.
+        """
+        counted = places if valid is None else _real(valid)
+        counted = counted if positions is None else (positions, positions)
         found = [
-            b(*(places if valid is None or not b.counts_places else _real(valid)))
-            for b in (self.bias, bias)
-            if b is not None
+            b(*(counted if b.counts_places else places)) for b in (self.bias, bias) if b is not None
         ]
         if len(found) < 2:
             return found[0] if found else None

@@ -37,7 +37,9 @@ class Cache(eqx.Module):
     """What self-attention remembers between calls."""
 
     @abc.abstractmethod
-    def places(self, seq: int, valid: Bool[Array, "*batch seq"] | None) -> Int[Array, "*batch seq"]:
+    def places(
+        self, seq: int, valid: Bool[Array, "*#batch seq"] | None
+    ) -> Int[Array, "*batch seq"]:
         """The place in its row of each of the next `seq` tokens; padding is at the next token's."""
 
     @abc.abstractmethod
@@ -45,7 +47,7 @@ class Cache(eqx.Module):
         self,
         keys: Float[Array, "*batch kv_heads seq head_dim"],
         values: Float[Array, "*batch kv_heads seq value_dim"],
-        valid: Bool[Array, "*batch seq"] | None,
+        valid: Bool[Array, "*#batch seq"] | None,
     ) -> "tuple[Cache, Seen]":
         """The cache with these tokens added, and all that their queries may look at."""
 
@@ -77,14 +79,16 @@ class FullCache(Cache):
     values: Float[Array, "*batch kv_heads slots value_dim"]
     length: Int[Array, "*batch"]
 
-    def places(self, seq: int, valid: Bool[Array, "*batch seq"] | None) -> Int[Array, "*batch seq"]:
+    def places(
+        self, seq: int, valid: Bool[Array, "*#batch seq"] | None
+    ) -> Int[Array, "*batch seq"]:
         return _next_places(self.length, seq, valid)
 
     def extend(
         self,
         keys: Float[Array, "*batch kv_heads seq head_dim"],
         values: Float[Array, "*batch kv_heads seq value_dim"],
-        valid: Bool[Array, "*batch seq"] | None,
+        valid: Bool[Array, "*#batch seq"] | None,
     ) -> tuple["FullCache", Seen]:
         slots = self.keys.shape[-2]
         length = self.length + _count(keys.shape[-2], valid, self.length)
@@ -113,8 +117,9 @@ class RingCache(Cache):
     row 0   you  me  sing       "If me sing you", length 4: `you` has taken the place of `If`
 
     What was overwritten is gone, so going back needs `spare` slots beside those of the window. They
-    count from the most tokens that a row has had: going back further is a `ValueError` when called
-    eagerly, and NaN under `jit`.
+    count from the most tokens that a row has had. Going back further at once is a `ValueError` when
+    called eagerly, and NaN under `jit`; of several steps back, which together go too far, nobody
+    keeps count.
     """
 
     keys: Float[Array, "*batch kv_heads slots head_dim"]
@@ -122,14 +127,16 @@ class RingCache(Cache):
     length: Int[Array, "*batch"]
     spare: int = eqx.field(static=True, default=0)
 
-    def places(self, seq: int, valid: Bool[Array, "*batch seq"] | None) -> Int[Array, "*batch seq"]:
+    def places(
+        self, seq: int, valid: Bool[Array, "*#batch seq"] | None
+    ) -> Int[Array, "*batch seq"]:
         return _next_places(self.length, seq, valid)
 
     def extend(
         self,
         keys: Float[Array, "*batch kv_heads seq head_dim"],
         values: Float[Array, "*batch kv_heads seq value_dim"],
-        valid: Bool[Array, "*batch seq"] | None,
+        valid: Bool[Array, "*#batch seq"] | None,
     ) -> tuple["RingCache", Seen]:
         slots, seq = self.keys.shape[-2], keys.shape[-2]
         length = self.length + _count(seq, valid, self.length)
@@ -198,7 +205,7 @@ def slot_places(length: Int[Array, "*batch"], slots: int) -> Int[Array, "*batch 
 
 
 def _next_places(
-    length: Int[Array, "*batch"], seq: int, valid: Bool[Array, "*batch seq"] | None
+    length: Int[Array, "*batch"], seq: int, valid: Bool[Array, "*#batch seq"] | None
 ) -> Int[Array, "*batch seq"]:
     full = (*length.shape, seq)
     if valid is None:
@@ -209,7 +216,7 @@ def _next_places(
 
 
 def _count(
-    seq: int, valid: Bool[Array, "*batch seq"] | None, length: Int[Array, "*batch"]
+    seq: int, valid: Bool[Array, "*#batch seq"] | None, length: Int[Array, "*batch"]
 ) -> Int[Array, "*batch"]:
     if valid is None:
         return jnp.full_like(length, seq)

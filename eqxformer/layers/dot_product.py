@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
+import jax.extend.backend
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -136,7 +137,7 @@ def _choose(
     shapes = (query.shape, keys.shape)
     if backend == "plain":
         return Choice("plain", "asked for by name", *shapes)
-    fused = _why_not_fused(query, values, scoring, dropping)
+    fused = _why_not_fused(query, keys, values, scoring, dropping)
     cudnn = fused or _why_not_cudnn(query, keys, extra)
     if backend == "auto":
         return (
@@ -151,7 +152,9 @@ def _choose(
     return Choice(backend, "asked for by name", *shapes)
 
 
-def _why_not_fused(query: Array, values: Array, scoring: Scoring, dropping: bool) -> str:
+def _why_not_fused(
+    query: Array, keys: Array, values: Array, scoring: Scoring, dropping: bool
+) -> str:
     """Why `jax.nn.dot_product_attention` cannot serve; empty where it can."""
     if scoring.softcap is not None:
         return "it has no soft-cap of scores"
@@ -159,6 +162,8 @@ def _why_not_fused(query: Array, values: Array, scoring: Scoring, dropping: bool
         return "it has no sinks"
     if dropping:
         return "it has no dropout of weights"
+    if not query.dtype == keys.dtype == values.dtype:
+        return "it needs queries, keys and values of one type"
     if values.shape[-1] != query.shape[-1]:
         return "it needs value heads of the size of the query heads"
     return ""
@@ -167,6 +172,11 @@ def _why_not_fused(query: Array, values: Array, scoring: Scoring, dropping: bool
 def _why_not_cudnn(query: Array, keys: Array, extra: bool) -> str:
     if jax.default_backend() != "gpu":
         return f"no GPU; this is a {jax.default_backend()}"
+    if "rocm" in jax.extend.backend.get_backend().platform_version.lower():
+        return "cuDNN is of NVIDIA's GPUs, and this is one of AMD"
+    device: Any = jax.config.jax_default_device
+    if device is not None and getattr(device, "platform", device) not in ("gpu", "cuda"):
+        return f"no GPU; `jax_default_device` is {device}"
     if query.dtype not in (jnp.float16, jnp.bfloat16):
         return f"cuDNN needs float16 or bfloat16, not {query.dtype}"
     if query.shape[-1] % 8 or query.shape[-1] > 128:

@@ -229,6 +229,11 @@ def _arrived(names: tuple[str, ...], value: Any) -> None:
         _RECEIVER[-1].sent.update(names)
 
 
+def is_collecting() -> bool:
+    """Whether anybody wants what is tapped here, so that it should be computed in the open."""
+    return _COLLECTOR.get() is not None
+
+
 def collected(function: Callable[..., Any]) -> Callable[..., tuple[Any, Taken]]:
     """`function`, and beside its result what was tapped in it, if anybody outside collects."""
 

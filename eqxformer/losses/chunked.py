@@ -19,17 +19,20 @@ from jaxtyping import Array, Float, Int
 
 from eqxformer.constraints import token_shares
 from eqxformer.layers.norms import wide_dtype, widen
+from eqxformer.layers.taps import is_collecting
 from eqxformer.losses.cross_entropy import (
     Loss,
     Weights,
     check_share,
     check_targets,
     cross_entropy,
+    wide_ids,
 )
 
 # Batches with more logits than these go through chunks: 16 MB of them in float32. Fewer are cheaper
 # at once (benchmarks/cross_entropy.py).
 LARGE = 2**22
+SEEN = 2**28  # a gigabyte: where somebody looks at what is in a head, of which chunks show nothing
 # Tokens of a chunk, on a CPU and elsewhere. Every chunk is added to the head's gradient, an array
 # as large as the head; a GPU makes many products in that time, a CPU few.
 CPU_CHUNK, CHUNK = 512, 2048
@@ -92,12 +95,12 @@ def cross_entropy_of(
             "`head` must give scores for each of `targets`; got logits of shape "
             f"{scores.shape} for targets of shape {targets.shape}."
         )
-    if chunk is None and scores.size <= LARGE:
+    if chunk is None and scores.size <= (SEEN if is_collecting() else LARGE):
         options = {"label_smoothing": label_smoothing, "z_loss": z_loss}
         return cross_entropy(head(hidden), targets, weights=weights, **options)
     if weights is None:
         weights = jnp.ones(targets.shape, jnp.float32)
-    weights = weights.astype(jnp.float32)
+    weights, targets = weights.astype(jnp.float32), wide_ids(targets)
     check_targets(targets, weights != 0, scores.shape[-1])
     settings = _Settings(label_smoothing, z_loss)
     total = _total(head, hidden, targets, weights, settings, chunk)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
@@ -106,7 +107,7 @@ def cross_entropies(
 ) -> Float[Array, "*batch"]:
     """The weighted cross-entropy at each place, before `cross_entropy` adds them up."""
     check_share("label_smoothing", label_smoothing)
-    counted = weights != 0
+    counted, targets = weights != 0, wide_ids(targets)
     check_targets(targets, counted, logits.shape[-1])
     # Not only the result is masked but the logits too: 0 x NaN would be NaN in the gradient.
     logits = jnp.where(counted[..., None], logits, jnp.zeros((), logits.dtype)).astype(jnp.float32)
@@ -117,6 +118,11 @@ def cross_entropies(
     if z_loss:
         loss = loss + z_loss * jnp.square(log_sum)
     return weights * loss
+
+
+def wide_ids(ids: Array) -> Array:
+    """Ids in a type that holds every vocabulary's size, which that of bytes, say, does not."""
+    return ids.astype(np.promote_types(ids.dtype, np.int32))
 
 
 def _at(logits: Array, targets: Array, counted: Array) -> Array:

@@ -63,7 +63,9 @@ class NextToken(TokenLoss):
 
     `NextToken()(model, batch, key=key)` is a `Loss`. The model gets all tokens but the last and is
     asked for all but the first; a token counts as a target by its weight. Of rows that hold several
-    documents, it gets `mask` and `positions` too: the loss is that of the documents one by one.
+    documents, it gets `mask` and `positions` too: the loss is that of the documents one by one; but
+    where rotary frequencies depend on the length of a text (`LongRoPE`, `DynamicNTK`), the longest
+    document of a row sets them for all of it.
     """
 
     def question(self, batch: TokenBatch, /) -> Question:

@@ -1,6 +1,6 @@
 """A decoder-only language model; with a source, the decoder of an encoder-decoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -294,6 +294,17 @@ class DecoderLM(eqx.Module):
         return ModelCache(blocks, jnp.zeros(batch, jnp.int32), self.blocks.sizes)
 
 
+def _self_attentions(
+    blocks: Iterable[AbstractBlock.Config],
+) -> Iterator[AbstractAttention.Config]:
+    """Those of blocks, and of blocks that others repeat."""
+    for block in blocks:
+        attention = getattr(block, "attention", None)
+        if isinstance(attention, AbstractAttention.Config):
+            yield attention
+        yield from _self_attentions(getattr(block, "blocks", ()))
+
+
 def build_bias(
     config: PositionBias.Config | None,
     blocks: tuple[AbstractBlock.Config, ...],
@@ -302,8 +313,7 @@ def build_bias(
     """The position bias that all blocks share, for as many heads as they have."""
     if config is None:
         return None
-    attentions = (getattr(block, "attention", None) for block in blocks)
-    heads = sorted({a.heads for a in attentions if isinstance(a, AbstractAttention.Config)})
+    heads = sorted({a.heads for a in _self_attentions(blocks)})
     if len(heads) != 1:
         raise ValueError(f"A shared `bias` needs blocks of one number of heads; got {heads}.")
     return config.build(heads[0], key=key)

@@ -143,7 +143,12 @@ def _described(
         raise CheckpointError(f"This model cannot be expressed as {name}: {error}") from error
     # Which ids are special is not in a tree: as far as it is known, it stays as it is.
     found = {k: v for k, v in found.items() if v is not None or k not in base or k not in _IDS}
-    old = {k: v for k, v in base.items() if k not in ("rope_theta", "rope_scaling", "layer_types")}
+    gone = {"rope_theta", "rope_scaling", "layer_types"}
+    if "id2label" in found:  # nor are the names of labels
+        same = len(base.get("id2label") or ()) == len(found["id2label"])
+        gone |= set() if same else {"label2id"}
+        found = {k: v for k, v in found.items() if not (same and k == "id2label")}
+    old = {k: v for k, v in base.items() if k not in gone}
     reasons: list[list[str]] = []
     for class_name in known.tasks:
         head = {"architectures": [class_name], "model_type": name}

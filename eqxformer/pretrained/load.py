@@ -13,7 +13,7 @@ from eqxformer.checkpoints.native import load
 from eqxformer.checkpoints.placing import Where
 from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.locate import locate
-from eqxformer.pretrained.sentences import longest_text
+from eqxformer.pretrained.sentences import in_lower_case, longest_text
 
 _TOKENIZER = ("*.json", "*.model", "*.spm")  # what is downloaded for a tokenizer alone
 
@@ -78,7 +78,7 @@ def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = Non
     """The `tokenizers.Tokenizer` of a checkpoint, from its `tokenizer.json` as it stands.
 
     That of a directory of sentence-transformers cuts texts where `sentence_bert_config.json` says,
-    as that library does.
+    and makes them lower case if it says so, as that library does.
 
     Needs the package tokenizers, which the extra `hub` brings. Raises `MissingFile` for a
     checkpoint without that file: one with a sentencepiece model only must be converted once.
@@ -95,7 +95,7 @@ def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = Non
         )
         raise MissingFile(f"There is no tokenizer.json in {folder}. {hint}")
     try:
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer, normalizers
     except ImportError:
         raise ImportError(
             "`load_tokenizer` needs tokenizers: pip install 'eqxformer[hub]'."
@@ -107,4 +107,7 @@ def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = Non
     longest = longest_text(folder)
     if longest is not None:
         tokenizer.enable_truncation(**{**(tokenizer.truncation or {}), "max_length": longest})
+    if in_lower_case(folder):
+        own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
     return tokenizer

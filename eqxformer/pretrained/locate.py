@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from eqxformer.checkpoints.errors import MissingFile
 
 # What is downloaded: never a pickle, nothing that is code.
-PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja")
+PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.codes", "*.jinja")
 
 
 def locate(

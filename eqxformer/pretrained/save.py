@@ -48,6 +48,8 @@ CARRIED = (
     "sentencepiece.bpe.model",
     "source.spm",
     "target.spm",
+    "target_vocab.json",
+    "bpe.codes",
     "preprocessor_config.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",

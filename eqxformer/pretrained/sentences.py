@@ -42,6 +42,8 @@ def pooling_of(directory: pathlib.Path) -> Pooling.Config | None:
     listed = read_json_list(contained(directory, MODULES), limit_bytes=_LIMIT)
     modules = [_kind_and_folder(path, module) for module in listed[:9]]
     kinds = [kind for kind, _ in modules]
+    if kinds == ["Transformer"] and _task(directory) == "sequence-classification":
+        return None  # a cross-encoder, whose scores are those of its head
     if kinds not in _SUPPORTED:
         expected = " or ".join(", ".join(each) for each in _SUPPORTED)
         raise CheckpointError(f"{path}: the modules must be {expected}; got {', '.join(kinds)}.")
@@ -57,13 +59,27 @@ def pooling_of(directory: pathlib.Path) -> Pooling.Config | None:
 
 def longest_text(directory: pathlib.Path) -> int | None:
     """How many tokens of a text are read; None where it is not said, or no sentence encoder."""
-    if not (directory / _TRANSFORMER).is_file():
-        return None
-    said = read_json(contained(directory, _TRANSFORMER), limit_bytes=_LIMIT).get("max_seq_length")
+    said = _of_transformer(directory).get("max_seq_length")
     if said is not None and (type(said) is not int or said < 1):
         path = directory / _TRANSFORMER
         raise CheckpointError(f"{path}: `max_seq_length` must be a positive number; got {said!r}.")
     return said
+
+
+def in_lower_case(directory: pathlib.Path) -> bool:
+    """Whether texts are made lower case before they are cut into tokens."""
+    return _of_transformer(directory).get("do_lower_case") is True
+
+
+def _task(directory: pathlib.Path) -> Any:
+    return _of_transformer(directory).get("transformer_task")
+
+
+def _of_transformer(directory: pathlib.Path) -> dict[str, Any]:
+    """What is said of the first module, if there is one."""
+    if not os.path.lexists(directory / _TRANSFORMER):
+        return {}
+    return read_json(contained(directory, _TRANSFORMER), limit_bytes=_LIMIT)
 
 
 def describe_pooling(pooling: Pooling.Config, dim: int) -> dict[str, Any]:

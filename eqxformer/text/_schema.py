@@ -56,6 +56,7 @@ _KINDS = {
     "boolean": bool,
     "null": type(None),
 }
+_WHOLE = {"properties": "object", "prefixItems": "array"}  # keywords of one type alone
 _MOST = 2**31
 # Where anything goes, it goes two deep: a third level would take a minute to work out.
 _OPEN = {"depth": 1}
@@ -100,6 +101,8 @@ def _followed(part: Any, root: dict[str, Any], place: str, inside: tuple[str, ..
     if "allOf" in part and len(part) == len(part["allOf"]) == 1:
         return _followed(part["allOf"][0], root, f"{place}/allOf/0", inside)
     _check_keywords(part, place)
+    if several := _kinds_apart(part):
+        return _followed({"anyOf": several}, root, place, inside)
 
     def inner(value: Any, *way: Any) -> Any:
         return _followed(value, root, "/".join((place, *map(str, way))), inside)
@@ -117,6 +120,15 @@ def _followed(part: Any, root: dict[str, Any], place: str, inside: tuple[str, ..
     if "pattern" in part:
         part["pattern"] = _of_string(part["pattern"], place)
     return part | _OPEN
+
+
+def _kinds_apart(part: dict[str, Any]) -> list[dict[str, Any]]:
+    """One schema per type of several, where outlines-core would see that of the keyword alone."""
+    whole = next((kind for key, kind in _WHOLE.items() if key in part), None)
+    kinds = part.get("type")
+    if whole is None or not isinstance(kinds, list) or len(kinds) == 1:
+        return []
+    return [{**part, "type": kind} if kind == whole else {"type": kind} for kind in kinds]
 
 
 def _referred(
@@ -153,7 +165,7 @@ def _check_keywords(part: dict[str, Any], place: str) -> None:
     left = ["allOf of several"] if lead == "allOf" else sorted(set(part) - known)
     if left:
         raise _refusal(place, ", ".join(left))
-    whole = {"properties": "object", "prefixItems": "array"}.get(lead)
+    whole = _WHOLE.get(lead)
     if kinds and whole not in (None, *kinds):
         raise ValueError(f"{place}: `{lead}` is of type {whole}; got {' or '.join(kinds)}.")
     _check_counts(part, place)

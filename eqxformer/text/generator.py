@@ -177,7 +177,7 @@ class TextGenerator:
         return ids
 
     def _pieces(self, row: list[int], strings: tuple[str, ...]) -> TextPieces:
-        begin = () if isinstance(self.model, EncoderDecoder) else row[-1:]
+        begin = () if isinstance(self.model, EncoderDecoder) else row
         return TextPieces(self.tokenizer, stop=strings, prompt=begin)
 
     def _options(

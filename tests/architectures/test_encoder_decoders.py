@@ -216,6 +216,17 @@ def test_a_bart_without_a_head_is_read_as_one_that_writes_with_its_table(tmp_pat
     assert "shared.weight" in stored(tmp_path / "bare")
 
 
+def test_a_cut_encoder_has_its_depth_under_both_names_of_it(tmp_path):
+    """`num_hidden_layers` goes before `encoder_layers` where BART's settings have both."""
+    ef.save_pretrained(built("bart", encoder_layers=2), tmp_path / "whole", model_type="bart")
+    edit_settings(tmp_path / "whole", num_hidden_layers=2)
+    config = ef.from_pretrained(tmp_path / "whole").config
+    cut = config.edit("encoder", blocks=config.encoder.blocks[:1])
+    ef.save_pretrained(filled(cut), tmp_path / "cut")
+    values = json.loads((tmp_path / "cut/config.json").read_text())
+    assert (values["encoder_layers"], values["num_hidden_layers"]) == (1, 1)
+
+
 def test_the_first_place_of_m2m_100_comes_after_that_of_padding():
     for padding in (0, 1, 4):
         positions = built("m2m_100", pad_token_id=padding).config.encoder.embedding.positions

@@ -152,6 +152,14 @@ def test_a_bias_of_cross_attention_is_refused_with_a_cache_which_has_no_places_f
     assert part(jnp.ones((1, 2, 4)), source=source).shape == (1, 2, 4)
     with pytest.raises(NotImplementedError, match="bias of a cross-attention counts queries from"):
         part.init_cache((1,), 4, source=source)
+    later = ef.Context(source=source)
+    with pytest.raises(NotImplementedError, match="bias of a cross-attention counts queries from"):
+        part.run(jnp.ones((1, 1, 4)), later, cache=part.init_cache((1,), 4))
+
+
+def test_a_rate_of_side_by_side_branches_is_a_share():
+    with pytest.raises(ValueError, match="`dropout` must be"):
+        ef.ParallelBlock.Config(ef.Attention.Config(heads=2), ef.MLP.Config(hidden=4), dropout=1.5)
 
 
 def test_a_source_is_remembered_once_and_gives_the_same():

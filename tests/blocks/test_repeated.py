@@ -110,3 +110,9 @@ def test_no_runs_or_no_blocks_are_refused():
     assert not SHARED.blocks[0].reads_source
     reader = block({}, cross_attention=ef.Attention.Config(heads=2))
     assert ef.Repeated.Config(blocks=(GLOBAL, reader), times=2).reads_source
+
+
+def test_blocks_that_repeat_take_part_in_a_bias_for_all():
+    shared = ef.RelativeBias.Config(buckets=6, max_distance=8, direction="causal")
+    config = decoder(ef.Repeated.Config(blocks=(block({}),), times=2), bias=shared)
+    assert config.build(key=jax.random.key(0))(tokens(1, 4)).shape == (1, 4, 13)

@@ -5,11 +5,13 @@ import re
 import jax.numpy as jnp
 import pytest
 
+import eqxformer as ef
 from eqxformer.checkpoints.native import load
 from eqxformer.cli.beginning import default_directory
 from eqxformer.cli.settings import edited
 from eqxformer.training.recipes import recipe
 from eqxformer.training.recipes.rot13 import Rot13
+from eqxformer.training.trainer import Trainer
 from tests.cli.conftest import SMALL
 
 
@@ -150,6 +152,27 @@ def test_settings_are_applied_once_in_their_order(command, here):
     code, out, err = command("train", "--data", here.parent / "text.txt", *SMALL, *first, *second)
     assert (code, err) == (0, "")
     assert "learning_rate=0.002" in out
+
+
+def test_what_is_set_of_the_steps_is_what_the_trainer_is_given(command, here, monkeypatch):
+    class Looked(Trainer):
+        def fit(self):
+            given.append(self)
+            raise ValueError("that is enough")
+
+    given = []
+    monkeypatch.setattr("eqxformer.cli.train.Trainer", Looked)
+    set_ = (
+        *("--set", 'trains={"type": "Only", "paths": ["norm"]}'),
+        *("--set", "precision.compute=bfloat16", "--set", "skips=3", "--set", "microbatch=1"),
+        *("--seed", 5, "--watch", "float16", "--out", here / "run"),
+    )
+    assert command("train", "--data", here.parent / "text.txt", *SMALL, *set_)[0] == 2
+    (found,) = given
+    assert found.trains == ef.Only(paths=("norm",))
+    assert found.precision == ef.Precision(compute="bfloat16")
+    assert (found.skips, found.microbatch, found.watch) == (3, 1, ef.Watch(fits="float16"))
+    assert (found.steps, type(found.loss).__name__) == (6, "NextToken")
 
 
 def test_later_settings_win():

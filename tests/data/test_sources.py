@@ -155,7 +155,7 @@ BAD_ARRAYS = {
     "a table": (lambda: np.save("x.npy", np.ones((2, 2), int)), "x.npy", {}, "of shape (2, 2)"),
     "objects": (lambda: np.save("x.npy", np.array([{}])), "x.npy", {}, "cannot be mapped"),
     "no array": (bad_npy, "x.npy", {}, "cannot be mapped"),
-    "nothing": (lambda: write("x.npy", b""), "x.npy", {}, "`x.npy` cannot be mapped"),
+    "no bytes": (lambda: write("x.npy", b""), "x.npy", {}, "`x.npy` cannot be mapped"),
     "odd bytes": (lambda: write("x.bin", b"123"), "x.bin", {"dtype": "uint16"}, "cut off"),
     "no type": (lambda: write("x.bin", b"12"), "x.bin", {}, "give `dtype`"),
     "an unknown type": (lambda: write("x.bin", b"12"), "x.bin", {"dtype": "u17"}, "u17"),

@@ -241,3 +241,10 @@ def test_an_encoder_refuses_a_source_longer_than_its_positions():
     config = SEQ2SEQ["t5"].edit("encoder.embedding", positions=ef.LearnedPositions.Config(length=4))
     with pytest.raises(ValueError, match="The encoder has 4 positions; got a source of 5 tokens"):
         ef.generate(filled(config), tokens(1, 5), max_new_tokens=1, start=0)
+
+
+def test_texts_and_sources_are_as_many():
+    config = ef.families.t5(vocab=13, dim=8, layers=1, heads=2, head_dim=4, hidden=8)
+    both = config.build(key=jax.random.key(0))
+    with pytest.raises(ValueError, match="There are 1 texts, and 2 sources for them"):
+        ef.score(both, [[1, 2, 3]], source=[[1], [2]])

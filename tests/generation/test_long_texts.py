@@ -1,5 +1,6 @@
 """Rotary positions that depend on the length of the text: read in one pass, and never mixed."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +77,20 @@ def test_a_text_does_not_grow_beyond_the_length_at_which_all_its_places_turn(mod
     ):
         with pytest.raises(ValueError, match=r"Row \d has 20 tokens and would grow to 25.*stop at"):
             grow()
+    for _ in range(5):  # one by one, of which the newest is read with the next
+        state = ef.decode(model, state, max_new_tokens=1)
+    with pytest.raises(ValueError, match="Row 0 has 24 tokens and would grow to 25"):
+        ef.decode(model, state, max_new_tokens=1)
+
+
+def test_the_row_that_is_named_is_the_one_that_grows_too_long(model):
+    if not isinstance(model.config.blocks[0].attention.rotary.scaling, ef.LongRoPE):
+        pytest.skip("other scalings have no such length")
+    state = ef.prefill(model, [TEXTS[0][:21], TEXTS[0][:20]], slots=48)
+    state = eqx.tree_at(lambda s: s.finished, state, jnp.array([True, False]))
+    with pytest.raises(ValueError, match="Row 1 has 20 tokens and would grow to 25"):
+        ef.decode(model, state, max_new_tokens=6)
+    assert ef.decode(model, state, max_new_tokens=4).new_tokens()[0] == []
 
 
 def test_a_longer_text_grows_as_the_model_reads_it_whole(model, short_passes):

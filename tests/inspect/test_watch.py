@@ -92,3 +92,10 @@ def test_outputs_that_no_part_has_made_are_the_last_to_be_looked_at():
     mlp = ef.MLP(4, hidden=8, key=jax.random.key(0))
     fault = ef.Watch().forward(mlp, jnp.ones(4), call=lambda mlp, x: jnp.log(0.0 * mlp(x)))
     assert str(fault).startswith("outputs, float32[4]: 4 infinite of 4 numbers")
+
+
+def test_the_head_is_seen_too_where_the_loss_makes_logits_in_chunks(model, monkeypatch):
+    monkeypatch.setattr("eqxformer.losses.chunked.LARGE", 8)
+    broken = ef.patch(model, {"head": eqx.Partial(fragile, jnp.array(INFINITE))})
+    fault = ef.Watch().gradient(broken, BATCH, call=ef.next_token_loss)
+    assert (fault.name, fault.what) == ("head", "output")

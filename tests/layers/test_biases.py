@@ -169,3 +169,13 @@ def test_a_bias_that_is_rounded_at_its_places_does_not_count_padding():
     got, weights = run(padded, ef.Causal() & valid)
     np.testing.assert_allclose(got[5:], alone, atol=1e-6)
     np.testing.assert_allclose(weights[:, 5:, 5:], alone_weights, atol=1e-6)
+
+
+def test_a_bias_of_places_goes_by_the_positions_that_are_given():
+    """As documents packed in a row have them: each begins at 0."""
+    config = ef.Attention.Config(heads=2, bias=ef.ALiBi.Config(rounding="bfloat16"))
+    part, x = config.build(8, key=jax.random.key(0)), jnp.asarray(normal(0, 1, 6, 8))
+    first = part(x, mask=ef.Causal())
+    np.testing.assert_array_equal(part(x, mask=ef.Causal(), positions=jnp.arange(6)), first)
+    late = part(x, mask=ef.Causal(), positions=jnp.arange(6) + 1001)  # rounded to steps of 8
+    assert float(jnp.abs(late - first).max()) > 1e-3

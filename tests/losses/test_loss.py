@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import eqxformer as ef
 from eqxformer.data.batches import PairBatch, TokenBatch
 from eqxformer.layers.feed_forward import RouterLosses
 from eqxformer.losses.cross_entropy import Loss
@@ -196,3 +197,15 @@ def test_target_weights_say_which_tokens_of_an_answer_count():
     assert SequenceToSequence()(model, batch).weight == 1.0
     every = PairBatch(jnp.array([[1]]), target)
     np.testing.assert_allclose(SequenceToSequence()(model, every).mean, 100 / 3, **FLOAT32_SUM)
+
+
+@pytest.mark.parametrize(("kind", "vocab"), [(np.int8, 128), (np.int8, 300), (np.int16, 40_000)])
+def test_targets_in_a_type_that_does_not_hold_the_vocabulary_are_ids_all_the_same(kind, vocab):
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, vocab)), jnp.float32)
+    targets = np.array([[1, 7, 100], [0, 30, 127]])
+    expected = cross_entropy(logits, jnp.asarray(targets, jnp.int32)).mean
+    for find in (cross_entropy, jax.jit(cross_entropy)):
+        assert float(find(logits, jnp.asarray(targets.astype(kind))).mean) == float(expected)
+    narrow = jnp.asarray(targets.astype(kind))
+    chunked = ef.cross_entropy_of(logits, lambda x: x, narrow, chunk=2).mean
+    np.testing.assert_allclose(chunked, expected, rtol=1e-6)

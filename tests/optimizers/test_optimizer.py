@@ -123,6 +123,26 @@ def test_clipping_by_value_is_elementwise():
     np.testing.assert_allclose(got, [1.0, -0.5, -1.0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [SGD, AdamW, Lion, Adafactor, Muon])
+def test_every_optimizer_clips_first(kind):
+    """Seen in what it remembers: a step of Lion alone is the same for every size of a gradient."""
+    model = Bigram(key=jax.random.key(0))
+    ones = jax.tree.map(jnp.ones_like, trainable(model))
+    threes = jax.tree.map(lambda x: 3 * x, ones)
+    momentum = {"momentum": 0.9} if kind in (SGD, Adafactor) else {}
+
+    def remembered(gradients, **clip):
+        optimizer = kind(0.1, **momentum, **clip).build(1)
+        parameters = trainable(model)
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(gradients, optimizer.init(parameters), parameters)[1]
+
+    clipped = jax.tree.leaves(remembered(threes, clip=ClipByValue(1.0)))
+    plain, large = (jax.tree.leaves(remembered(each)) for each in (ones, threes))
+    assert all(np.array_equal(a, b) for a, b in zip(clipped, plain, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(large, plain, strict=True))
+
+
 def test_momentum_accumulates():
     got = updated(SGD(1.0, momentum=0.5), jnp.zeros(1), jnp.ones(1), steps=2)
     np.testing.assert_allclose(got, [-2.5], rtol=1e-6)

@@ -140,6 +140,16 @@ def test_a_head_that_is_there_and_equal_is_tied_when_the_settings_say_so(tiny):
     assert isinstance(ef.from_pretrained(tiny).head, ef.LinearHead)
 
 
+def test_a_table_that_is_there_under_the_name_of_the_head_alone_is_both(tiny):
+    """As `safetensors.torch.save_model` leaves it, which keeps one name of what is shared."""
+    edit_settings(tiny, tie_word_embeddings=True)
+    table = load_file(tiny / "model.safetensors")["model.embed_tokens.weight"]
+    edit_tensors(tiny, "model.embed_tokens.weight", lm_head__weight=table)
+    model = ef.from_pretrained(tiny)
+    assert isinstance(model.config.head, ef.TiedHead.Config)
+    assert np.array_equal(model.embedding.tokens.weight, table)
+
+
 def test_a_head_that_is_there_and_different_is_not_tied_whatever_the_settings_say(tiny, tmp_path):
     edit_settings(tiny, tie_word_embeddings=True)
     model = ef.from_pretrained(tiny)

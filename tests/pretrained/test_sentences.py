@@ -120,6 +120,38 @@ def test_texts_are_cut_where_the_sentence_encoder_says(sentences):
             assert len(ef.load_tokenizer(folder).encode("a " * 20).ids) == length
 
 
+def test_texts_are_made_lower_case_where_the_sentence_encoder_says(sentences):
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "A": 1}, unk_token="a"))
+    tokenizer.save(str(sentences / "tokenizer.json"))
+    for lower, ids in ((False, [1]), (True, [0])):
+        write(sentences, "sentence_bert_config.json", {"do_lower_case": lower})
+        assert ef.load_tokenizer(sentences).encode("A").ids == ids
+
+
+def test_a_cross_encoder_is_its_transformer_alone(tmp_path):
+    body = ef.families.bert(vocab=11, dim=12, layers=1, heads=3, hidden=14, context=9)
+    head = ef.SequenceHead.Config(labels=1, pooling=body.pooling)
+    plain = body.edit(pooling=ef.Pooling.Config())
+    scorer = filled(ef.EncoderWithHead.Config(plain, head))
+    ef.save_pretrained(scorer, tmp_path / "out", model_type="bert")
+    values = json.loads((tmp_path / "out/config.json").read_text())
+    values |= {"sentence_transformers": {"activation_fn": "torch.nn.Sigmoid", "version": "4.1.0"}}
+    values |= {"sbert_ce_default_activation_function": "torch.nn.Identity", "language": "english"}
+    write(tmp_path / "out", "config.json", values)
+    write(tmp_path / "out", "modules.json", listed("Transformer"))
+    with pytest.raises(ef.CheckpointError, match="modules must be"):
+        ef.from_pretrained(tmp_path / "out")
+    write(
+        tmp_path / "out",
+        "sentence_bert_config.json",
+        {"transformer_task": "sequence-classification"},
+    )
+    again = ef.named_arrays(ef.from_pretrained(tmp_path / "out"))
+    assert all(np.array_equal(again[k], v) for k, v in ef.named_arrays(scorer).items())
+
+
 def test_files_of_version_6_say_the_same(sentences):
     before = Checkpoint(sentences).config
     write(sentences, "modules.json", listed("Transformer", "Pooling", "Normalize", names=NEW))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
+from eqxformer.text._schema import pattern_of
 from tests.helpers.models import filled
 from tests.text.made import size_of, tokenizer_of
 
@@ -262,6 +263,15 @@ def test_a_large_vocabulary_and_many_states_take_a_few_megabytes():
 def test_an_expression_that_nothing_can_match_or_that_is_none_is_refused(regex, message):
     with pytest.raises(ValueError, match=message):
         ef.Pattern(regex, (b"", b"a", b"ab", b"\xc3"), stop=0)
+
+
+def test_a_type_of_several_is_a_choice_beside_the_keywords_of_one():
+    person = {"type": ["object", "null"], "properties": {"a": {"type": "null"}}, "required": ["a"]}
+    pair = {"type": ["string", "array"], "prefixItems": [{"type": "null"}, {"type": "boolean"}]}
+    for schema, texts in ((person, ("null", '{"a":null}')), (pair, ('"b"', "[null,true]"))):
+        expression = re.compile(pattern_of(schema, ""))
+        assert all(expression.fullmatch(text) for text in texts)
+        assert not expression.fullmatch("1")
 
 
 @pytest.mark.parametrize(

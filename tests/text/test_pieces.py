@@ -2,6 +2,7 @@
 
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -181,3 +182,16 @@ def test_a_single_string_is_no_list_of_letters():
     assert ef.text_before("a b ab c", "ab") == "a b "
     with pytest.raises(ValueError, match="of `text_before` must be a text of at least one letter"):
         ef.text_before("a", "")
+
+
+def test_a_prompt_that_ends_in_a_character_of_several_bytes_leaves_nothing_behind():
+    """As a byte-fallback vocabulary spells a parrot, and the model writes another, or a word."""
+    parrot = [f"<0x{byte:02X}>" for byte in "🦜".encode()]
+    words = {token: i for i, token in enumerate(["<unk>", *parrot, "hey", "you"])}
+    tokenizer = Tokenizer(models.BPE(words, [], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    config = ef.families.gpt(vocab=7, dim=4, layers=1, heads=1, context=8)
+    generator = ef.TextGenerator(config.build(key=jax.random.key(0)), tokenizer)
+    for new, text in (([6], "you"), ([1, 2, 3, 4], "🦜")):
+        pieces = generator._pieces([5, 1, 2, 3, 4], ())
+        assert pieces.feed(new) + pieces.finish() == text

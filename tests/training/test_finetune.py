@@ -16,7 +16,8 @@ import eqxformer as ef
 from eqxformer.cli.commands import run
 from eqxformer.config import Config
 from eqxformer.training.recipes.clock import TIMES, ClockTimes, digits, words
-from eqxformer.training.recipes.finetune import EXPORTED, Finetuning, ids_of, prepare
+from eqxformer.training.recipes.finetune import EXPORTED, Finetuning, _vectors, ids_of, prepare
+from eqxformer.training.run_directory import RunDirectory
 from tests.helpers.compare import same_bits
 from tests.helpers.models import filled
 
@@ -141,11 +142,19 @@ def test_a_run_says_what_was_found_before_and_after(trained):
 
 
 def test_a_trained_model_names_the_nearest_times(trained, capsys):
-    assert run(["generate", str(trained[0]), "--prompt", "Dinner is at half past six."]) == 0
+    prompt = "Dinner is at half past six."
+    assert run(["generate", str(trained[0]), "--prompt", prompt]) == 0
+    out = capsys.readouterr().out
     assert re.fullmatch(
-        r"Dinner is at half past six\. -> (\d\d:\d\d \(-?\d\.\d\d\)(, )?){3}\n",
-        capsys.readouterr().out,
+        r"Dinner is at half past six\. -> (\d\d:\d\d \(-?\d\.\d\d\)(, )?){3}\n", out
     )
+    directory = RunDirectory.open(trained[0])
+    model, tokenizer = directory.load(), directory.tokenizer()
+    texts = [prompt, *(f"{i // 60:02}:{i % 60:02}" for i in range(24 * 60))]
+    asked, *times = _vectors(model, ids_of(tokenizer, texts))
+    cosines = np.stack(times) @ np.asarray(asked)
+    shown = [float(number) for number in re.findall(r"\((-?\d\.\d\d)\)", out)]
+    np.testing.assert_allclose(shown, np.sort(cosines)[::-1][:3], atol=0.0051)
 
 
 def test_what_is_no_sentence_encoder_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from eqxformer.data.share import Share
 from eqxformer.data.windows import RandomWindows, consecutive
 from eqxformer.losses.tokens import NextToken, next_token_loss
 from eqxformer.optimizers.optimizer import SGD
+from eqxformer.optimizers.trainable import Only
 from eqxformer.training.callbacks import (
     Callback,
     EarlyStopping,
@@ -22,6 +23,7 @@ from eqxformer.training.callbacks import (
     Validate,
     evaluator,
 )
+from eqxformer.training.precision import Precision
 from eqxformer.training.records import LossPlot, MetricsFile
 from eqxformer.training.step import TrainState, make_step
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
@@ -133,6 +135,20 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_step():
     assert np.isfinite(saved).all()
     assert log.events[-1] == "closed"
     assert "finished" not in log.events
+
+
+def test_the_trainer_passes_on_what_trains_and_in_which_type():
+    model = Bigram(key=jax.random.key(0))
+    some = trainer(model=model, trains=Only(paths=("output",))).fit().model
+    np.testing.assert_array_equal(some.embedding, model.embedding)
+    assert not np.array_equal(some.output, model.output)
+    losses = []
+    for precision in (Precision(), Precision(compute="bfloat16")):
+        log = Log()
+        trainer(log, model=model, steps=1, precision=precision).fit()
+        losses.append(log.records[0].values["loss"])
+    assert losses[0] != losses[1]
+    assert abs(losses[0] - losses[1]) < 0.05
 
 
 class StopAt(Callback):
