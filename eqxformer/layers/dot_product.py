@@ -174,7 +174,7 @@ def _why_not_cudnn(query: Array, keys: Array, extra: bool) -> str:
         return f"no GPU; this is a {jax.default_backend()}"
     if "rocm" in jax.extend.backend.get_backend().platform_version.lower():
         return "cuDNN is of NVIDIA's GPUs, and this is one of AMD"
-    device: Any = jax.config.jax_default_device
+    device: Any = getattr(jax.config, "jax_default_device", None)
     if device is not None and getattr(device, "platform", device) not in ("gpu", "cuda"):
         return f"no GPU; `jax_default_device` is {device}"
     if query.dtype not in (jnp.float16, jnp.bfloat16):

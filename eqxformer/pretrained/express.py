@@ -145,7 +145,7 @@ def _described(
     found = {k: v for k, v in found.items() if v is not None or k not in base or k not in _IDS}
     gone = {"rope_theta", "rope_scaling", "layer_types"}
     if "id2label" in found:  # nor are the names of labels
-        same = len(base.get("id2label") or ()) == len(found["id2label"])
+        same = len(base.get("id2label") or ()) == len(found["id2label"] or ())
         gone |= set() if same else {"label2id"}
         found = {k: v for k, v in found.items() if not (same and k == "id2label")}
     old = {k: v for k, v in base.items() if k not in gone}

@@ -132,6 +132,19 @@ def written():
     return filled(smallest(tokenizer.vocab), 3), tokenizer
 
 
+def test_the_search_is_told_of_beams_and_length(written, monkeypatch):
+    told = []
+
+    def spied(*arguments, **options):
+        told.append((options["beams"], options["length_penalty"]))
+        return ef.beam_search(*arguments, **options)
+
+    monkeypatch.setattr("eqxformer.training.translation.beam_search", spied)
+    model, tokenizer = written
+    ef.translate(model, ["the dog"], tokenizer, beams=3, length_penalty=0.6)
+    assert told == [(3, 0.6)]
+
+
 def test_translations_are_those_of_each_text_alone_in_the_order_of_the_texts(written):
     model, tokenizer = written
     texts = [source for source, _ in sentences(5, longest=9, seed=4)]
@@ -152,7 +165,6 @@ def test_translations_are_those_of_each_text_alone_in_the_order_of_the_texts(wri
         ).tokens[0][0]
         assert answer == tokenizer.decode([id for id in best if id < tokenizer.vocab])
     assert any(found)
-    assert ef.translate(model, texts, tokenizer, beams=2, length_penalty=-9.0) != found
     assert ef.translate(model, [], tokenizer) == []
 
 
