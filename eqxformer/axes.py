@@ -145,7 +145,9 @@ def _walk(
             if name in own:
                 if child is not None:
                     meant = tuple(words.get(w, w) for w in own[name])
-                    copies = len(front) + leading_copies(meant)
+                    # Of an array with one word that may count copies, it is what the array is of.
+                    inside = leading_copies(meant)
+                    copies = len(front) + (inside if inside < len(meant) else 0)
                     yield _Leaf(inner, front + meant, counts, copies)
                 continue
             spoken = getattr(node, "field_axes", lambda _: None)(name)

@@ -200,7 +200,8 @@ def _whole_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of the parts that are written whole, by their names in transformers."""
     arrays = named_arrays(model) if whole else {}
-    wanted = {name for name in arrays if any(leads_to(path, name) for path in whole)}
+    # In one order in all processes, each of which fetches them together with the others.
+    wanted = [name for name in arrays if any(leads_to(path, name) for path in whole)]
     arrays |= gathered({name: arrays[name] for name in wanted})
     for path in whole:
         if not any(leads_to(path, name) for binding in bindings for name in binding.ours):

@@ -12,7 +12,7 @@ from eqxformer.adapters.lora import AdaptedLinear
 from eqxformer.adapters.surgery import over_stack
 from eqxformer.checkpoints.names import with_names
 from eqxformer.layers.linear import AbstractLinear, Groups, Linear, along_last, grouped_product
-from eqxformer.layers.norms import widen
+from eqxformer.layers.norms import wide_dtype, widen
 from eqxformer.layers.product import product
 
 LARGEST = 127
@@ -128,7 +128,7 @@ def _smaller(x: Array) -> Array:
 
 def _scaled(y: Array, scale: Array) -> Array:
     """A product with whole numbers times its scale, multiplied in float32 and rounded once."""
-    scale = _fixed(scale).astype(jnp.float32)
+    scale = _fixed(scale).astype(wide_dtype(y))
     scale = scale / _SMALLER if y.dtype == jnp.float16 else scale
     return (widen(y) * scale).astype(y.dtype)
 

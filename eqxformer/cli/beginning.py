@@ -12,6 +12,8 @@ from eqxformer.checkpoints.native import shapes
 from eqxformer.cli.memory import check_memory
 from eqxformer.cli.settings import edited
 from eqxformer.config import Config
+from eqxformer.data.packing import Packing
+from eqxformer.data.windows import Windows
 from eqxformer.pretrained.locate import locate
 from eqxformer.pretrained.save import carry_files
 from eqxformer.sharding import Placement, Rules, make_mesh
@@ -132,7 +134,7 @@ def placed(mesh: str, experiment: Experiment) -> Placement:
     """
     placement = Placement(make_mesh(mesh), Rules(uneven="whole"))
     length, sequence = experiment.data.shape[1], placement.sizes.get("sequence", 1)
-    if length % sequence:
+    if isinstance(experiment.data, Windows | Packing) and length % sequence:
         raise ValueError(
             f"The {length:,} tokens of a row cannot be dealt out to {sequence} devices, "
             f"sequence={sequence}; choose a length that is a multiple of it."

@@ -1,7 +1,6 @@
 """`eqxformer convert`: a checkpoint written anew, in another type, format or size of files."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,26 +68,31 @@ def convert(
             raise Mistake("--shard-size and --model-type are for --to transformers.")
         shard_bytes = parse_size(shard_size or "5GB")
         _check_target(source, target, overwrite)
-        model = _read(locate(source), dtype)
+        folder = locate(source)
+        model, tokenizer = _read(folder, dtype), _tokenizer(folder)
         if form == "native":
             _write_native(model, target, overwrite)
         else:
             save_pretrained(
                 model, target, model_type=model_type, shard_size=shard_bytes, overwrite=overwrite
             )
-        _carry_tokenizer(locate(source), target)
+        if tokenizer is not None and not (target / TOKENIZER).exists():
+            (target / TOKENIZER).write_bytes(tokenizer)
         files = TensorFiles.open(target)
     types = " and ".join(sorted({str(files.dtype(each)) for each in files.names}))
     click.echo(f"{target}: {count(model):,} parameters, {size(files.nbytes)} in {types}.")
 
 
-def _carry_tokenizer(source: Path, target: Path) -> None:
-    """The pieces of words that a run learned go with its model: transformers reads them too."""
-    own, there = source / TOKENIZER, target / TOKENIZER
-    if is_native(source) and own.is_file() and not there.exists():
-        values = json.loads(own.read_text(encoding="utf-8"))
-        if "type" not in values:  # that of characters is ours alone
-            shutil.copyfile(own, there)
+def _tokenizer(source: Path) -> bytes | None:
+    """The file of the pieces of words that a run learned, which transformers reads too."""
+    own = source / TOKENIZER
+    if not is_native(source) or not own.is_file():
+        return None
+    try:
+        values = json.loads(own.read_bytes())
+    except ValueError as error:
+        raise Mistake(f"{own} is no tokenizer: {error}.") from None
+    return None if "type" in values else own.read_bytes()  # that of characters is ours alone
 
 
 def _check_target(source: str, target: Path, overwrite: bool) -> None:

@@ -164,13 +164,11 @@ def train(
 class _Lengthen(Callback):
     """Says in `run.json` how many steps the run has, once no other process can be training it."""
 
-    everywhere = False
-
     def __init__(self, run: RunDirectory, steps: int) -> None:
         self.run, self.steps = run, steps
 
     def started(self, trainer: Trainer) -> None:
-        self.run.lengthen(self.steps)
+        told_by_first(lambda: self.run.lengthen(self.steps))
 
 
 def _conduct(

@@ -204,6 +204,7 @@ class Attention(AbstractAttention):
         With a cache, queries look at all it holds; padding described by `mask` is not written to
         it. Other arguments are as in `__call__`.
         """
+        real = (valid_keys(mask), positions) if cache is None else None
         query, seen, places, cache = self._prepare(x, mask, positions, cache)
         y = attend(
             query,
@@ -212,7 +213,7 @@ class Attention(AbstractAttention):
             scoring=self._scoring(),
             mask=self._mask(mask, cache),
             places=None if cache is None else places,
-            bias=self._bias(places, bias, valid_keys(mask) if cache is None else None, positions),
+            bias=self._bias(places, bias, real),
             backend=self.config.backend,
             key=key,
             part=self,
@@ -264,12 +265,12 @@ class Attention(AbstractAttention):
         """How much of each key goes into each query's result, per head; arguments as in a call."""
         if source is not None:
             self._refuse_places()
-            query, keys, valid = self._queries(x), self.remember(source).keys, None
+            query, keys, real = self._queries(x), self.remember(source).keys, None
             places = _counted(x, keys)
         else:
             query, seen, places, _ = self._prepare(x, mask, positions, None)
-            keys, valid, mask = seen.keys, valid_keys(mask), self._mask(mask, None)
-        scores_bias = self._bias(places, bias, valid)
+            keys, real, mask = seen.keys, (valid_keys(mask), positions), self._mask(mask, None)
+        scores_bias = self._bias(places, bias, real)
         return attention_weights(query, keys, scoring=self._scoring(), mask=mask, bias=scores_bias)
 
     def field_axes(self, field: str) -> Axes | None:
@@ -359,13 +360,14 @@ class Attention(AbstractAttention):
         self,
         places: tuple[Array, Array],
         bias: PositionBias | None,
-        valid: Array | None = None,
-        positions: Array | None = None,
+        real: tuple[Array | None, Array | None] | None = None,
     ) -> Array | None:
-        """The sum of the biases; where places count, they are `positions`, or those of real tokens.
+        """The sum of the biases.
 
-        To other biases only distances matter, which are the same within a document.
+        `real` is which tokens of a text are, and its positions, without a cache, which knows of
+        both. Where places count, they are these; to other biases only distances matter.
         """
+        valid, positions = real or (None, None)
         counted = places if valid is None else _real(valid)
         counted = counted if positions is None else (positions, positions)
         found = [

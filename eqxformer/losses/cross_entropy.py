@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
@@ -122,7 +121,7 @@ def cross_entropies(
 
 def wide_ids(ids: Array) -> Array:
     """Ids in a type that holds every vocabulary's size, which that of bytes, say, does not."""
-    return ids.astype(np.promote_types(ids.dtype, np.int32))
+    return ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids
 
 
 def _at(logits: Array, targets: Array, counted: Array) -> Array:

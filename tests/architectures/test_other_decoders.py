@@ -202,7 +202,9 @@ def test_gpt_oss_has_yarn_and_windows_of_128_where_nothing_else_is_said():
     assert each(config, "rotary") == [ef.Rotary(base=150_000.0, scaling=yarn)] * 2
     assert each(config, "window") == [128, None]
     assert each(config, "head_dim") == [64, 64]
-    assert each(tree("gpt_oss", rope_scaling=None), "rotary") == [ef.Rotary(base=150_000.0)] * 2
+    assert each(tree("gpt_oss", rope_scaling=None), "rotary") == each(config, "rotary")
+    plain = tree("gpt_oss", rope_scaling={"rope_type": "default"})
+    assert each(plain, "rotary") == [ef.Rotary(base=150_000.0)] * 2
     expert = config.blocks[0].feed_forward.expert
     assert (expert.alpha, expert.limit) == (1.702, 7.0)
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from eqxformer.training.recipes import mlm
 from tests.helpers.compare import assert_close
 from tests.training.shared_run import outcome
 
+ROOT = Path(__file__).parents[2]
 TEXT = " ".join(f"{number} times" for number in range(300))
 STEPS = 60
 TINY = mlm.model(len(set(TEXT)) + mlm.SPECIAL, dim=8, layers=1, heads=2, hidden=8)
@@ -146,6 +148,7 @@ def test_processes_that_bring_shares_of_each_batch_train_on_all_of_it():
         subprocess.Popen(
             [sys.executable, "-m", "tests.training.shared_run", str(rank), "2", str(port)],
             env=environment,
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

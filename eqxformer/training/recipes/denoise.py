@@ -136,4 +136,5 @@ recipe = pretraining(
     experiment,
     SPECIAL,
     fill,
+    draws=True,
 )

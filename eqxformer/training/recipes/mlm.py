@@ -99,4 +99,5 @@ recipe = pretraining(
     experiment,
     SPECIAL,
     fill,
+    draws=False,
 )

@@ -138,8 +138,10 @@ def check_prompt(prompt: str, tokenizer: Characters, length: int) -> None:
     tokenizer.encode(prompt.replace(HOLE, ""))
 
 
-def pretraining(name: str, summary: str, suggest: Suggest, special: int, fill: Fill) -> Recipe:
-    """The recipe of a model that restores text; arguments as of `Pretraining`."""
+def pretraining(
+    name: str, summary: str, suggest: Suggest, special: int, fill: Fill, *, draws: bool
+) -> Recipe:
+    """The recipe of a model that restores text; arguments as of `Pretraining` and `Recipe`."""
 
     def prepare(data: Path | None) -> Pretraining:
         return Pretraining(read_corpus(data), suggest, special, fill)
@@ -150,4 +152,4 @@ def pretraining(name: str, summary: str, suggest: Suggest, special: int, fill: F
         check_prompt(request.prompt, tokenizer, experiment.data.length)
         yield fill(model, tokenizer, experiment, request)
 
-    return Recipe(name, summary, prepare, respond, draws=False)
+    return Recipe(name, summary, prepare, respond, draws=draws)
