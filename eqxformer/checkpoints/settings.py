@@ -203,12 +203,12 @@ class Settings:
         """Says of keys that they make no difference to what is computed."""
         self._read.update(keys)
 
-    def labels(self, default: int = 2) -> int:
+    def labels(self) -> int:
         """How many labels a classifier has."""
         named = self.get("id2label", None)
         if isinstance(named, dict):
             return len(named)
-        return self.size("num_labels", default)
+        return self.size("num_labels", 2)
 
     def holds(self, name: str, *, default: bool = True) -> bool:
         """Whether the checkpoint has a tensor of this name; `default` without any tensors."""

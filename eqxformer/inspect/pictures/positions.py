@@ -91,9 +91,7 @@ def position_bias(bias: PositionBias, length: int, *, title: str | None = None) 
     added = added.reshape(-1, heads, length, length)[0]
     # The first query sees all that is ahead, the last one all that is behind.
     behind, ahead = added[:, -1, :], added[:, 0, 1:]
-    if (
-        bias.counts_places
-    ):  # added by the key's place alone: only differences count, of those behind
+    if bias.counts_places:  # added by the key's place alone: its differences count, and no others
         behind, ahead = behind - behind[:, -1:], ahead[:, :0]
     curves = np.concatenate([behind, ahead], axis=-1)
     distances = np.arange(1 - length, ahead.shape[-1] + 1)
