@@ -1,11 +1,13 @@
 """How many programs building a model and training it compile, which depth must not change."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import eqxformer as ef
+from eqxformer.keys import split
 from tests.helpers.compare import same_bits
 from tests.helpers.compiling import compilations
 
@@ -50,6 +52,30 @@ def test_building_again_compiles_nothing():
         with compilations() as compiled:
             config(3, layout).build(key=key)
         assert not compiled
+
+
+@pytest.mark.parametrize("layout", [ef.Unrolled(), ef.Scanned()])
+def test_a_state_is_copied_with_no_program_of_its_own(layout):
+    model, _ = built(2, layout)
+    optimizer, key = ef.AdamW(1e-2).build(steps=5), jax.random.key(1)
+    jax.block_until_ready(
+        (optimizer.init(eqx.filter(model, eqx.is_array)), jnp.zeros((), jnp.int32))
+    )
+    with compilations() as compiled:
+        ef.TrainState.create(model, optimizer, key=key)
+    assert not compiled
+
+
+def test_keys_are_drawn_and_taken_apart_in_one_program():
+    key = jax.random.key(0)
+    jax.clear_caches()
+    with compilations() as compiled:
+        parts = split(key, 5)
+    assert len(compiled) == 1
+    assert same_bits(
+        jnp.stack([jax.random.key_data(part) for part in parts]),
+        jax.random.key_data(jax.random.split(jax.random.key(0), 5)),
+    )
 
 
 def test_steps_after_the_first_compile_nothing():

@@ -4,7 +4,6 @@ import abc
 from typing import Annotated, Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
@@ -165,7 +164,7 @@ class Block(AbstractBlock):
     def __init__(
         self, dim: int, config: Config, *, source_dim: int | None = None, key: PRNGKeyArray
     ):
-        attention, cross, feed_forward = jax.random.split(key, 3)
+        attention, cross, feed_forward = split(key, 3)
         self.attention = config.attention.build(dim, key=attention)
         self.feed_forward = config.feed_forward.build(dim, key=feed_forward)
         self.attention_residual = config.attention_residual.build(dim)
@@ -291,7 +290,7 @@ class ParallelBlock(AbstractBlock):
 
     @takes_options
     def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
-        attention, feed_forward = jax.random.split(key)
+        attention, feed_forward = split(key, 2)
         self.attention = config.attention.build(dim, key=attention)
         self.feed_forward = config.feed_forward.build(dim, key=feed_forward)
         self.norm = build_norm(config.norm, dim)

@@ -9,7 +9,7 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from eqxformer.blocks.block import AbstractBlock, Context
 from eqxformer.config import takes_options
-from eqxformer.keys import fold
+from eqxformer.keys import fold, split
 from eqxformer.layers.feed_forward import RouterLosses
 from eqxformer.traces import traced_once
 
@@ -64,7 +64,7 @@ class Repeated(AbstractBlock):
     def __init__(
         self, dim: int, config: Config, *, source_dim: int | None = None, key: PRNGKeyArray
     ):
-        keys = jax.random.split(key, len(config.blocks))
+        keys = split(key, len(config.blocks))
         pairs = zip(config.blocks, keys, strict=True)
         self.blocks = tuple(b.build(dim, source_dim=source_dim, key=k) for b, k in pairs)
         self.times = config.times

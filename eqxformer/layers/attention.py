@@ -3,12 +3,12 @@
 from typing import Annotated, ClassVar, Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from eqxformer.axes import Axes
 from eqxformer.config import takes_options
+from eqxformer.keys import split
 from eqxformer.layers.abstract_attention import AbstractAttention
 from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.cache import Cache, Seen, SourceCache, empty_cache
@@ -152,7 +152,7 @@ class Attention(AbstractAttention):
         self.head_dim = head_dim = config.head_dim or dim // heads
         self.value_dim = value_dim = config.value_dim or head_dim
         source_dim = dim if source_dim is None else source_dim
-        keys = jax.random.split(key, 6)
+        keys = split(key, 6)
         self.query = config.query.build(dim, heads * head_dim, key=keys[0])
         self.key = config.key.build(source_dim, kv_heads * head_dim, key=keys[1])
         self.value = config.value.build(source_dim, kv_heads * value_dim, key=keys[2])

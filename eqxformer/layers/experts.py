@@ -187,7 +187,7 @@ class Experts(FeedForward):
 
     @takes_options
     def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
-        router, experts, shared, correction = jax.random.split(key, 4)
+        router, experts, shared, correction = split(key, 4)
         self.router = config.router.build(dim, config.count, key=router)
         self.experts = eqx.filter_vmap(lambda k: config.expert.build(dim, key=k))(
             jax.random.split(experts, config.count)

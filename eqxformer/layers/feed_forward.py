@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqxformer.axes import Axes
 from eqxformer.config import Config, takes_options
+from eqxformer.keys import split
 from eqxformer.layers.activations import Activation, activation
 from eqxformer.layers.dropout import check_rate, dropout
 from eqxformer.layers.linear import AbstractLinear, Linear
@@ -78,7 +79,7 @@ class MLP(FeedForward):
 
     @takes_options
     def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
-        up, down = jax.random.split(key)
+        up, down = split(key, 2)
         self.up = config.up.build(dim, config.hidden, key=up)
         self.down = config.down.build(config.hidden, dim, key=down)
         self.config = config
@@ -118,7 +119,7 @@ class GatedMLP(FeedForward):
 
     @takes_options
     def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
-        gate, up, down = jax.random.split(key, 3)
+        gate, up, down = split(key, 3)
         self.gate = config.gate.build(dim, config.hidden, key=gate)
         self.up = config.up.build(dim, config.hidden, key=up)
         self.down = config.down.build(config.hidden, dim, key=down)
@@ -171,7 +172,7 @@ class ClampedGatedMLP(FeedForward):
 
     @takes_options
     def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
-        gate, up, down = jax.random.split(key, 3)
+        gate, up, down = split(key, 3)
         self.gate = config.gate.build(dim, config.hidden, key=gate)
         self.up = config.up.build(dim, config.hidden, key=up)
         self.down = config.down.build(config.hidden, dim, key=down)

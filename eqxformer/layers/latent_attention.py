@@ -3,12 +3,12 @@
 from typing import Annotated, ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from eqxformer.axes import Axes
 from eqxformer.config import takes_options
+from eqxformer.keys import split
 from eqxformer.layers.abstract_attention import AbstractAttention
 from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.cache import Cache, Seen, empty_cache
@@ -109,7 +109,7 @@ class LatentAttention(AbstractAttention):
 
     @takes_options
     def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
-        keys, heads = jax.random.split(key, 7), config.heads
+        keys, heads = split(key, 7), config.heads
         plain = config.head_dim - config.rotary_dim
         self.value_dim = plain if config.value_dim is None else config.value_dim
         self.to_query_latent, self.query_norm, width = None, build_norm(None, dim), dim

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -55,7 +54,7 @@ class AudioEmbedding(eqx.Module):
 
     @takes_options
     def __init__(self, bins: int, dim: int, config: Config, *, key: PRNGKeyArray):
-        first, second, positions = jax.random.split(key, 3)
+        first, second, positions = split(key, 3)
         self.first = config.first.build(bins, dim, key=first)
         self.second = config.second.build(dim, dim, key=second)
         self.positions = None
@@ -130,7 +129,7 @@ class AudioEncoder(eqx.Module):
 
     @takes_options
     def __init__(self, config: Config, *, key: PRNGKeyArray):
-        embedding, blocks = jax.random.split(key)
+        embedding, blocks = split(key, 2)
         self.embedding = config.embedding.build(config.bins, config.dim, key=embedding)
         self.blocks = Stack.build(config.blocks, dim=config.dim, layout=config.layout, key=blocks)
         self.norm = build_norm(config.norm, config.dim)

@@ -129,7 +129,7 @@ class DecoderLM(eqx.Module):
 
     @takes_options
     def __init__(self, config: Config, *, source_dim: int | None = None, key: PRNGKeyArray):
-        embedding, blocks, head, bias = jax.random.split(key, 4)
+        embedding, blocks, head, bias = split(key, 4)
         self.embedding = config.embedding.build(config.vocab, config.dim, key=embedding)
         self.blocks = Stack.build(
             config.blocks,

@@ -3,13 +3,13 @@
 from typing import Annotated, Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.axes import Axes
 from eqxformer.config import Config, takes_options
+from eqxformer.keys import split
 from eqxformer.layers.dropout import check_rate, dropout
 from eqxformer.layers.embedding import Embedding, lookup
 from eqxformer.layers.initializers import Initializer, Normal
@@ -101,7 +101,7 @@ class InputEmbedding(eqx.Module):
 
     @takes_options
     def __init__(self, vocab: int, dim: int, config: Config, *, key: PRNGKeyArray):
-        keys = jax.random.split(key, 4)
+        keys = split(key, 4)
         width = config.width or dim
         summed = width if config.projected == "sum" else dim
         positions, types = config.positions, config.types

@@ -3,7 +3,6 @@
 from typing import Literal
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.blocks.block import AbstractBlock, Context
@@ -76,7 +75,7 @@ class Encoder(eqx.Module):
 
     @takes_options
     def __init__(self, config: Config, *, key: PRNGKeyArray):
-        embedding, blocks, bias, pooling = jax.random.split(key, 4)
+        embedding, blocks, bias, pooling = split(key, 4)
         self.embedding = config.embedding.build(config.vocab, config.dim, key=embedding)
         self.blocks = Stack.build(config.blocks, dim=config.dim, layout=config.layout, key=blocks)
         self.norm = build_norm(config.norm, config.dim)
@@ -174,7 +173,7 @@ class EncoderWithHead(eqx.Module):
 
     @takes_options
     def __init__(self, config: Config, *, key: PRNGKeyArray):
-        encoder, head = jax.random.split(key)
+        encoder, head = split(key, 2)
         self.encoder = config.encoder.build(key=encoder)
         inner = config.encoder
         self.head = config.head.build(inner.dim, inner.vocab, width=inner.embedding.width, key=head)

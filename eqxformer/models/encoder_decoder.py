@@ -62,7 +62,7 @@ class EncoderDecoder(eqx.Module):
 
     @takes_options
     def __init__(self, config: Config, *, key: PRNGKeyArray):
-        encoder, decoder = jax.random.split(key)
+        encoder, decoder = split(key, 2)
         self.encoder = config.encoder.build(key=encoder)
         built = config.decoder.build(source_dim=config.encoder.dim, key=decoder)
         if config.tokens == "shared":

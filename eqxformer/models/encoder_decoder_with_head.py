@@ -85,7 +85,7 @@ class EncoderDecoderWithHead(eqx.Module):
 
     @takes_options
     def __init__(self, config: Config, *, key: PRNGKeyArray):
-        body, head = jax.random.split(key)
+        body, head = split(key, 2)
         decoder = config.body.decoder
         self.body = config.body.build(key=body)
         self.head = config.head.build(decoder.dim, decoder.vocab, key=head)

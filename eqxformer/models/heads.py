@@ -167,7 +167,7 @@ class MaskedLMHead(TokenHead):
     def __init__(
         self, dim: int, vocab: int, config: Config, *, width: int | None = None, key: PRNGKeyArray
     ):
-        dense, output = jax.random.split(key)
+        dense, output = split(key, 2)
         inner = dim if width is None else width
         self.dense = config.dense.build(dim, inner, key=dense)
         self.norm = build_norm(config.norm, inner)
@@ -279,7 +279,7 @@ class SequenceHead(eqx.Module):
 
     @takes_options
     def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
-        pooling, linear = jax.random.split(key)
+        pooling, linear = split(key, 2)
         self.pooling = config.pooling.build(dim, key=pooling)
         self.linear = config.linear.build(dim, config.labels, key=linear)
         self.config = config
@@ -326,7 +326,7 @@ class LabelHead(eqx.Module):
 
     @takes_options
     def __init__(self, dim: int, config: Config, *, key: PRNGKeyArray):
-        dense, linear = jax.random.split(key)
+        dense, linear = split(key, 2)
         self.dense = None if config.dense is None else config.dense.build(dim, dim, key=dense)
         self.norm = build_norm(config.norm, dim)
         self.linear = config.linear.build(dim, config.labels, key=linear)

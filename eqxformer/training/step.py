@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.losses.cross_entropy import Loss
@@ -77,14 +78,25 @@ class TrainState(eqx.Module):
         stay yours. `trains` says which arrays are trained, all by default; `precision` in which
         type these are kept.
         """
-        model = jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, model)
+        model = jax.tree.map(lambda leaf: _copied(leaf) if eqx.is_array(leaf) else leaf, model)
         trained, frozen = eqx.partition(model, trains.mask(model))
         trained = precision.kept(trained)
         model, memory = eqx.combine(trained, frozen), beside(optimizer.init, trained)
-        numbers, kind = jnp.copy(jax.random.key_data(key)), jax.random.key_impl(key)
+        numbers, kind = _copied(jax.random.key_data(key)), jax.random.key_impl(key)
         own_key = jax.random.wrap_key_data(numbers, impl=kind)
         step, own_key = everywhere((jnp.zeros((), jnp.int32), own_key), like=model)
         return cls(model, memory, step, own_key, trains)
+
+
+def _copied(array: Array) -> Array:
+    """The same numbers in memory of their own.
+
+    The runtime copies what is here without a program for every shape, which `jnp.copy` compiles; of
+    an array that other processes hold a part of, only `jnp.copy` makes another.
+    """
+    if isinstance(array, Tracer) or not array.is_fully_addressable:
+        return jnp.copy(array)
+    return jax.device_put(array, may_alias=False)
 
 
 def abstract_state(

@@ -54,6 +54,21 @@ def test_orthogonal_matrices_are_orthogonal(shape):
     )
 
 
+@pytest.mark.parametrize("draw", [ef.Normal(std=0.3), ef.TruncatedNormal(std=0.3)])
+def test_a_weight_has_the_same_bits_within_a_program_and_is_the_scaled_draw(draw):
+    shape = (7, 5)
+    weight = draw(jax.random.key(3), shape)
+    within = jax.jit(lambda key: draw(key, shape))(jax.random.key(3))
+    np.testing.assert_array_equal(weight, within)
+    unit = {
+        ef.Normal: lambda key: jax.random.normal(key, shape),
+        ef.TruncatedNormal: lambda key: jax.random.truncated_normal(key, -2.0, 2.0, shape),
+    }[type(draw)](jax.random.key(3))
+    np.testing.assert_allclose(weight, 0.3 * unit, rtol=3e-7)
+    with jax.enable_x64(True):
+        assert weight.dtype == draw(jax.random.key(3), shape).dtype == jnp.float32
+
+
 def test_the_same_key_draws_the_same_weight_and_another_key_another():
     draw = ef.LeCun()
     first, again = (draw(jax.random.key(0), (3, 4)) for _ in range(2))

@@ -33,6 +33,7 @@ class Run:
         batch, step = BATCH, ef.make_step(ef.NextToken(), OPTIMIZER)
         if placement is not None:
             model, batch = placement.put(model), placement.batch(batch)
+        given = [np.array(x) for x in numbers(model)]
         state = ef.TrainState.create(model, OPTIMIZER, key=jax.random.key(1))
         self.before, self.share = where(state), share(state)[0]
         self.losses, self.states = [], []
@@ -40,13 +41,18 @@ class Run:
             state, metrics = step(state, batch)
             self.losses.append(float(metrics["loss"]))
             if number in (0, 4):  # after the first, Adam's mean is a tenth of the gradient
-                self.states.append([np.asarray(x) for x in numbers(state)])
+                self.states.append([np.asarray(x) for x in trained(state)])
+        self.kept = all(map(np.array_equal, given, numbers(model)))
         self.after = where(state)
         self.program = step.lower(state, batch).compile().as_text()
 
 
-def numbers(state):
-    return jax.tree.leaves((state.model, state.optimizer))
+def trained(state):
+    return numbers((state.model, state.optimizer))
+
+
+def numbers(tree):
+    return jax.tree.leaves(eqx.filter(tree, eqx.is_array))
 
 
 ALONE = {}
@@ -88,6 +94,12 @@ def test_losses_gradients_and_five_steps_are_those_of_one_device(case):
 def test_a_state_stays_where_it_lies(case):
     _, spread, _ = case
     assert spread.after == spread.before
+
+
+def test_the_model_that_was_given_keeps_its_numbers(case):
+    _, spread, single = case
+    assert spread.kept
+    assert single.kept
 
 
 def test_each_device_holds_its_share_of_the_state(case):

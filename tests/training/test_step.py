@@ -9,6 +9,7 @@ from eqxformer.losses.tokens import NextToken, next_token_loss
 from eqxformer.optimizers.optimizer import SGD, AdamW, ClipByNorm
 from eqxformer.optimizers.schedules import WarmupCosine
 from eqxformer.training.step import TrainState, make_step
+from tests.helpers.compare import same_bits
 from tests.training.tiny import Bigram, Noisy
 
 BATCH = TokenBatch(np.arange(10, dtype=np.int32).reshape(2, 5) % 5)
@@ -62,6 +63,7 @@ def test_steps_are_traced_once():
 
 def test_the_state_is_donated_and_the_originals_are_not():
     model, key = Bigram(key=jax.random.key(0)), jax.random.key(1)
+    before = jax.tree.map(np.array, eqx.filter(model, eqx.is_array))
     optimizer = AdamW(0.1).build(steps=5)
     old = TrainState.create(model, optimizer, key=key)
     new, _ = make_step(next_token_loss, optimizer)(old, BATCH)
@@ -70,6 +72,7 @@ def test_the_state_is_donated_and_the_originals_are_not():
     assert all(array.is_deleted() for array in arrays)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(eqx.filter(new, eqx.is_array)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(model))
+    assert same_bits(eqx.filter(model, eqx.is_array), before)
     assert not key.is_deleted()
 
 
