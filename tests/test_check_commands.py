@@ -123,6 +123,12 @@ def test_extras_that_pages_ask_for_are_there():
             "XLA_FLAGS=--xla_force_host_platform_device_count=8 "
             "eqxformer train --out a --resume --mesh fsdp=8",
         ),
+        (
+            "eqxformer train translate --data a --steps 9",
+            "eqxformer train translate --data a --steps 9 --steps 4 --set averaged=2"
+            " --set average_every=2 --set optimizer.learning_rate.warmup=1"
+            " --set optimizer.learning_rate.cooldown=1",
+        ),
         ("first &\nsecond", "first &\nsecond && wait $!"),
         ("python benchmarks/loading.py", "python benchmarks/loading.py --repetitions 1"),
     ],

@@ -56,8 +56,8 @@ CHANGED = (
         "finds out what would be installed, and leaves this environment as it is",
     ),
     Changed(
-        r"\beqxformer train translate\b",
-        "eqxformer train translate --steps 4 --set averaged=2 --set average_every=2"
+        r"^(eqxformer train translate\b.*)$",
+        r"\1 --steps 4 --set averaged=2 --set average_every=2"
         " --set optimizer.learning_rate.warmup=1 --set optimizer.learning_rate.cooldown=1",
         "hours of training",
     ),

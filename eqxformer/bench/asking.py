@@ -108,7 +108,7 @@ def summary(
         most: the ceiling's operations or bytes per second, measured in turn with them.
     """
     unit, kind = QUESTIONS[question]
-    low, median, high = statistics.quantiles(taken, n=4)
+    low, median, high = statistics.quantiles(taken, n=4, method="inclusive")
     parts = facts["parts"]
     found: dict[str, Any] = {
         "of": unit,

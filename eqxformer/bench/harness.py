@@ -202,7 +202,8 @@ def compare(
 
 
 def _spread(seconds: list[float]) -> dict[str, Any]:
-    low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    several = seconds if len(seconds) > 1 else seconds * 2
+    low, median, high = statistics.quantiles(several, n=4, method="inclusive")
     return {"median": median, "quartiles": [low, high], "repetitions": len(seconds)}
 
 

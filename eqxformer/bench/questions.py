@@ -50,6 +50,8 @@ class Setting(NamedTuple):
         if not isinstance(self.config, DecoderLM.Config):
             kind = type(self.config).__qualname__.removesuffix(".Config")
             raise ValueError(f"Only a DecoderLM is measured; this is of type {kind}.")
+        if not self.config.blocks:
+            raise ValueError("The model has no blocks; there is nothing to measure.")
         if self.batch < 1:
             raise ValueError(f"`batch` must be at least 1; got {self.batch}.")
         if self.seq < 4:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from eqxformer.__about__ import __version__
 from eqxformer.bench.asking import Progress, ask
-from eqxformer.bench.harness import CandidateFailed
+from eqxformer.bench.harness import CandidateFailed, share_device
 from eqxformer.bench.questions import QUESTIONS, Setting, askable
 from eqxformer.bench.report import report
 from eqxformer.bench.sizes import SIZES, size
@@ -95,13 +95,15 @@ def bench(
     Beside the median stands its share of what the machine can do at most, measured in turn with it:
     a large matrix product, and for decode the reading of memory.
     """
+    share_device()
     with explained():
         setting = setting_of(source, batch, seq, dtype)
         _check_out(out)
+        about, wanted = _about(setting), dict.fromkeys(questions or askable(setting))
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(f"{source}: {_about(setting)}\n")
+    console.print(f"{source}: {about}\n")
     found: dict[str, dict[str, Any]] = {}
-    wanted, failure = dict.fromkeys(questions or askable(setting)), None
+    failure = None
     try:
         with _progress(console, repetitions) as progress:
             asked = ask(

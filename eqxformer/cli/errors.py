@@ -23,5 +23,7 @@ def explained() -> Iterator[None]:
     """Turns the errors that the library raises for bad input into one line without a traceback."""
     try:
         yield
+    except BrokenPipeError:  # the reader of a pipe has gone: nobody is there to be told
+        raise
     except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
         raise Mistake(str(error) or type(error).__name__) from error

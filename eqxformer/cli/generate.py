@@ -16,7 +16,7 @@ from eqxformer.generation.settings import GenerationSettings
 from eqxformer.generation.warpers import Temperature
 from eqxformer.models.encoder_decoder import EncoderDecoder
 from eqxformer.text import TextGenerator
-from eqxformer.training.experiment import Experiment, Recipe, Request
+from eqxformer.training.experiment import Experiment, Recipe, Request, check_seed
 from eqxformer.training.recipes import recipe
 from eqxformer.training.run_directory import RUN, RunDirectory
 
@@ -87,6 +87,7 @@ class _Answers:
     def __init__(
         self, writer: TextGenerator, new: int | None, stop: tuple[str, ...], seed: int
     ) -> None:
+        check_seed(seed)
         said = writer.settings
         limited = said.max_new_tokens is not None or said.max_length is not None
         self._options = {"max_new_tokens": new or (None if limited else _LONG), "stop": stop}

@@ -1,6 +1,7 @@
 """BLEU, by the package sacrebleu."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 
 def bleu(translations: Sequence[str], references: Sequence[str]) -> float:
@@ -24,11 +25,16 @@ def bleu(translations: Sequence[str], references: Sequence[str]) -> float:
             "`translations` and `references` must be as many, and some; got "
             f"{len(translations):,} and {len(references):,}."
         )
+    found = scorer().corpus_bleu(
+        list(translations), [list(references)], tokenize="none", force=True
+    )
+    return float(found.score)
+
+
+def scorer() -> ModuleType:
+    """The package. Raises `ImportError` that says what to install, to be asked before training."""
     try:
         import sacrebleu
     except ImportError:
         raise ImportError("BLEU needs sacrebleu: pip install 'eqxformer[evaluate]'.") from None
-    found = sacrebleu.corpus_bleu(
-        list(translations), [list(references)], tokenize="none", force=True
-    )
-    return float(found.score)
+    return sacrebleu

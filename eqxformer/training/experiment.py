@@ -75,12 +75,13 @@ class Experiment(Config):
     checkpoint: str = ""
 
     def check(self) -> None:
-        least = {"steps": 1, "validate_every": 1, "sample_every": 1, "seed": 0, "skips": 0}
+        least = {"steps": 1, "validate_every": 1, "sample_every": 1, "skips": 0}
         least |= {"checkpoint_every": 1, "patience": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"`{name}` must be at least {bound}; got {value}.")
+        check_seed(self.seed)
         if self.peak_flops is not None and self.peak_flops <= 0:
             raise ValueError(f"`peak_flops` must be above 0; got {self.peak_flops}.")
         check_microbatch(self.microbatch)
@@ -225,6 +226,12 @@ class Task(abc.ABC, Generic[Made]):
         """Text that shows what the model has learned."""
 
 
+def check_seed(seed: int) -> None:
+    """Raises `ValueError` for a seed that `jax.random.key` does not take, or a negative one."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"`seed` must be at least 0 and below 2**63; got {seed}.")
+
+
 class Request(NamedTuple):
     """What is asked of a trained model, and how tokens are chosen."""
 
@@ -235,10 +242,9 @@ class Request(NamedTuple):
 
     def check(self) -> None:
         """Raises `ValueError` for numbers that make no sense."""
-        for name, least in {"max_new_tokens": 1, "seed": 0}.items():
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}; got {value}.")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be at least 1; got {self.max_new_tokens}.")
+        check_seed(self.seed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,12 +131,27 @@ def test_numbers_are_saved_with_the_machine_and_what_was_asked(command, answered
         (["--device", "abacus"], "'abacus' is not one of 'cpu', 'gpu'"),
         (["--out", "nowhere/found.json"], "--out nowhere/found.json needs the directory nowhere"),
         (["--out", ".."], "--out .. is a directory; name a file"),
+        (["uneven.json"], "`heads` must divide the model's width"),
+        (["none.json"], "The model has no blocks; there is nothing to measure"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(command, here, arguments, message):
     (here / "broken.json").write_text("{")
     (here / "other.json").write_text("{}")
+    (here / "uneven.json").write_text(TINY.edit("blocks.*.attention", heads=3).to_json())
+    (here / "none.json").write_text(TINY.edit(blocks=()).to_json())
     assert re.search(message, refused(command, here, "bench", *arguments))
+
+
+def test_the_command_leaves_a_gpu_to_the_processes_that_measure(
+    command, answered, tiny, monkeypatch
+):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    seen = []
+    monkeypatch.setattr(bench, "setting_of", lambda *_: seen.append(dict(os.environ)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        command("bench", tiny)
+    assert seen[0]["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
 
 
 def test_ctrl_c_leaves_what_has_been_measured(command, here, tiny, monkeypatch):

@@ -58,7 +58,8 @@ def test_files_that_hold_nothing_to_learn(command, here, content, message):
         (["--steps", "many"], "'many' is not a valid integer; see eqxformer train --help"),
         (["--batch", "0"], "`batch` must be at least 1; got 0"),
         (["--batch", "1000000000"], "Make the model or the batch smaller"),
-        (["--seed", "-1"], "`seed` must be at least 0; got -1"),
+        (["--seed", "-1"], "`seed` must be at least 0 and below 2**63; got -1"),
+        (["--seed", str(2**63)], "`seed` must be at least 0 and below 2**63; got 9223372"),
         (["--hurry"], "No such option"),
         (["--set", "model.dim"], "--set needs path=value"),
         (["--set", "=3"], "--set needs path=value"),
@@ -109,6 +110,13 @@ def test_a_package_that_is_not_installed_is_named(command, here, monkeypatch):
     learned = ["--set", 'tokenizer={"type": "ByteLevelBPE", "vocab": 300}']
     line = refused(command, here, "train", "--data", "../text.txt", *learned)
     assert "need tokenizers: pip install 'eqxformer[hub]'" in line
+
+
+def test_what_is_needed_at_the_end_is_asked_for_at_the_beginning(command, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    (here / "pairs.tsv").write_text("a dog\tein hund\n" * 40)
+    line = refused(command, here, "train", "translate", "--data", "pairs.tsv")
+    assert "BLEU needs sacrebleu: pip install 'eqxformer[evaluate]'" in line
 
 
 def test_ctrl_c_before_training_leaves_nothing(command, here, monkeypatch):
@@ -187,3 +195,9 @@ def test_a_saved_model_without_a_tokenizer(command, here, trained):
     save(load(trained / "rot13"), here / "model")
     line = refused(command, here, "generate", here / "model", "--prompt", "hey")
     assert f"There is no tokenizer.json in {here / 'model'}" in line
+
+
+def test_seeds_that_are_none_of_a_checkpoint(command, here, checkpoint):
+    for seed in (-1, 2**63):
+        line = refused(command, here, "generate", checkpoint, "--prompt", "a", "--seed", seed)
+        assert f"`seed` must be at least 0 and below 2**63; got {seed}" in line

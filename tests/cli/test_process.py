@@ -101,3 +101,14 @@ def test_a_reader_that_goes_away_ends_the_command_quietly():
     )
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1
+
+
+def test_a_reader_that_is_gone_before_a_word_is_no_mistake():
+    done = python(
+        "import sys, click\n"
+        "from eqxformer.cli.errors import explained\n"
+        "try:\n"
+        "    with explained(): raise BrokenPipeError(32, 'Broken pipe')\n"
+        "except BrokenPipeError: print('as it was')"
+    )
+    assert done.stdout == "as it was\n", done.stderr

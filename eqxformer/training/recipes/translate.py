@@ -23,7 +23,7 @@ from eqxformer.models import EncoderDecoder, TiedHead, families
 from eqxformer.optimizers.optimizer import AdamW, ClipByNorm
 from eqxformer.optimizers.schedules import InverseSquareRoot
 from eqxformer.training.averaging import AverageLast
-from eqxformer.training.bleu import bleu
+from eqxformer.training.bleu import bleu, scorer
 from eqxformer.training.callbacks import Callback, Evaluate
 from eqxformer.training.experiment import Experiment, Recipe, Request, Task
 from eqxformer.training.translation import translate
@@ -147,7 +147,9 @@ class Translation(Task[Translating]):
         return experiment.edit(prompt=experiment.prompt or self.splits.valid.source[0])
 
     def check(self, experiment: Translating) -> None:
-        """Raises `ValueError` for pairs that do not fit, and for a tokenizer that cannot be cut."""
+        """Raises `ValueError` for pairs that do not fit, and for a tokenizer that cannot be cut;
+        `ImportError` where there is nothing to measure BLEU with, which is asked for at the end."""
+        _ = scorer()
         if experiment.cuts is not None:
             _ = Merges.of(self.tokenizer)
         self._pairs(experiment.data, "train")
