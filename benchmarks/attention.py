@@ -12,6 +12,7 @@ what its allocator held at most beside them.
 """
 
 import argparse
+import functools
 import math
 import sys
 import time
@@ -68,13 +69,13 @@ def measure(length: int, name: str, options: argparse.Namespace) -> dict[str, An
     shared = [__file__, *sys.argv[1:], "--lengths", str(length), "--candidate"]
     commands = {who: [*shared, who, name] for who in options.candidates}
     try:
-        found = harness.compare(commands, repetitions=options.repetitions)
+        agree = functools.partial(check_numbers, dtype=options.dtype)
+        found = harness.compare(commands, repetitions=options.repetitions, check=agree)
     except RuntimeError as error:
         print(f"  left out: {error}")
         return {"batch": batch, "left_out": str(error)}
-    check_numbers(found, options.dtype)
-    for who, result in found.items():
-        calls = result.pop("calls")
+    for result in found.values():
+        calls, _ = result.pop("calls"), result.pop("numbers")
         result["median"] /= calls
         result["quartiles"] = [each / calls for each in result["quartiles"]]
         result["flops_per_second"] = result["flops"] / result["median"]
@@ -92,9 +93,9 @@ def check_numbers(found: dict[str, dict[str, Any]], dtype: str) -> None:
     """Refuses to compare candidates that do not compute the same."""
     tolerance = TOLERANCES.get((dtype, harness.machine()["platform"]), 0.1)
     first, *others = found
-    right = np.asarray(found[first].pop("numbers"))
+    right = np.asarray(found[first]["numbers"])
     for who in others:
-        error = np.abs(np.asarray(found[who].pop("numbers")) - right).max()
+        error = np.abs(np.asarray(found[who]["numbers"]) - right).max()
         if not error <= tolerance * np.abs(right).max():
             sys.exit(f"The numbers of {who} and {first} differ by {error}.")
 
@@ -185,7 +186,7 @@ def torch_sdpa(arrays: Arrays, window: int | None, dtype: str, both: bool) -> An
     import torch
     import torch.nn.functional as F  # noqa: N812 - its usual name
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = harness.torch_device()
     torch.set_float32_matmul_precision("high")
     tensors = [torch.tensor(a, device=device, dtype=getattr(torch, dtype)) for a in arrays]
     q, k, v, gradient = tensors

@@ -7,14 +7,16 @@
 From hidden states and a tied head, the loss and the gradients of both. `eqxformer` is what our
 losses do; a number is `cross_entropy_of` with chunks of so many tokens; `plain` has all logits at
 once, as optax and PyTorch do. Losses and gradients must agree before anything is timed.
-Temporaries are what XLA sets aside beside arguments and results. The peak is what a process grew by
-in its first call, which everybody can be asked: with results and, for JAX, with the compiler.
+Temporaries are what XLA sets aside beside arguments and results. The peak is by how much a process
+grew at most in its first call, with results and without the compiler, which everybody can be asked
+on a CPU; Linux alone tells it.
 """
 
 import argparse
+import functools
 import itertools
 import math
-import resource
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from eqxformer.bench import harness
+from eqxformer.bench.resident import growth
 
 NAMED = ("eqxformer", "plain", "optax", "torch")
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
@@ -56,8 +59,8 @@ def measure(vocab: int, tokens: int, options: argparse.Namespace) -> dict[str, A
     size = ["--vocab", str(vocab), "--tokens", str(tokens), "--dim", str(options.dim)]
     shared = [__file__, *size, "--dtype", options.dtype]
     commands = {name: [*shared, "--candidate", name] for name in options.candidates}
-    found = harness.compare(commands, repetitions=options.repetitions)
-    check(found, options.dtype)
+    agree = functools.partial(check, dtype=options.dtype)
+    found = harness.compare(commands, repetitions=options.repetitions, check=agree)
     print(f"\nvocabulary {vocab:,}, {tokens:,} tokens, dim {options.dim}, {options.dtype}")
     print(f"  {'':<12}{'ms':>9}  {'quartiles':<17}{'temporaries':>12}{'peak':>10}")
     for name, result in found.items():
@@ -93,11 +96,11 @@ def serve(options: argparse.Namespace) -> None:
     """One candidate."""
     harness.needs(*{"optax": ["optax"], "torch": ["torch"]}.get(options.candidate, []))
     arrays = numbers(options)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ours = options.candidate != "torch"
     repeat, computed, temporary = (with_jax if ours else with_torch)(options, *arrays)
-    repeat()
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    grown = growth(repeat)
+    if os.environ.get(harness.PLATFORM) != "cpu":
+        grown = None  # the memory is another's
     harness.serve(repeat, computed=computed(), temporary_bytes=temporary, peak_bytes=grown)
 
 
@@ -154,12 +157,12 @@ def with_torch(options: argparse.Namespace, *arrays: np.ndarray) -> tuple[Any, A
     """The same in PyTorch, which tells temporaries on a GPU only."""
     import torch
 
-    cuda = torch.cuda.is_available()
-    device, dtype = "cuda" if cuda else "cpu", getattr(torch, options.dtype)
-    hidden, table = (torch.tensor(a, device=device).to(dtype) for a in arrays[:2])
+    torch.set_float32_matmul_precision("high")  # as JAX's do
+    where, dtype = harness.torch_device(), getattr(torch, options.dtype)
+    hidden, table = (torch.tensor(a, device=where).to(dtype) for a in arrays[:2])
     hidden.requires_grad_()
     table.requires_grad_()
-    targets = torch.tensor(arrays[2], device=device)
+    targets = torch.tensor(arrays[2], device=where)
     last: list[Any] = [None]
 
     def repeat() -> None:
@@ -167,7 +170,7 @@ def with_torch(options: argparse.Namespace, *arrays: np.ndarray) -> tuple[Any, A
         loss = torch.nn.functional.cross_entropy((hidden @ table.T).float(), targets)
         loss.backward()
         last[0] = loss.detach()
-        if cuda:
+        if where == "cuda":
             torch.cuda.synchronize()
 
     def computed() -> list[float]:
@@ -175,7 +178,7 @@ def with_torch(options: argparse.Namespace, *arrays: np.ndarray) -> tuple[Any, A
         return [float(last[0]), *(float(norm) for norm in norms)]
 
     temporary = None
-    if cuda:
+    if where == "cuda":
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         repeat()

@@ -11,6 +11,8 @@ to read all weights can be faster than that many bytes per second allow.
 """
 
 import argparse
+import hashlib
+import json
 import pathlib
 import subprocess
 import sys
@@ -64,10 +66,7 @@ def measure(folder: str, batch: int, options: argparse.Namespace) -> dict[str, A
         for new in (1, options.new)
     }
     commands["memory"] = [__file__, "--bandwidth"]
-    found = harness.compare(commands, repetitions=options.repetitions)
-    ours, theirs = (found[f"{who}, {options.new}"] for who in CANDIDATES)
-    if ours["tokens"] != theirs["tokens"]:
-        raise SystemExit(f"The candidates wrote different texts: {ours['tokens']}, {theirs}.")
+    found = harness.compare(commands, repetitions=options.repetitions, check=check)
     rate = GIGABYTE[0] * GIGABYTE[1] * 4 / found["memory"]["median"]
     result: dict[str, Any] = {
         "prompt": options.prompt,
@@ -102,6 +101,14 @@ def measure(folder: str, batch: int, options: argparse.Namespace) -> dict[str, A
     return result
 
 
+def check(found: dict[str, dict[str, Any]]) -> None:
+    """Refuses to compare candidates that write different texts, of one token or of all."""
+    for name, result in found.items():
+        who, _, new = name.partition(", ")
+        if who == CANDIDATES[0] and result["texts"] != found[f"{CANDIDATES[1]}, {new}"]["texts"]:
+            raise SystemExit(f"The candidates wrote different texts of {new} tokens.")
+
+
 def serve(who: str, folder: str, batch: int, prompt: int, new: int) -> None:
     """Is a candidate that makes `new` tokens in every repetition."""
     import numpy as np
@@ -109,8 +116,10 @@ def serve(who: str, folder: str, batch: int, prompt: int, new: int) -> None:
     prompts = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (batch, prompt))
     size = pathlib.Path(folder, "model.safetensors").stat().st_size
     generate = {"eqxformer": ours, "transformers": theirs}[who](folder, prompts, new)
-    tokens = generate()
-    harness.serve(generate, tokens=tokens[0][:8], weight_bytes=size)
+    start = time.perf_counter()
+    texts = hashlib.sha256(json.dumps(generate()).encode()).hexdigest()
+    first = time.perf_counter() - start
+    harness.serve(generate, first_seconds=first, texts=texts, weight_bytes=size)
 
 
 def ours(folder: str, prompts: Any, new: int) -> Any:
@@ -126,8 +135,9 @@ def theirs(folder: str, prompts: Any, new: int) -> Any:
     import torch
     from transformers import GPT2LMHeadModel
 
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = torch.tensor(prompts)
+    device = harness.torch_device()
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    ids = torch.tensor(prompts, device=device)
     options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
 
     def generate() -> list[list[int]]:

@@ -3,24 +3,26 @@
     python benchmarks/loading.py
 
 Writes a Llama of 124 million random weights, in float32 and in bfloat16, in one file and in shards,
-and loads each in processes of their own. Memory is the growth of the process's largest resident
-size over what it was before the checkpoint was opened, as a multiple of the weights that result.
-With transformers installed, it loads the same directories in turn.
+and loads each in processes of their own, which have imported what they load with. Memory is by how
+much the process grew at most while it loaded, as a multiple of the weights that result; Linux alone
+tells it. With transformers installed, it loads the same directories in turn.
 """
 
 import argparse
 import importlib.util
+import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 from eqxformer.bench import harness
+from eqxformer.bench.resident import growth
 
 SIZES = {"vocab": 32_000, "dim": 768, "layers": 12, "heads": 12, "hidden": 2048}
 KINDS = {
@@ -54,20 +56,26 @@ def measure(folder: pathlib.Path, kind: str, who: list[str], repetitions: int) -
     """Medians of seconds and of memory for one kind of checkpoint."""
     stored, shards, dtype = KINDS[kind]
     subprocess.run([sys.executable, "-c", WRITE, str(folder), stored, shards], check=True)
-    found: dict[str, list[list[float]]] = {name: [] for name in who}
+    found: dict[str, list[tuple[float, int | None, int]]] = {name: [] for name in who}
     for _ in range(repetitions):
         for name in who:
             command = [sys.executable, __file__, "--load", name, str(folder), dtype]
             printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found[name].append([float(word) for word in printed.split()[-3:]])
+            found[name].append(json.loads(printed.splitlines()[-1]))
     return {
         name: {
-            "seconds": statistics.median(run[0] for run in runs),
+            "seconds": statistics.median(seconds for seconds, *_ in runs),
             "weights_mb": runs[0][2] / 1e6,
-            "memory": statistics.median(run[1] / run[2] for run in runs),
+            "memory": _median_share(runs),
         }
         for name, runs in found.items()
     }
+
+
+def _median_share(runs: list[tuple[float, int | None, int]]) -> float | None:
+    """Growth as a multiple of the weights, of the run in the middle."""
+    grown = [growth / weights for _, growth, weights in runs if growth is not None]
+    return statistics.median(grown) if grown else None
 
 
 WRITE = f"""
@@ -81,44 +89,45 @@ ef.save_pretrained(model, sys.argv[1], model_type="llama", shard_size=sys.argv[3
 
 
 def load_ours(directory: str, dtype: str) -> None:
-    """Prints seconds, growth of memory in bytes, and the bytes of the weights."""
+    """Loads with eqxformer."""
     import jax
     import jax.numpy as jnp
 
     import eqxformer as ef
 
     jnp.ones(3).block_until_ready()
-    _ = ef.from_pretrained
-    before, start = largest(), time.perf_counter()
-    model = ef.from_pretrained(directory, dtype=dtype)
-    jax.block_until_ready(model)
-    report(before, start, sum(leaf.nbytes for leaf in jax.tree.leaves(model)))
+    _ = ef.families, ef.architectures, ef.from_pretrained  # imported with their first use
+
+    def load() -> list[Any]:
+        model = jax.block_until_ready(ef.from_pretrained(directory, dtype=dtype))
+        return [leaf.nbytes for leaf in jax.tree.leaves(model)]
+
+    report(load)
 
 
 def load_theirs(directory: str, dtype: str) -> None:
     """The same with transformers and torch."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.ones(3)
-    before, start = largest(), time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
-    total = sum(float(p.sum()) != 0.5 and p.nbytes for p in model.parameters())  # touches all
-    report(before, start, total)
+
+    def load() -> list[Any]:
+        model = LlamaForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+        return [float(p.sum()) != 0.5 and p.nbytes for p in model.parameters()]  # touches all
+
+    report(load)
 
 
 LOADERS = {"eqxformer": load_ours, "transformers": load_theirs}
 
 
-def largest() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def report(before: int, start: float, weights: int) -> None:
-    """One line: seconds, growth, weights."""
-    print(time.perf_counter() - start, largest() - before, weights)
+def report(load: Callable[[], list[int]]) -> None:
+    """Loads; one line: seconds, growth of memory in bytes, and the bytes of the weights."""
+    sizes: list[int] = []
+    start = time.perf_counter()
+    grown = growth(lambda: sizes.extend(load()))
+    print(json.dumps([time.perf_counter() - start, grown, sum(sizes)]))
 
 
 def show(results: dict[str, Any]) -> None:
@@ -126,7 +135,8 @@ def show(results: dict[str, Any]) -> None:
     print(f"\n{'':30}{'':14}{'seconds':>9}{'memory / weights':>18}")
     for kind, found in results.items():
         for name, facts in found.items():
-            print(f"{kind:30}{name:14}{facts['seconds']:9.2f}{facts['memory']:18.2f}")
+            memory = "" if facts["memory"] is None else f"{facts['memory']:.2f}"
+            print(f"{kind:30}{name:14}{facts['seconds']:9.2f}{memory:>18}")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,12 @@ HEAD = """# Benchmarks
 
 This page is written by `python benchmarks/page.py` from `benchmarks/results/*.json`, and each of
 those by the script that its section names. Candidates run in processes of their own, which are
-asked for one repetition in turn; times are medians, with the first and third quartile behind them.
+asked for one repetition in turn; times are medians, with the first and third quartile behind them
+where they are known. Of starts, the quickest stands here.
 `eqxformer bench` measures eqxformer alone, on any machine, without a checkout of the scripts.
 """
 FIRST = ("training_step", "forward", "generation", "attention")  # sections, then the others
+ON_CPU = ("loading", "speculative")  # run there wherever they are started
 HIDDEN = {"ceilings", "size", "sizes", "candidates"}  # keys that are no part of a row's name
 LABELS = {"generation": "batch {}", "compile_time": "{} layers"}  # what a number in a name is
 
@@ -167,6 +169,8 @@ def section(script: str, name: str, platforms: Mapping[str, Any]) -> str:
 
 def measured(script: str, platform: str, result: Mapping[str, Any] | None) -> str:
     """The hardware, the versions and the command of a platform's results, as an item of a list."""
+    if platform != "cpu" and script in ON_CPU:
+        return f"- {PLATFORMS[platform]}: a question of the CPU alone."
     command = f"`python benchmarks/{script}.py`"
     if result is None:
         return f"- {PLATFORMS[platform]}: not measured; {command} on such a machine does it."

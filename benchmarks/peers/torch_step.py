@@ -6,9 +6,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 
+from eqxformer.bench.harness import torch_device
 from peers import task as tasks
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = torch_device()
 
 
 def training(

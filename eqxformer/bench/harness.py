@@ -30,6 +30,7 @@ PACKAGES = (
 )
 # Candidates share a GPU's memory, most of which JAX would otherwise take at its start.
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+PLATFORM = "EQXFORMER_BENCH_PLATFORM"  # where candidates compute, as the asker's JAX calls it
 FLAGS = ("XLA_", "JAX_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH_", "LD_PRELOAD", "GLIBC_")
 
 
@@ -48,6 +49,21 @@ def needs(*packages: str) -> None:
     if missing:
         print("absent", json.dumps(f"{' and '.join(missing)} not installed"), flush=True)
         raise SystemExit(0)
+
+
+def torch_device() -> str:
+    """The candidate's side: where PyTorch computes, which is where the asker's JAX does.
+
+    Bows out where that is a GPU that PyTorch does not see: nothing is compared across devices.
+    """
+    import torch
+
+    if os.environ.get(PLATFORM, "cpu") == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        print("absent", json.dumps("PyTorch sees no GPU"), flush=True)
+        raise SystemExit(0)
+    return "cuda"
 
 
 def serve(repeat: Callable[[], None], **facts: Any) -> None:
@@ -179,17 +195,23 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Medians, quartiles and facts of every candidate, whose command line is given by name.
 
-    Those that are not installed are printed and left out. One that dies is a `CandidateFailed`.
-    `check` sees everybody's facts before anything is timed, and may raise.
+    Those that are not installed are printed and left out. One that dies is a `CandidateFailed`, as
+    is that none is left. `check` sees everybody's facts before anything is timed, and may raise.
     """
+    share_device()
+    import jax
+
     with ExitStack() as stack:
         running = {}
         facts: dict[str, dict[str, Any]] = {}
         for name, command in candidates.items():  # one warms up at a time
-            candidate = stack.enter_context(Candidate(name, command))
+            where = {PLATFORM: jax.default_backend()}
+            candidate = stack.enter_context(Candidate(name, command, environment=where))
             told = candidate.facts()
             if told is not None:
                 running[name], facts[name] = candidate, told
+        if not facts:
+            raise CandidateFailed(f"None of {', '.join(candidates)} can be measured here.")
         check(facts)
         seconds: dict[str, list[float]] = {name: [] for name in facts}
         order, names = random.Random(0), list(facts)

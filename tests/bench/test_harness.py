@@ -1,10 +1,14 @@
 """The harness: candidates asked in turn, their spread, the dead and the absent, the results."""
 
+import contextlib
 import json
 import os
 import pathlib
+import sys
 import textwrap
+import types
 
+import jax
 import pytest
 
 from eqxformer.bench import harness
@@ -57,7 +61,61 @@ def test_candidates_warm_up_one_by_one_and_are_asked_once_a_round_in_changing_or
 
 def test_medians_and_quartiles_are_those_of_the_repetitions():
     found = harness.compare({"fake": timed(5.0, 1.0, 3.0)}, repetitions=3)["fake"]
-    assert found == {"name": "fake", "median": 3.0, "quartiles": [1.0, 5.0], "repetitions": 3}
+    assert found == {"name": "fake", "median": 3.0, "quartiles": [2.0, 4.0], "repetitions": 3}
+
+
+@pytest.mark.parametrize("seconds", [(0.5,), (0.1, 1.0)])
+def test_quartiles_lie_between_what_was_measured(seconds):
+    found = harness.compare({"fake": timed(*seconds)}, repetitions=len(seconds))["fake"]
+    low, high = found["quartiles"]
+    assert min(seconds) <= low <= found["median"] <= high <= max(seconds)
+
+
+def test_nothing_is_compared_where_nobody_is_there():
+    absent = candidate("from eqxformer.bench import harness; harness.needs('no_such_package')")
+    with pytest.raises(harness.CandidateFailed, match="None of a, b can be measured here"):
+        harness.compare({"a": absent, "b": absent}, repetitions=1)
+
+
+def test_what_disagrees_is_refused_before_a_repetition(tmp_path):
+    log = tmp_path / "log"
+
+    def check(facts):
+        raise SystemExit(f"{facts['a']['letter']} is not {facts['b']['letter']}")
+
+    with pytest.raises(SystemExit, match="a is not b"):
+        harness.compare({n: logging(n, log) for n in "ab"}, repetitions=3, check=check)
+    assert log.read_text() == "aabb"  # they have warmed up
+
+
+@pytest.mark.parametrize(
+    ("platform", "sees", "printed"),
+    [
+        ("cpu", True, "cpu\n"),
+        ("gpu", True, "cuda\n"),
+        ("gpu", False, 'absent "PyTorch sees no GPU"\n'),
+    ],
+)
+def test_pytorch_computes_where_jax_does_or_not_at_all(
+    monkeypatch, capsys, platform, sees, printed
+):
+    fake = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: sees))
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    monkeypatch.setenv(harness.PLATFORM, platform)
+    with contextlib.suppress(SystemExit):
+        print(harness.torch_device())
+    assert capsys.readouterr().out == printed
+
+
+def test_candidates_are_told_where_the_asker_computes():
+    told = candidate("""
+        import os
+        print("ready", json.dumps({"where": os.environ["EQXFORMER_BENCH_PLATFORM"]}), flush=True)
+        for _ in sys.stdin:
+            print(1.0, flush=True)
+        """)
+    found = harness.compare({"fake": told}, repetitions=1)
+    assert found["fake"]["where"] == jax.default_backend()
 
 
 def test_one_repetition_is_its_own_median_and_quartiles():
