@@ -130,7 +130,19 @@ class Config:
         return cls.from_dict(json_object(text))
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        return "\n".join(_lines(self, whole=False))
+
+    def in_full(self) -> str:
+        """The tree as text with every field, where `str` leaves out those at their default.
+
+        Example:
+            >>> import eqxformer as ef
+            >>> print(ef.Normal())
+            Normal()
+            >>> print(ef.Normal().in_full())
+            Normal(std=0.02)
+        """
+        return "\n".join(_lines(self, whole=True))
 
     __repr__ = __str__
 
@@ -332,17 +344,17 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _lines(config: Config, indent: int = 0, label: str = "") -> list[str]:
-    """The tree as indented text; fields at their default are left out, equal neighbours folded.
+def _lines(config: Config, whole: bool, indent: int = 0, label: str = "") -> list[str]:
+    """The tree as indented text; fields at their default only if `whole`, equal neighbours folded.
 
     The first line begins with `label`; `indent` is where it will stand, for the width of lines.
     """
     shown = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if not field.repr or (not _required(field) and value == field.default):
-            continue
-        shown.append(_field_lines(field.name, value, indent + 2))
+        usual = not whole and not _required(field) and value == field.default
+        if field.repr and not usual:
+            shown.append(_field_lines(field.name, value, whole, indent + 2))
     line = f"{label}{config.type_name}({', '.join(lines[0] for lines in shown)})"
     if all(len(lines) == 1 for lines in shown) and indent + len(line) < _WIDTH:
         return [line]
@@ -350,14 +362,15 @@ def _lines(config: Config, indent: int = 0, label: str = "") -> list[str]:
     return [f"{label}{config.type_name}(", *body, ")"]
 
 
-def _field_lines(name: str, value: Any, indent: int) -> list[str]:
+def _field_lines(name: str, value: Any, whole: bool, indent: int) -> list[str]:
     if isinstance(value, Config):
-        return _lines(value, indent, f"{name}=")
+        return _lines(value, whole, indent, f"{name}=")
     if isinstance(value, tuple) and any(map(_is_config, value)):
         lines = [f"{name}=("]
         for start, stop, item in _runs(value):
             label = f"{start}: " if stop == start else f"{start}..{stop}: "
-            body = _lines(item, indent + 2, label) if _is_config(item) else [f"{label}{item!r}"]
+            given = _is_config(item)
+            body = _lines(item, whole, indent + 2, label) if given else [f"{label}{item!r}"]
             lines += [f"  {line}" for line in (*body[:-1], body[-1] + ",")]
         return [*lines, ")"]
     return [f"{name}={value!r}"]

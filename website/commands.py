@@ -10,8 +10,9 @@ from eqxformer.cli.commands import COMMANDS, eqxformer
 
 HEAD = """# Command line
 
-`pip install 'eqxformer[train]'` brings the command `eqxformer`. This page is what `--help` says.
-Exit codes: 0 is success, 2 a mistake in what was asked for, 130 the end by Ctrl-C, 1 anything else.
+`pip install '.[train]'` in a checkout brings the command `eqxformer`. This page is what `--help`
+says. Exit codes: 0 is success, 2 a mistake in what was asked for, 1 what was begun and could not be
+ended, 130 and 143 the end by Ctrl-C and SIGTERM.
 
 """
 

@@ -10,6 +10,8 @@ import eqxformer as ef
 from eqxformer.config import Config, _spell
 
 SIZES: dict[str, Any] = {"vocab": 28, "dim": 32, "layers": 2, "heads": 4}
+ROOMS = ("layers", "blocks", "models", "adapters", "data", "losses", "optimizers", "sharding")
+ROOMS += ("inspect", "training", "training.recipes")
 FAMILIES: dict[str, Config] = {
     "transformer": ef.families.transformer(**SIZES, hidden=64),
     "gpt": ef.families.gpt(**SIZES, context=16),
@@ -22,7 +24,8 @@ CONFIGS = """# Configs
 A config is a frozen record; configs nest to form a tree that mirrors the tree of modules.
 `print(config)` is the architecture, `config.edit(path, **changes)` changes it wherever the path
 matches, `config.build(key=key)` makes the model, `config.to_json()` and `Config.from_json(text)`
-write and read it. Fields at their default are not printed, and equal neighbours stand once.
+write and read it. Fields at their default are not printed, which `config.in_full()` has too, and
+equal neighbours stand once.
 
 """
 AXES = """# Axis words
@@ -54,20 +57,27 @@ def families() -> str:
 def every() -> str:
     """A table of fields for every config of the library, by room."""
     parts = ["\n## Every config\n"]
-    for room in ("layers", "blocks", "models", "adapters", "data", "losses", "optimizers"):
+    for room in ROOMS:
         importlib.import_module(f"eqxformer.{room}")
-        inside = f"eqxformer.{room}."
-        found = {n: c for n, c in Config.registry.items() if c.__module__.startswith(inside)}
-        parts.append(f"### {room.capitalize()}\n")
+        found = {n: c for n, c in Config.registry.items() if room_of(c) == room}
+        parts.append(f"### {room.rpartition('.')[2].capitalize()}\n")
         parts += [table(name, found[name]) for name in sorted(found) if fields(found[name])]
     return "\n".join(parts)
+
+
+def room_of(cls: type[Config]) -> str:
+    """The innermost of the rooms that a class stands in."""
+    inside = (room for room in ROOMS if cls.__module__.startswith(f"eqxformer.{room}."))
+    return max(inside, key=len, default="")
 
 
 def table(name: str, cls: type[Config]) -> str:
     """The fields of one config."""
     lines = [f"**`{name}`**: {(inspect.getdoc(cls) or '').partition(chr(10) * 2)[0]}\n"]
     lines += ["| field | type | default | |", "|---|---|---|---|"]
-    hints, said = inspect.get_annotations(cls), arguments(inspect.getdoc(cls) or "")
+    hints, said = inspect.get_annotations(cls), {}
+    for base in reversed(cls.__mro__):  # what a class says of a field holds for those made of it
+        said |= arguments(inspect.cleandoc(base.__doc__ or ""))
     for field in fields(cls):
         default = "" if field.default is dataclasses.MISSING else f"`{_one_line(field.default)}`"
         spelled = _spell(hints.get(field.name, field.type)).replace("|", "or")

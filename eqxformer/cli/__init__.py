@@ -13,7 +13,8 @@ _NEEDED = ("click", "matplotlib", "rich")  # what the extra `train` brings
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and ends the process with its exit code.
 
-    0 is success, 2 a mistake in what was asked for, 130 the end by Ctrl-C, 1 anything else.
+    0 is success, 2 a mistake in what was asked for, 1 what was begun and could not be ended, 130
+    and 143 the end by Ctrl-C and SIGTERM.
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:

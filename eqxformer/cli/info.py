@@ -110,7 +110,7 @@ def _shown(
     if whole and parts:
         raise ValueError("--config and --shapes are two answers; ask for one of them.")
     if whole:
-        return str(skeleton.config)
+        return skeleton.config.in_full()
     if not parts:
         return table(skeleton, depth=depth)
     batch, length = sizes

@@ -78,8 +78,8 @@ Examples:
     "--from",
     "source",
     metavar="SOURCE",
-    help="Go on from a model, not from random weights: a run, what `ef.save` wrote, a checkpoint's "
-    "directory, or an id of the Hub.",
+    help="Go on from a model, not from random weights: a run, a checkpoint's directory, what "
+    "`ef.save` wrote with a tokenizer.json beside it, or an id of the Hub.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory to make.")
 @click.option(
@@ -148,7 +148,7 @@ def train(
     console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
     console.print(f"{table(skeleton, trains=experiment.trains)}\n")
     if dry_run:
-        console.print(str(experiment))
+        console.print(experiment.in_full())
         return 0
     console.print(_plan(chosen, task, experiment, out, _laid(placement, skeleton)))
     with explained():

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -88,13 +89,14 @@ class TrainState(eqx.Module):
         return cls(model, memory, step, own_key, trains)
 
 
-def _copied(array: Array) -> Array:
+def _copied(array: Array | np.ndarray) -> Array:
     """The same numbers in memory of their own.
 
     The runtime copies what is here without a program for every shape, which `jnp.copy` compiles; of
     an array that other processes hold a part of, only `jnp.copy` makes another.
     """
-    if isinstance(array, Tracer) or not array.is_fully_addressable:
+    here = isinstance(array, jax.Array) and not isinstance(array, Tracer)
+    if not here or not array.is_fully_addressable:
         return jnp.copy(array)
     return jax.device_put(array, may_alias=False)
 

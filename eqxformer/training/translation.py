@@ -1,7 +1,7 @@
 """What an encoder-decoder over texts makes of texts: beam search over batches of like length."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ def translate(
     *,
     beams: int = 5,
     length_penalty: float = 1.0,
+    early_stopping: bool | Literal["never"] = False,
     rows: int = _ROWS,
 ) -> list[str]:
     """The best translation of every text that a beam search finds.
@@ -31,7 +32,7 @@ def translate(
     Arguments:
         model: an encoder-decoder trained on `Pairs` with this tokenizer.
         texts: in the form of the texts that the model was trained on.
-        beams, length_penalty: see `beam_search`.
+        beams, length_penalty, early_stopping: see `beam_search`.
         rows: texts that are translated at a time; the longest are first.
     """
     if not texts:
@@ -50,6 +51,7 @@ def translate(
             beams=beams,
             max_new_tokens=2 * bucket(len(sources[here[0]])) + 10,
             length_penalty=length_penalty,
+            early_stopping=early_stopping,
             start=tokenizer.start,
             stop=(tokenizer.end,),  # pyright: ignore[reportArgumentType]
         )

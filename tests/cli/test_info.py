@@ -124,7 +124,8 @@ def test_types_on_disk_are_all_named(command, here):
 def test_the_config_tree_is_shown_instead_of_the_table(command):
     code, out, _ = command("info", "gpt2", "--config")
     assert code == 0
-    assert str(ef.preset("gpt2")) in out
+    assert ef.preset("gpt2").in_full() in out
+    assert "softcap=None" in out  # what is as usual too
     assert "blocks.0..11" not in out
     assert said(out, "parameters") == "124,439,808"
 

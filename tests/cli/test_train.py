@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from eqxformer.checkpoints.native import load
 from eqxformer.cli.beginning import default_directory
 from eqxformer.cli.settings import edited
 from eqxformer.training.recipes import recipe
+from eqxformer.training.recipes.language_model import TextExperiment
 from eqxformer.training.recipes.rot13 import Rot13
 from eqxformer.training.trainer import Trainer
 from tests.cli.conftest import SMALL
@@ -114,6 +116,8 @@ def test_a_dry_run_shows_every_setting_and_touches_nothing(command, here):
     assert "Experiment(" in out
     assert "watch=Watch(fits='bfloat16')" in out
     assert "WarmupCosine(peak=0.5" in out
+    shown = set(re.findall(r"^  (\w+)=", out, flags=re.MULTILINE))
+    assert shown == {field.name for field in dataclasses.fields(TextExperiment)}
     assert not list(here.iterdir())
 
 

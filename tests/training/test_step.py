@@ -76,6 +76,19 @@ def test_the_state_is_donated_and_the_originals_are_not():
     assert not key.is_deleted()
 
 
+def test_arrays_of_numpy_are_trained_as_those_of_jax():
+    model = Bigram(key=jax.random.key(0))
+    optimizer = AdamW(0.1).build(steps=5)
+    states = [
+        TrainState.create(each, optimizer, key=jax.random.key(1))
+        for each in (model, jax.tree.map(np.array, model))
+    ]
+    step = make_step(next_token_loss, optimizer)
+    first, second = (step(state, BATCH)[0].model for state in states)
+    assert same_bits(first, second)
+    assert not same_bits(first, model)
+
+
 def test_the_batch_is_not_donated():
     state, optimizer = started()
     batch = TokenBatch(jnp.asarray(BATCH.tokens))

@@ -132,17 +132,19 @@ def written():
     return filled(smallest(tokenizer.vocab), 3), tokenizer
 
 
-def test_the_search_is_told_of_beams_and_length(written, monkeypatch):
+def test_the_search_is_told_of_beams_length_and_end(written, monkeypatch):
     told = []
 
     def spied(*arguments, **options):
-        told.append((options["beams"], options["length_penalty"]))
+        told.append([options[name] for name in ("beams", "length_penalty", "early_stopping")])
         return ef.beam_search(*arguments, **options)
 
     monkeypatch.setattr("eqxformer.training.translation.beam_search", spied)
     model, tokenizer = written
-    ef.translate(model, ["the dog"], tokenizer, beams=3, length_penalty=0.6)
-    assert told == [(3, 0.6)]
+    ef.translate(model, ["the dog"], tokenizer, beams=3, length_penalty=0.6, early_stopping="never")
+    asked = translate.suggested().edit(beams=2, length_penalty=0.8, early_stopping=True)
+    translate.translated(model, ["the dog"], tokenizer, asked)
+    assert told == [[3, 0.6, "never"], [2, 0.8, True]]
 
 
 def test_translations_are_those_of_each_text_alone_in_the_order_of_the_texts(written):

@@ -39,7 +39,7 @@ class Translating(Experiment):
             `BPEDropout()`; None for the one way of the tokenizer.
         averaged: how many of the last models are averaged at the end.
         average_every: steps between two of them.
-        beams, length_penalty: of the beam search.
+        beams, length_penalty, early_stopping: of the beam search; see `beam_search`.
         bleu_every: steps between two times that the validation texts are translated, and their
             BLEU published; None for never.
     """
@@ -54,11 +54,12 @@ class Translating(Experiment):
     average_every: int = 250
     beams: int = 5
     length_penalty: float = 1.0
+    early_stopping: bool = False
     bleu_every: int | None = None
 
     def identity(self) -> dict[str, Any]:
         values = super().identity()
-        del values["bleu_every"]  # only shown
+        del values["bleu_every"], values["early_stopping"]  # no step follows from them
         return values
 
     def check(self) -> None:
@@ -242,6 +243,7 @@ def translated(
         tokenizer,
         beams=experiment.beams,
         length_penalty=experiment.length_penalty,
+        early_stopping=experiment.early_stopping,
     )
 
 
