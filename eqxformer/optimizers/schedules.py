@@ -91,7 +91,8 @@ class WarmupLinear(Schedule):
 class WarmupStableDecay(Schedule):
     """Linear to `peak` in `warmup` steps, `peak` for long, linear to `final` in the last `decay`.
 
-    Hu et al. 2024: a run can be lengthened without knowing its end from the start.
+    The decay does not begin before the warm-up is over. Hu et al. 2024: a run can be made without
+    knowing its end from the start. Without a decay (0) it may be given more steps afterwards.
 
     Example:
         >>> import eqxformer as ef
@@ -110,11 +111,16 @@ class WarmupStableDecay(Schedule):
         _check_count("warmup", self.warmup, 0)
         _check_count("decay", self.decay, 0)
 
+    @property
+    def ends(self) -> bool:
+        return self.decay > 0
+
     def build(self, steps: int) -> optax.Schedule:
-        """The rate for a run of `steps` steps."""
+        """The rate for a run of `steps` steps, which matters to the decay alone."""
 
         def rate(step: ArrayLike) -> Float[Array, ""]:
-            done = _share_after(step, steps - self.decay, steps)
+            begin = max(steps - self.decay, self.warmup)
+            done = _share_after(step, begin, steps) if self.decay else jnp.zeros(())
             falling = self.peak + (self.final - self.peak) * done
             return _warmed_up(step, self.warmup, 0.0, self.peak, falling)
 

@@ -28,6 +28,7 @@ from eqxformer.optimizers.schedules import (
     WarmupCosine,
     WarmupExponential,
     WarmupLinear,
+    WarmupStableDecay,
 )
 from eqxformer.optimizers.trainable import trainable
 from tests.helpers.models import filled
@@ -169,6 +170,12 @@ def test_the_schedule_sets_the_rate_of_each_step():
             {3: 0.8, 16: 0.5, 64: 0.25, 100: 0.2 * 0.2, 109: 0.0, 400: 0.0},
         ),
         (InverseSquareRoot(1.0, warmup=9, cooldown=500), {4: 0.5, 9: 1.0, 36: 0.5 * 0.73}),
+        (
+            WarmupStableDecay(1.0, warmup=9, decay=40, final=0.2),
+            {4: 0.5, 9: 1.0, 69: 1.0, 89: 0.6, 109: 0.2, 400: 0.2},
+        ),
+        (WarmupStableDecay(1.0, warmup=9), {9: 1.0, 108: 1.0, 109: 1.0, 500: 1.0}),
+        (WarmupStableDecay(1.0, warmup=59, decay=500), {29: 0.5, 59: 1.0, 84: 0.5, 109: 0.0}),
     ],
 )
 def test_schedules_pass_through_their_points(schedule, points):
@@ -176,6 +183,24 @@ def test_schedules_pass_through_their_points(schedule, points):
     for step, expected in points.items():
         np.testing.assert_allclose(rate(jnp.int32(step)), expected, atol=1e-6)
         np.testing.assert_allclose(tripled(jnp.int32(step)), 3 * expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        WarmupCosine(1.0, warmup=5),
+        WarmupLinear(1.0, warmup=5),
+        WarmupExponential(1.0, warmup=5),
+        InverseSquareRoot(1.0, warmup=5),
+        InverseSquareRoot(1.0, warmup=5, cooldown=9),
+        WarmupStableDecay(1.0, warmup=5),
+        WarmupStableDecay(1.0, warmup=5, decay=9),
+    ],
+)
+def test_a_schedule_that_does_not_end_is_the_same_for_runs_of_any_length(schedule):
+    steps = jnp.arange(40)
+    short, long = (jax.vmap(schedule.build(steps=n))(steps) for n in (40, 90))
+    assert bool((short == long).all()) == (not schedule.ends)
 
 
 def test_a_schedule_never_starts_with_a_step_lost():

@@ -48,6 +48,20 @@ def test_an_experiment_survives_json_and_differentiates_its_loss_on_its_own_batc
 
 
 @pytest.mark.parametrize("name", MODULES)
+def test_the_final_loss_is_plain_cross_entropy_whatever_the_objective_adds(name):
+    made, experiment, model = small(name)
+    plain = made.evaluate(model, experiment)
+    more = experiment.edit("loss", label_smoothing=0.3, z_loss=0.1)
+    assert made.evaluate(model, more) == plain
+
+
+def test_a_loss_beyond_all_numbers_is_told_all_the_same():
+    made, experiment, _ = small("mlm")
+    told = made.conclude({"final_validation_loss": 800.0}, experiment)
+    assert "as uncertain as between inf equally likely characters" in told
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_what_is_validated_with_is_kept_back_and_always_the_same(name):
     made, experiment, _ = small(name)
     few, every = made.validation(experiment), made.validation(experiment, most=None)

@@ -14,8 +14,11 @@ from eqxformer.data.subwords import ByteLevelBPE, Unigram, WordBPE
 from eqxformer.data.windows import Epochs
 from eqxformer.generation import Greedy, Sample
 from eqxformer.inspect.table import count
+from eqxformer.layers import Experts, GatedMLP
+from eqxformer.losses.scores import TokenScores
 from eqxformer.losses.tokens import NextToken, SequenceToSequence
 from eqxformer.models import families
+from eqxformer.training.callbacks import evaluator
 from eqxformer.training.experiment import Experiment, Request
 from eqxformer.training.recipes import RECIPES, language_model, recipe
 from eqxformer.training.recipes.language_model import TextLM, continued
@@ -33,6 +36,7 @@ from eqxformer.training.recipes.rot13 import (
 from eqxformer.training.recipes.shakespeare import experiment as shakespeare
 from eqxformer.training.recipes.text import experiment as text
 from eqxformer.training.recipes.vpj import experiment as vpj
+from tests.helpers.models import filled
 
 CORPUS = Corpus("numbers", " ".join(map(str, range(2000))) + " The It \n")
 SUGGESTIONS = {"text": text, "vpj": vpj, "nanogpt": nanogpt, "shakespeare": shakespeare}
@@ -138,6 +142,19 @@ def test_within_its_context_a_text_goes_on_as_the_model_says():
     # A causal model's logits for the whole text are those for each of its beginnings.
     following = np.argmax(eqx.filter_jit(model)(jnp.asarray(ids)), axis=-1)
     np.testing.assert_array_equal(ids[3:], following[2:-1])
+
+
+def test_the_final_loss_is_plain_cross_entropy_also_of_a_mixture_of_experts():
+    task = TextLM(CORPUS, text)
+    experts = Experts.Config(expert=GatedMLP.Config(hidden=8), count=4, top=2)
+    experiment = task.experiment.edit("model", dim=8).edit("model.blocks.*", feed_forward=experts)
+    experiment = experiment.edit("data", length=16)
+    model = filled(experiment.model)
+    found = task.evaluate(model, experiment)["final_validation_loss"]
+    batches = task.validation(experiment, most=None)
+    assert found == float(evaluator(TokenScores())(model, batches).mean)
+    assert found < float(evaluator(NextToken())(model, batches).mean) - 1e-3
+    assert "between inf equally likely" in task.conclude({"final_validation_loss": 1e3}, experiment)
 
 
 def test_what_a_recipe_counts_in_tokens_follows_the_tokens():

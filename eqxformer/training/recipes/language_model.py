@@ -5,7 +5,6 @@ a run begins from.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,11 @@ from eqxformer.data.subwords import Subwords, SubwordTraining
 from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.data.windows import Windows, consecutive
 from eqxformer.generation import Sample, Sampler, generate
+from eqxformer.losses.scores import measured
 from eqxformer.losses.tokens import NextToken
 from eqxformer.models import DecoderLM
 from eqxformer.text.pieces import TextPieces
-from eqxformer.training.callbacks import evaluator
+from eqxformer.training.callbacks import evaluator, perplexity
 from eqxformer.training.experiment import Experiment, Recipe, Request, Task
 
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 400, 0.8
@@ -142,7 +142,7 @@ class TextLM(Task[TextExperiment]):
 
     def evaluate(self, model: Any, experiment: TextExperiment) -> dict[str, float]:
         """The mean loss over the whole last tenth, in nats per token."""
-        loss = evaluator(NextToken())(model, self.validation(experiment, most=None))
+        loss = evaluator(measured(experiment.loss))(model, self.validation(experiment, most=None))
         return {"final_validation_loss": float(loss.mean)}
 
     def conclude(self, values: dict[str, float], experiment: TextExperiment) -> str:
@@ -150,7 +150,7 @@ class TextLM(Task[TextExperiment]):
         loss = values["final_validation_loss"]
         return (
             f"Validation loss {loss:.4f} nats per {self.token}, over the whole last tenth: as "
-            f"uncertain as between {math.exp(loss):.1f} equally likely {self.token}s."
+            f"uncertain as between {perplexity(loss):.1f} equally likely {self.token}s."
         )
 
     def sample(self, model: Any, experiment: TextExperiment, step: int) -> str:

@@ -1,6 +1,5 @@
 """Models that restore a corrupted text: what the recipes `mlm` and `denoise` have in common."""
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from eqxformer.data.corpus import Corpus, read_corpus
 from eqxformer.data.corruption import CorruptedWindows
 from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.generation import Greedy
+from eqxformer.losses.scores import measured
 from eqxformer.losses.tokens import TokenLoss
-from eqxformer.training.callbacks import evaluator
+from eqxformer.training.callbacks import evaluator, perplexity
 from eqxformer.training.experiment import Experiment, Recipe, Request, Task
 
 HOLE = "_"  # in a prompt, what is to be filled in
@@ -106,7 +106,7 @@ class Pretraining(Task[PretrainingExperiment]):
 
     def evaluate(self, model: Any, experiment: PretrainingExperiment) -> dict[str, float]:
         """The mean loss over the last tenth, in nats per token that is asked for."""
-        loss = evaluator(experiment.loss)(model, self.validation(experiment, most=None))
+        loss = evaluator(measured(experiment.loss))(model, self.validation(experiment, most=None))
         return {"final_validation_loss": float(loss.mean)}
 
     def conclude(self, values: dict[str, float], experiment: PretrainingExperiment) -> str:
@@ -114,7 +114,7 @@ class Pretraining(Task[PretrainingExperiment]):
         loss = values["final_validation_loss"]
         return (
             f"Validation loss {loss:.4f} nats per missing character, over the last tenth: as "
-            f"uncertain as between {math.exp(loss):.1f} equally likely characters."
+            f"uncertain as between {perplexity(loss):.1f} equally likely characters."
         )
 
     def sample(self, model: Any, experiment: PretrainingExperiment, step: int) -> str:
