@@ -39,11 +39,13 @@ def main() -> None:
         return serve(options)
     if options.plot:
         plot.check()
-    results = {size: measure(size, options) for size in options.sizes}
     name = "training_step" + ("" if options.dtype == "float32" else f"-{options.dtype}")
     name += f"-batch{options.batch}" if options.batch else ""
-    path = harness.write(__file__, name, results)
-    print(f"\nwritten to {path}")
+    results: dict[str, Any] = {}
+    for size in options.sizes:
+        results[size] = measure(size, options)
+        path = harness.write(__file__, name, results)  # stays, whatever becomes of the others
+        print(f"\nwritten to {path}")
     if options.plot:
         panels = {title(size, options): results[size]["candidates"] for size in options.sizes}
         print(f"drawn in {plot.bars(panels, path.with_suffix('.svg'), BASES[0])}")
