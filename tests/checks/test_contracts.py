@@ -70,34 +70,6 @@ CLAIMS = {
 }
 
 
-@pytest.fixture(scope="module")
-def failures(run):
-    """What went wrong with each of the claims, all tried in one process with checks turned on."""
-    source = """
-    import json, textwrap, traceback
-    failures = {}
-    for claim, source in %r.items():
-        try:
-            exec(textwrap.dedent(source), dict(globals()))
-        except BaseException:
-            failures[claim] = traceback.format_exc()
-        else:
-            failures[claim] = ""
-    print(json.dumps(failures))
-    """
-    return json.loads(run(source % CLAIMS))
-
-
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_with_checks_turned_on(failures, claim):
-    assert not failures[claim], failures[claim]
-
-
-def test_a_call_that_does_not_match_the_signature_gets_pythons_own_message(run):
-    error = run("p.product(jnp.ones((2, 3)))", fails=True)
-    assert error.endswith("product() missing 1 required positional argument: 'b'\n")
-
-
 CALLS = [
     "ask(p.Model(3, key=key))",
     "eqx.filter_jit(ask)(p.Model(3, key=key))",
@@ -105,35 +77,95 @@ CALLS = [
     "eqx.filter_grad(lambda model: ask(model).sum())(p.Model(3, key=key))",
     "ef.Attention(4, heads=2, key=key)(jnp.ones((2, 5)))",
 ]
+MISSING, MISTAKE = "p.product(jnp.ones((2, 3)))", "p.Config('8')"
+PROGRAM = """
+step = eqx.filter_jit(eqx.filter_value_and_grad(lambda m, t: m(t).sum()))
+program = step.lower(p.Model(key=key), tokens).as_text()
+"""
 
 
 @pytest.fixture(scope="module")
-def tracebacks(run):
-    """What a process ends with after each call, and after the last one with all frames."""
-    source = """
-    import contextlib, io, json
+def on(run):
+    """What a process finds with checks turned on, asked everything: each takes seconds to begin.
 
-    def ask(model):
-        return model(tokens)
-
-    def ended(call):
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            try:
-                eval(call)
-            except ef.ShapeError:
-                sys.excepthook(*sys.exc_info())
-        return said.getvalue()
-
-    found = {call: ended(call) for call in %r}
-    jax.config.update("jax_traceback_filtering", "off")
-    print(json.dumps({**found, "all": ended(%r)}))
+    The refusal of a name; a compiled program; what went wrong with each of the claims; and what
+    the process would end with after each call, of the last one also with all frames.
     """
-    return json.loads(run(source % (CALLS, CALLS[-1])))
+    switch = """
+try:
+    ef.check_shapes("my package")
+except ValueError as error:
+    refused = str(error)
+ef.check_shapes("demo_package")
+"""
+    source = """
+import contextlib, io, json, textwrap, traceback
+
+failures = {}
+for claim, source in %r.items():
+    try:
+        exec(textwrap.dedent(source), dict(globals()))
+    except BaseException:
+        failures[claim] = traceback.format_exc()
+    else:
+        failures[claim] = ""
+
+def ask(model):
+    return model(tokens)
+
+def ended(call):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            eval(call)
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+    return said.getvalue()
+
+found = {call: ended(call) for call in %r}
+jax.config.update("jax_traceback_filtering", "off")
+found["all"] = ended(%r)
+about = {"refused": refused, "program": program, "failures": failures, "tracebacks": found}
+print(json.dumps(about))
+"""
+    asked = (CLAIMS, [*CALLS, MISSING, MISTAKE], CALLS[-1])
+    return json.loads(run(PROGRAM + source % asked, switch=switch))
+
+
+@pytest.fixture(scope="module")
+def off(run):
+    """What processes find without checks, where the variable is empty and where it says so."""
+    source = """
+import json, traceback
+
+try:
+    ef.check_shapes("demo_package")
+except RuntimeError as error:
+    late = "".join(traceback.format_exception_only(error))
+print(json.dumps({"program": program, "late": late}))
+"""
+    nothing = """
+assert not hasattr(p.product, "__wrapped__")
+assert not any(name.startswith("eqxformer.checks.") for name in sys.modules)
+assert not any("eqxformer" in type(finder).__module__ for finder in sys.meta_path)
+assert p.Config("8").heads == "8"
+"""
+    asked = nothing + PROGRAM + source
+    return {checks: json.loads(run(asked, switch="", checks=checks)) for checks in ("", "0")}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_with_checks_turned_on(on, claim):
+    assert not on["failures"][claim], on["failures"][claim]
+
+
+def test_a_call_that_does_not_match_the_signature_gets_pythons_own_message(on):
+    error = on["tracebacks"][MISSING]
+    assert error.endswith("product() missing 1 required positional argument: 'b'\n")
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_the_users_own_frame_comes_last_and_nothing_of_the_library_is_between(tracebacks, call):
-    lines = tracebacks[call].splitlines()
+def test_the_users_own_frame_comes_last_and_nothing_of_the_library_is_between(on, call):
+    lines = on["tracebacks"][call].splitlines()
     end = next(i for i, line in enumerate(lines) if line.startswith("eqxformer.ShapeError: "))
     frames = [line for line in lines[:end] if line.startswith("  File ")]
     library = os.path.dirname(eqxformer.__file__)
@@ -142,44 +174,33 @@ def test_the_users_own_frame_comes_last_and_nothing_of_the_library_is_between(tr
     assert ("demo_package" if "Model" in call else "<string>") in frames[-1]
 
 
-def test_a_mistake_in_a_call_of_the_library_is_told_in_under_twelve_lines(tracebacks):
-    assert len(tracebacks[CALLS[-1]].splitlines()) < 12
+def test_a_mistake_in_a_call_of_the_library_is_told_in_under_twelve_lines(on):
+    told = on["tracebacks"][CALLS[-1]]
+    assert len(told.splitlines()) < 12
     said = "`x` of key (Linear.__call__): axis `in_dim` must be 4; got 5."
-    assert said in tracebacks[CALLS[-1]]
+    assert said in told
 
 
-def test_all_frames_are_shown_where_jax_is_told_not_to_filter_them(tracebacks):
-    assert os.path.join("layers", "attention.py") in tracebacks["all"]
+def test_all_frames_are_shown_where_jax_is_told_not_to_filter_them(on):
+    assert os.path.join("layers", "attention.py") in on["tracebacks"]["all"]
 
 
-def test_the_compiled_program_is_the_same_with_and_without(run):
-    source = """
-    step = eqx.filter_jit(eqx.filter_value_and_grad(lambda m, t: m(t).sum()))
-    print(step.lower(p.Model(key=key), tokens).as_text())
-    """
-    assert run(source) == run(source, switch="")
+def test_the_compiled_program_is_the_same_with_and_without(on, off):
+    assert on["program"] == off[""]["program"] == off["0"]["program"]
 
 
-def test_cached_bytecode_with_and_without_is_kept_apart(run):
-    where = "import os; print(sorted(os.listdir(os.path.dirname(p.__cached__))))"
-    mistake = "\np.Config('8')"
-    for _ in range(2):  # the second time from the cache
-        files = run(where, switch="", checks="0")
-        run(mistake, switch="", checks="0")
-        assert "eqxformer.ShapeError" in run(mistake, fails=True)
+def test_cached_bytecode_with_and_without_is_kept_apart(run, on, off):
+    """Both are cached by now, since `off` allowed what `on` refused."""
+    assert "eqxformer.ShapeError" in on["tracebacks"][MISTAKE]
+    where = "import os; print(sorted(os.listdir(os.path.dirname(p.__cached__))))\n"
+    files = run(where + MISTAKE, switch="", checks="0")
+    assert "eqxformer.ShapeError" in run(MISTAKE, fails=True)
     assert files.count("parts.") == 2
 
 
-def test_nothing_of_the_checks_is_there_while_they_are_off(run):
-    source = """
-    assert not hasattr(p.product, "__wrapped__")
-    assert not any(name.startswith("eqxformer.checks.") for name in sys.modules)
-    assert not any("eqxformer" in type(finder).__module__ for finder in sys.meta_path)
-    assert p.Config("8").heads == "8"
-    print("passed")
-    """
-    assert run(source, switch="") == "passed\n"
-    assert run(source, switch="", checks="0") == "passed\n"
+@pytest.mark.parametrize("checks", ["", "0"])
+def test_nothing_of_the_checks_is_there_while_they_are_off(off, checks):
+    assert off[checks]  # where something is there, the process fails
 
 
 def test_importing_the_switch_itself_loads_neither_jax_nor_beartype():
@@ -210,16 +231,14 @@ def test_the_environment_warns_of_modules_it_came_too_late_for(run):
     )
 
 
-def test_checks_asked_for_after_the_parts_are_loaded_say_what_to_do(run):
-    error = run("ef.check_shapes('demo_package')", switch="", fails=True)
-    assert error.splitlines()[-1] == (
+def test_checks_asked_for_after_the_parts_are_loaded_say_what_to_do(off):
+    assert off[""]["late"] == (
         "RuntimeError: `check_shapes` must run before demo_package is loaded; demo_package, "
         "demo_package.parts already is. Call it directly after `import eqxformer`, before anything "
         "else of it is used or imported, or start Python with "
-        "EQXFORMER_CHECKS=eqxformer,demo_package."
+        "EQXFORMER_CHECKS=eqxformer,demo_package.\n"
     )
 
 
-def test_a_name_that_is_no_package_is_refused(run):
-    error = run("", switch="ef.check_shapes('my package')", fails=True)
-    assert "must be a name such as `mypackage`; got 'my package'." in error
+def test_a_name_that_is_no_package_is_refused(on):
+    assert "must be a name such as `mypackage`; got 'my package'." in on["refused"]

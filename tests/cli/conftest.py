@@ -3,19 +3,17 @@ import io
 import json
 
 import pytest
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import eqxformer as ef
 from eqxformer.cli.commands import run
 from tests.helpers.models import filled
 
-SMALL = [
-    "--steps=6",
-    "--batch=2",
-    *("--set", "model.dim=16"),
-    *("--set", "model.blocks.*.feed_forward.hidden=16"),
-    *("--set", "validate_every=3"),
-]
+# Two blocks, so that little is compiled.
+BLOCKS = ef.families.llama(vocab=2, dim=16, layers=2, heads=4, hidden=16).to_dict()["blocks"]
+MODEL = ["--set", "model.dim=16", "--set", f"model.blocks={json.dumps(BLOCKS)}"]
+SMALL = ["--steps=6", "--batch=2", *MODEL, "--set", "validate_every=3"]
 TEXT = " ".join(f"{number} times" for number in range(300))
 
 
@@ -41,15 +39,24 @@ def command(capsys):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """Two runs of a few steps, `text` and `rot13`, and beside each what it printed."""
-    place = tmp_path_factory.mktemp("runs")
-    (place / "text.txt").write_text(TEXT)
-    more = ["--data", str(place / "text.txt"), "--set", "sample_every=3", "--set", "prompt=7 times"]
-    for name, arguments in {"text": [*SMALL, *more], "rot13": ["--steps=40"]}.items():
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            assert run(["train", name, "--out", str(place / name), *arguments]) == 0
-        (place / f"{name}.out").write_text(printed.getvalue())
+def trained(tmp_path_factory, worker_id):
+    """Two runs of a few steps, `text` and `rot13`, and beside each what it printed.
+
+    Made by the first worker that asks, for all of them: nobody may change it.
+    """
+    home = tmp_path_factory.getbasetemp()
+    place = (home if worker_id == "master" else home.parent) / "runs"
+    with FileLock(f"{place}.lock"):
+        if (place / "rot13.out").exists():  # what is written last
+            return place
+        place.mkdir()
+        (place / "text.txt").write_text(TEXT)
+        more = ["--data", str(place / "text.txt"), "--set", "sample_every=3"]
+        more += ["--set", "prompt=7 times"]
+        for name, arguments in {"text": [*SMALL, *more], "rot13": ["--steps=40"]}.items():
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                assert run(["train", name, "--out", str(place / name), *arguments]) == 0
+            (place / f"{name}.out").write_text(printed.getvalue())
     return place
 
 

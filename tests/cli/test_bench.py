@@ -204,7 +204,8 @@ def test_processes_answer_until_ctrl_c_ends_them(here, tiny):
     assert re.search(r"^attention +\S+ [mu]s a call", out, re.MULTILINE)
 
 
-def test_a_candidate_that_cannot_serve_says_why():
+def test_a_candidate_that_cannot_serve_says_why(monkeypatch):
+    monkeypatch.setenv("EQXFORMER_CHECKS", "0")
     setting = {"config": TINY.to_dict(), "batch": 10**13, "seq": 16, "dtype": "float32"}
     with pytest.raises(harness.CandidateFailed, match="`train` cannot be measured: it needs at"):
         list(asking.ask(["train"], setting, repetitions=2, device="cpu"))

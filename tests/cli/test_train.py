@@ -10,11 +10,10 @@ import eqxformer as ef
 from eqxformer.checkpoints.native import load
 from eqxformer.cli.beginning import default_directory
 from eqxformer.cli.settings import edited
-from eqxformer.training.recipes import recipe
 from eqxformer.training.recipes.language_model import TextExperiment
 from eqxformer.training.recipes.rot13 import Rot13
 from eqxformer.training.trainer import Trainer
-from tests.cli.conftest import SMALL
+from tests.cli.conftest import BLOCKS, SMALL
 
 
 def records(run):
@@ -198,11 +197,10 @@ def test_a_run_that_breaks_down_names_the_step_and_keeps_the_last_good_model(com
 
 def test_devices_of_a_mesh_share_the_work(command, here):
     """One block, so that little is compiled."""
-    block = json.dumps(recipe("text").prepare(None).experiment.model.blocks[0].to_dict())
     place = here / "run"
     code, out, err = command(
         *("train", "--data", here.parent / "text.txt", "--out", place, *SMALL, "--batch=4"),
-        *("--set", f"model.blocks=[{block}]", "--set", "model.blocks.*.feed_forward.hidden=16"),
+        *("--set", f"model.blocks={json.dumps(BLOCKS[:1])}"),
         *("--mesh", "tensor=2,fsdp=4", "--steps=2"),
     )
     assert (code, err) == (0, "")

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ def test_the_default_corpus_is_the_same_in_every_process():
     seen = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONHASHSEED": seed, "EQXFORMER_CHECKS": "0"},
             capture_output=True,
             text=True,
             check=True,
@@ -44,6 +45,12 @@ def test_a_file_is_read_as_utf8_with_newlines(tmp_path):
     path.write_bytes(b"\xef\xbb\xbfcaf\xc3\xa9\r\nau lait\n")
     assert read_text(path) == "café\nau lait\n"
     assert read_corpus(path).name == "text.txt"
+
+
+def test_the_working_directory_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("some text")
+    monkeypatch.chdir(tmp_path)
+    assert read_corpus(Path(".")).name == tmp_path.name
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tests.helpers.models import DECODERS as CONFIGS
 from tests.helpers.models import VOCAB, close, filled, model, tokens
 
 NEW = 5
+SLOTS = 64  # as `generate` makes for so few tokens, whose programs then serve here too
 LISTS = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11]]
 SAMPLE = {"sampler": ef.Sample(2.0)}
 
@@ -45,9 +46,9 @@ def test_lists_and_arrays_padded_on_either_side_give_what_each_prompt_gives_alon
 
 @pytest.mark.parametrize("name", ["gemma", "llama"])
 def test_reading_in_chunks_gives_the_same_state(name):
-    whole = ef.prefill(model(name), LISTS, slots=16)
+    whole = ef.prefill(model(name), LISTS, slots=SLOTS)
     for chunk in (1, 3, 4):
-        state = ef.prefill(model(name), LISTS, slots=16, chunk=chunk)
+        state = ef.prefill(model(name), LISTS, slots=SLOTS, chunk=chunk)
         close(state.logits, whole.logits)
         for a, b in zip(jax.tree.leaves(state.cache), jax.tree.leaves(whole.cache), strict=True):
             close(a, b)
@@ -70,7 +71,7 @@ def test_stopping_after_a_few_tokens_and_going_on_equals_one_call(name, options)
     given = {"start": 1} if name == "t5" else {}
     options = {**options, "key": key()} if options else {}
     whole = ef.generate(model(name), LISTS, max_new_tokens=6, **given, **options)
-    state = ef.prefill(model(name), LISTS, slots=16, **given)
+    state = ef.prefill(model(name), LISTS, slots=SLOTS, **given)
     for new in (1, 3, 2):
         state = ef.decode(model(name), state, max_new_tokens=new, **options)
     assert state.new_tokens() == whole
@@ -78,7 +79,7 @@ def test_stopping_after_a_few_tokens_and_going_on_equals_one_call(name, options)
 
 def test_a_state_is_a_value_from_which_one_can_go_on_twice():
     built = model("llama")
-    state = ef.decode(built, ef.prefill(built, LISTS, slots=24), max_new_tokens=2)
+    state = ef.decode(built, ef.prefill(built, LISTS, slots=SLOTS), max_new_tokens=2)
     before = jax.tree.map(np.asarray, state)
     first = ef.decode(built, state, max_new_tokens=4, key=key(), **SAMPLE)
     again = ef.decode(built, state, max_new_tokens=4, key=key(), **SAMPLE)
@@ -87,6 +88,7 @@ def test_a_state_is_a_value_from_which_one_can_go_on_twice():
 
 
 def test_a_state_that_was_saved_goes_on_from_the_file(tmp_path):
+    """With fewer slots than `generate` makes, which changes nothing either."""
     built = model("gemma")
     whole = ef.generate(built, LISTS, max_new_tokens=6, key=key(), **SAMPLE)
     state = ef.decode(
@@ -111,7 +113,7 @@ def test_a_model_spread_over_devices_makes_the_same_text():
     assert any(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(over))
     options = {"max_new_tokens": 6, "key": key(), **SAMPLE}
     assert ef.generate(over, LISTS, **options) == ef.generate(built, LISTS, **options)
-    state = ef.decode(over, ef.prefill(over, LISTS, slots=16), **options)
+    state = ef.decode(over, ef.prefill(over, LISTS, slots=SLOTS), **options)
     assert state.new_tokens() == ef.generate(built, LISTS, **options)
 
 
@@ -121,7 +123,7 @@ def test_a_row_that_a_stop_has_ended_stays_ended_when_the_others_go_on():
     free = ef.generate(built, LISTS, max_new_tokens=6, **options)
     stop = free[0][1]
     assert stop not in (free[0][0], *free[1])
-    state = ef.prefill(built, LISTS, slots=16)
+    state = ef.prefill(built, LISTS, slots=SLOTS)
     for new in (3, 3):
         state = ef.decode(built, state, max_new_tokens=new, stop=stop, **options)
     made = ef.generate(built, LISTS, max_new_tokens=6, stop=stop, **options)
@@ -132,7 +134,7 @@ def test_a_row_that_a_stop_has_ended_stays_ended_when_the_others_go_on():
 
 def test_a_prompt_is_read_once_for_many_answers():
     built = model("gemma")
-    state = ef.prefill(built, LISTS[:2], slots=16).repeat(3)
+    state = ef.prefill(built, LISTS[:2], slots=SLOTS).repeat(3)
     made = ef.decode(built, state, max_new_tokens=NEW, key=key(), **SAMPLE).new_tokens()
     copies = [text for text in LISTS[:2] for _ in range(3)]
     assert made == ef.generate(built, copies, max_new_tokens=NEW, key=key(), **SAMPLE)
@@ -142,7 +144,7 @@ def test_a_prompt_is_read_once_for_many_answers():
 @pytest.mark.parametrize("layout", [ef.Unrolled(), ef.Scanned()], ids=lambda each: each.type_name)
 def test_rows_are_taken_from_the_caches_of_any_layout(layout):
     built = model("llama", layout)
-    state = ef.prefill(built, LISTS, slots=16).take(jnp.array([2, 0]))
+    state = ef.prefill(built, LISTS, slots=SLOTS).take(jnp.array([2, 0]))
     made = ef.decode(built, state, max_new_tokens=NEW).new_tokens()
     assert made == ef.generate(built, [LISTS[2], LISTS[0]], max_new_tokens=NEW)
 
@@ -151,7 +153,7 @@ def test_rows_are_taken_from_the_caches_of_any_layout(layout):
 def test_tokens_added_to_a_state_are_read_as_if_they_had_been_in_the_prompt(name):
     built, more = model(name), [[3, 1], [4], [1, 5, 9]]
     given = {"start": 1} if name == "t5" else {}
-    state = ef.prefill(built, LISTS, slots=24, **given)
+    state = ef.prefill(built, LISTS, slots=SLOTS, **given)
     state = ef.decode(built, state, max_new_tokens=2)
     said = state.tokens()
     state = ef.append(built, state, more)
@@ -167,7 +169,7 @@ def test_tokens_added_to_a_state_are_read_as_if_they_had_been_in_the_prompt(name
 def test_a_finished_row_goes_on_after_it_has_been_given_more():
     built = model("llama")
     (free,) = ef.generate(built, [[1, 2]], max_new_tokens=3)
-    state = ef.prefill(built, [[1, 2]], slots=16)
+    state = ef.prefill(built, [[1, 2]], slots=SLOTS)
     state = ef.decode(built, state, max_new_tokens=3, stop=free[0])
     assert state.new_tokens() == [free[:1]]
     state = ef.append(built, state, [[7]])
@@ -238,7 +240,7 @@ def test_what_a_stop_remembers_is_there_again_when_generation_goes_on():
         reached = np.flatnonzero(np.cumsum(whole) >= 25)
         assert row == whole[: reached[0] + 1 if reached.size else 8]
     assert min(map(len, made)) < 8
-    state = ef.prefill(built, LISTS, slots=24)
+    state = ef.prefill(built, LISTS, slots=SLOTS)
     for new in (1, 2, 5):
         state = ef.decode(built, state, max_new_tokens=new, **options)
     assert state.new_tokens() == made

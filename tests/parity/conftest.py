@@ -12,6 +12,11 @@ def pytest_pycollect_makemodule() -> None:
         pytest.importorskip(reference)
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _optimised():
-    jax.config.update("jax_disable_most_optimizations", False)
+    """As long as a file lasts: what a worker tests after it is compiled quickly again."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)

@@ -1,11 +1,11 @@
 """Reading a prompt in any chunks, on either side of its padding, changes no logits."""
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import eqxformer as ef
+from eqxformer.generation.prefill import _read
 from tests.helpers.writers import (
     GOLDEN,
     LENGTHS,
@@ -19,12 +19,10 @@ from tests.helpers.writers import (
 STEPS = 3
 
 
-@eqx.filter_jit
-def extend(model, tokens, state):
-    """The logits behind one more token of every row."""
-    options = {} if state.source is None else {"source_mask": state.source}
-    logits, cache = model.extend(tokens, state.cache, **options)
-    return logits[:, 0], eqx.tree_at(lambda s: s.cache, state, cache)
+def with_one_more(model, token, state):
+    """The state with a token of every row read, by the program that reads prompts one by one."""
+    newest = jnp.full((len(LENGTHS), 1), int(token), jnp.int32)
+    return _read(model, state, newest, jnp.ones(newest.shape, bool))
 
 
 def close(found, expected):
@@ -55,13 +53,11 @@ def test_logits_are_those_without_a_cache_for_any_chunks_and_padding(name, chunk
             states.append(ef.prefill(model, ids, valid=valid, slots=16, chunk=chunk))
     expected = logits_without_cache(model, plain, whole)
     for state in states:
-        logits = state.logits
         for step in range(STEPS + 1):
             for row, length in enumerate(LENGTHS):
-                close(np.asarray(logits[row]), expected[row][length - 1 + step])
+                close(np.asarray(state.logits[row]), expected[row][length - 1 + step])
             if step < STEPS:
-                newest = jnp.full((len(LENGTHS), 1), int(more[step]), jnp.int32)
-                logits, state = extend(model, newest, state)
+                state = with_one_more(model, more[step], state)
 
 
 def reader(name):

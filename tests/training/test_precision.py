@@ -1,5 +1,7 @@
 """Number types of a step: float32 is kept where bfloat16 computes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +11,17 @@ import eqxformer as ef
 from tests.helpers.hot import hot
 
 CONFIG = ef.families.gpt(vocab=11, dim=16, layers=1, heads=2, context=8)
-MODEL = hot(CONFIG.build(key=jax.random.key(0)), jax.random.key(2))
 BATCH = ef.TokenBatch(np.random.default_rng(0).integers(0, 11, (6, 9)).astype(np.int32))
+
+
+@functools.cache
+def model():
+    return hot(CONFIG.build(key=jax.random.key(0)), jax.random.key(2))
 
 
 def stepped(precision, microbatch=None):
     optimizer = ef.SGD(0.05, momentum=0.9).build(steps=3)
-    state = ef.TrainState.create(MODEL, optimizer, key=jax.random.key(1), precision=precision)
+    state = ef.TrainState.create(model(), optimizer, key=jax.random.key(1), precision=precision)
     step = ef.make_step(ef.NextToken(), optimizer, precision=precision, microbatch=microbatch)
     return step(state, BATCH)
 
@@ -25,7 +31,7 @@ def types(tree):
 
 
 def moves(state):
-    arrays, before = ef.named_arrays(state.model), ef.named_arrays(MODEL)
+    arrays, before = ef.named_arrays(state.model), ef.named_arrays(model())
     return np.concatenate([np.ravel(arrays[name] - before[name]) for name in before])
 
 
@@ -50,6 +56,30 @@ def test_parameters_are_kept_in_the_type_that_is_asked_for():
     state, metrics = stepped(ef.Precision(output="bfloat16"))
     assert types(state.model) == {jnp.dtype("float32")}
     assert metrics["loss"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("layout", [ef.Unrolled(), ef.Scanned()], ids=["one by one", "stacked"])
+def test_little_arrays_that_must_not_be_rounded_stay_in_float32(layout):
+    expert = ef.MLP.Config(hidden=5)
+    mixture = ef.Experts.Config(3, 2, expert, ef.SigmoidTopK(), correction=ef.Normal(1.0))
+    config = CONFIG.edit("blocks.*", feed_forward=mixture).edit(layout=layout)
+    model = ef.quantise(config.build(key=jax.random.key(0)), to=("**.query", "**.experts.up"))
+    model = ef.add_lora(model, ef.DoRA(rank=2), to="**.value", key=jax.random.key(1))
+    asked = ef.Precision(parameters="bfloat16", compute="bfloat16")
+    for found in (asked.computing(model), asked.kept(model)):
+        arrays = ef.named_arrays(found).items()
+        wide = {name.removeprefix("blocks.0.") for name, x in arrays if x.dtype == jnp.float32}
+        assert wide == {
+            "attention.query.scale",
+            "attention.value.lora.magnitude",
+            "feed_forward.correction",
+            "feed_forward.experts.up.scale",
+            "feed_forward.router.weight",
+        }
+    again = ef.Precision().computing(asked.computing(model))
+    assert types(again) == {jnp.dtype("float32")}
+    loss = ef.NextToken()(asked.computing(model), BATCH)
+    assert jnp.isfinite(loss.mean)
 
 
 def test_a_type_that_is_none_is_refused():
