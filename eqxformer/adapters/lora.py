@@ -18,6 +18,7 @@ from eqxformer.axes import Axes
 from eqxformer.config import Config
 from eqxformer.layers.initializers import FanInUniform, Initializer
 from eqxformer.layers.linear import AbstractLinear, Groups, Linear, along_last
+from eqxformer.layers.wide import wide_dtype, widen
 
 
 class LoRA(Config):
@@ -75,6 +76,13 @@ class DoRA(LoRA):
     length, which is learned by itself and starts as that of `W`. The norm in `unit` counts as a
     constant in the backward pass (section 4.3 there). It is made anew in every call, which takes
     as long as `rank` rows of input. Arguments as for `LoRA`.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> mlp = ef.MLP(8, hidden=16, key=jax.random.key(0))
+        >>> adapted = ef.add_lora(mlp, ef.DoRA(rank=2), to="up", key=jax.random.key(1))
+        >>> adapted.up.lora.magnitude.shape
+        (16,)
     """
 
     experts: ClassVar[bool] = False
@@ -85,7 +93,19 @@ class DoRA(LoRA):
 
 
 class Adapter(eqx.Module):
-    """What is learned beside a frozen linear map, and how the two are one map."""
+    """What is learned beside a frozen linear map, and how the two are one map.
+
+    Arguments:
+        down, up: the linear maps from `in_dim` to the rank and from there to `out_dim`.
+        config: the `LoRA` or `DoRA` that made it.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> mlp = ef.MLP(8, hidden=16, key=jax.random.key(0))
+        >>> adapted = ef.add_lora(mlp, ef.LoRA(rank=2), to="up", key=jax.random.key(1))
+        >>> isinstance(adapted.up.lora, ef.Adapter), adapted.up.lora.delta().shape
+        (True, (8, 16))
+    """
 
     down: eqx.AbstractVar[Linear]
     up: eqx.AbstractVar[Linear]
@@ -116,7 +136,15 @@ class Adapter(eqx.Module):
 
 
 class LowRank(Adapter):
-    """`base(x) + scale * up(down(x))`; see `LoRA`."""
+    """`base(x) + scale * up(down(x))`; see `LoRA`.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> mlp = ef.MLP(8, hidden=16, key=jax.random.key(0))
+        >>> lora = ef.add_lora(mlp, ef.LoRA(rank=2), to="up", key=jax.random.key(1)).up.lora
+        >>> type(lora).__name__, lora.down.weight.shape, lora.up.weight.shape
+        ('LowRank', (8, 2), (2, 16))
+    """
 
     down: Annotated[Linear, Axes(out_dim="rank")]
     up: Annotated[Linear, Axes(in_dim="rank")]
@@ -140,7 +168,22 @@ class LowRank(Adapter):
 
 
 class Decomposed(Adapter):
-    """`magnitude * x @ unit(W + scale * down @ up)`; see `DoRA`."""
+    """`magnitude * x @ unit(W + scale * down @ up)`; see `DoRA`.
+
+    Arguments:
+        down, up: as for `LowRank`.
+        magnitude: the length of each output's weights.
+        config: the `DoRA` that made it.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> mlp = ef.MLP(8, hidden=16, key=jax.random.key(0))
+        >>> lora = ef.add_lora(mlp, ef.DoRA(rank=2), to="up", key=jax.random.key(1)).up.lora
+        >>> type(lora).__name__, lora.magnitude.shape
+        ('Decomposed', (16,))
+    """
+
+    in_float32: ClassVar[tuple[str, ...]] = ("magnitude",)
 
     down: Annotated[Linear, Axes(out_dim="rank")]
     up: Annotated[Linear, Axes(in_dim="rank")]
@@ -152,7 +195,9 @@ class Decomposed(Adapter):
     ) -> Float[Array, "*batch out_dim"]:
         plain = base.plain()
         y = base.bare()(x) + added(self.down, self.up, self.config.factor, x)
-        y = y * along_last(self._lengths(plain).astype(x.dtype), y)
+        # A length that was rounded first would be off by the same part for every row.
+        lengths = self._lengths(plain).astype(wide_dtype(y))
+        y = (widen(y) * along_last(lengths, y)).astype(y.dtype)
         return y if plain.bias is None else y + along_last(plain.bias, y)
 
     def merged(self, base: Linear) -> Linear:

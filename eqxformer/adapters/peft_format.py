@@ -138,6 +138,17 @@ def load_adapters(
     Raises `CheckpointError` for everything that is wrong with the files, before numbers are read:
     settings that are not known, or not supported and not turned off, and tensors that are missing,
     left over or misshapen. Other errors as in `with_adapters`.
+
+    Example:
+        >>> import eqxformer as ef, jax, tempfile
+        >>> config = ef.families.llama(vocab=65, dim=16, layers=2, heads=2, hidden=32)
+        >>> model = config.build(key=jax.random.key(0))
+        >>> adapted = ef.add_lora(model, ef.LoRA(), to="**.query", key=jax.random.key(1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ef.save_adapters(adapted, f"{folder}/adapters")
+        ...     again = ef.load_adapters(model, f"{folder}/adapters")
+        >>> again.blocks[1].attention.query.lora.down.weight.shape
+        (16, 8)
     """
     known = known_as(model, model_type)
     files = Adapted(locate(directory, revision=revision), known.written.task.prefix)

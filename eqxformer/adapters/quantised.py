@@ -1,6 +1,6 @@
 """Weights of frozen linear maps in int8: a quarter of float32's memory."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -11,6 +11,7 @@ from eqxformer.adapters.choosing import To, all_or_none, chosen, is_linear
 from eqxformer.adapters.lora import AdaptedLinear
 from eqxformer.adapters.surgery import over_stack
 from eqxformer.checkpoints.names import with_names
+from eqxformer.layers.gather import rows_of
 from eqxformer.layers.linear import AbstractLinear, Groups, Linear, along_last, grouped_product
 from eqxformer.layers.norms import wide_dtype, widen
 from eqxformer.layers.product import product
@@ -36,6 +37,8 @@ class QuantisedLinear(AbstractLinear):
           int8                                                 128  128 B
           float32                                               32  128 B
     """
+
+    in_float32: ClassVar[tuple[str, ...]] = ("scale",)
 
     weight: Int8[Array, "in_dim out_dim"]
     scale: Float[Array, " out_dim"]
@@ -78,7 +81,7 @@ class GroupedQuantisedLinear(eqx.Module):
         group = self.groups.group
         y = jax.checkpoint(grouped_product)(_smaller(x), self.weight, self.groups)
         y = _scaled(y, self.scale[group])
-        return y if self.bias is None else y + self.bias[group]
+        return y if self.bias is None else y + rows_of(self.bias, group)
 
 
 def quantise(model: Any, *, to: To) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
 from eqxformer.axes import Axes
 from eqxformer.blocks.residual import Residual, pre_norm
@@ -17,7 +17,7 @@ from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.cache import Cache, SourceCache
 from eqxformer.layers.dropout import check_rate, dropout
 from eqxformer.layers.feed_forward import FeedForward, RouterLosses
-from eqxformer.layers.masks import Mask
+from eqxformer.layers.masks import Mask, valid_keys
 from eqxformer.layers.norms import LayerNorm, Norm, build_norm
 
 
@@ -30,6 +30,14 @@ class Context(eqx.Module):
         bias: a bias of the self-attention scores, shared by all blocks (T5).
         source: what cross-attention looks at; not needed where a cache remembers it.
         source_mask: who may look at what in the source.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> context = ef.Context(mask=ef.Causal() & ef.Padding(jnp.array([False, True, True])))
+        >>> print(context.mask.draw(3))
+        · · ·
+        · ■ ·
+        · ■ ■
     """
 
     mask: Mask | None = None
@@ -40,7 +48,19 @@ class Context(eqx.Module):
 
 
 class BlockCache(eqx.Module):
-    """What one block remembers: its own keys and values, and those of the source."""
+    """What one block remembers: its own keys and values, and those of the source.
+
+    Arguments:
+        attention: what self-attention remembers.
+        source: the keys and values of the source; None where cross-attention has none.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> model = ef.shapes(ef.families.gpt(vocab=65, dim=16, layers=1, heads=2, context=8))
+        >>> cache = model.blocks[0].init_cache((3,), slots=8)
+        >>> cache.attention.keys.shape, cache.source
+        ((3, 2, 8, 8), None)
+    """
 
     attention: Cache
     source: SourceCache | None
@@ -58,6 +78,16 @@ class AbstractBlock(eqx.Module):
 
     Generation pads prompts, and leaves finished rows alone by padding, so a cache must leave out
     what `valid_keys(context.mask)` says is no token of a row.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class Doubling(ef.AbstractBlock):
+        ...     def run(self, x, context, *, cache=None, key=None):
+        ...         return 2 * x, cache, None
+        ...     def init_cache(self, batch, slots, *, source=None, dtype=jnp.float32):
+        ...         return None  # it looks at no other token
+        >>> Doubling()(jnp.array([[1.0, 2.0]])).tolist()
+        [[2.0, 4.0]]
     """
 
     class Config(Config):
@@ -198,8 +228,9 @@ class Block(AbstractBlock):
             key=keys[1],
         )
         x = self._look(x, context, cache, keys[2], keys[3])
+        valid = _counted(context, cache)
         x, losses = self.feed_forward_residual.run(
-            x, lambda h: self.feed_forward.run(h, key=keys[4]), key=keys[5]
+            x, lambda h: self.feed_forward.run_valid(h, valid, key=keys[4]), key=keys[5]
         )
         if cache is None or attention_cache is None:
             return x, None, losses
@@ -245,6 +276,11 @@ class Block(AbstractBlock):
         )
 
 
+def _counted(context: Context, cache: BlockCache | None) -> Bool[Array, "*batch seq"] | None:
+    """Which tokens count in a router's losses; None for all. With a cache nobody trains."""
+    return valid_keys(context.mask) if cache is None else None
+
+
 def _refuse_bias(cross: AbstractAttention) -> None:
     """Raises `NotImplementedError` for a cross-attention that cannot be used with a cache."""
     if getattr(cross, "bias", None) is not None:
@@ -258,6 +294,13 @@ class ParallelBlock(AbstractBlock):
     """A block whose branches run side by side: `x + attention(norm(x)) + feed_forward(norm2(x))`.
 
     GPT-J and PaLM use one norm for both branches (`feed_forward_norm=None`), GPT-NeoX two.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> block = ef.ParallelBlock.Config(ef.Attention.Config(heads=2), ef.MLP.Config(hidden=32))
+        >>> model = ef.shapes(ef.DecoderLM.Config(vocab=65, dim=16, blocks=(block,)))
+        >>> model.blocks[0].norm.weight.shape, model.blocks[0].feed_forward_norm
+        ((16,), None)
     """
 
     class Config(AbstractBlock.Config):
@@ -317,7 +360,8 @@ class ParallelBlock(AbstractBlock):
             key=keys[0],
         )
         h = h if self.feed_forward_norm is None else self.feed_forward_norm(x)
-        fed, losses = self.feed_forward.run(h, key=keys[1])
+        valid = _counted(context, cache)
+        fed, losses = self.feed_forward.run_valid(h, valid, key=keys[1])
         x = x + dropout(attended, rate, keys[2]) + dropout(fed, rate, keys[3])
         new = None if attention_cache is None else BlockCache(attention_cache, None)
         return x, new, losses

@@ -51,6 +51,12 @@ class Speculated:
         proposed: how many tokens were proposed in each row.
         accepted: how many of them were kept.
         passes: how often the model has read, after the prompts, for all rows together.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> made = ef.Speculated([[5, 6, 7]], np.array([4]), np.array([2]), passes=1)
+        >>> made.acceptance
+        0.5
     """
 
     tokens: Int[Array, "rows new"] | list[list[int]]
@@ -202,7 +208,7 @@ def _trusted(proposal: Proposal, room: Int[Array, " rows"], vocab: int) -> Propo
     """The proposal up to the first id that there is not, and to what there is room for."""
     tokens, places = proposal.tokens, jnp.arange(proposal.tokens.shape[1])[None]
     known = (tokens >= 0) & (tokens < vocab) & (places < proposal.count[:, None])
-    count = jnp.cumprod(known, axis=1, dtype=jnp.int32).sum(1)
+    count = jnp.cumprod(known, axis=1, dtype=jnp.int32).sum(1, dtype=jnp.int32)
     return Proposal(jnp.where(known, tokens, 0), jnp.minimum(count, room), proposal.scores)
 
 

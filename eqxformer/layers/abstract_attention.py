@@ -13,7 +13,18 @@ from eqxformer.layers.masks import Mask
 
 
 class AbstractAttention(eqx.Module):
-    """What looks from token to token. One of your own subclasses this and its `Config`."""
+    """What looks from token to token. One of your own subclasses this and its `Config`.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class Mean(ef.AbstractAttention):
+        ...     def run(self, x, *, mask=None, positions=None, bias=None, cache=None, key=None):
+        ...         return jnp.broadcast_to(x.mean(-2, keepdims=True), x.shape), cache
+        ...     def init_cache(self, batch, slots, dtype=jnp.float32):
+        ...         raise NotImplementedError("A mean over earlier calls would need a cache.")
+        >>> Mean().run(jnp.array([[1.0, 1.0], [3.0, 5.0]]))[0].tolist()
+        [[2.0, 3.0], [2.0, 3.0]]
+    """
 
     class Config(Config):
         """The hyperparameters of a kind of attention; all kinds have heads of queries."""

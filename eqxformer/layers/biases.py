@@ -11,11 +11,22 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.config import Config, takes_options
+from eqxformer.layers.gather import rows_of
 from eqxformer.layers.initializers import Initializer, Normal
 
 
 class PositionBias(eqx.Module):
-    """A score for every head, query and key, known from their places in the sequence."""
+    """A score for every head, query and key, known from their places in the sequence.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class LessForFar(ef.PositionBias):
+        ...     def __call__(self, queries, keys):
+        ...         distance = jnp.abs(keys[..., None, None, :] - queries[..., None, :, None])
+        ...         return jnp.where(distance > 1, -1.0, 0.0)  # the same for all heads
+        >>> LessForFar()(jnp.array([2]), jnp.arange(4)).tolist()
+        [[[-1.0, 0.0, 0.0, 0.0]]]
+    """
 
     class Config(Config):
         """The hyperparameters of a bias."""
@@ -93,6 +104,14 @@ class RelativeBias(PositionBias):
 
     Raffel et al. 2020 (T5). Half of the buckets are single distances, the others grow
     logarithmically up to `max_distance`; `bidirectional` gives half of them to keys ahead.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> bias = ef.RelativeBias(2, buckets=8, max_distance=16, key=jax.random.key(0))
+        >>> bias(jnp.arange(3), jnp.arange(4)).shape
+        (2, 3, 4)
+        >>> bias.bucket(jnp.array([-9, -1, 0, 1])).tolist()
+        [3, 1, 0, 5]
     """
 
     class Config(PositionBias.Config):
@@ -134,7 +153,7 @@ class RelativeBias(PositionBias):
         self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
     ) -> Float[Array, "*#batch heads seq keys"]:
         buckets = self.bucket(_distances(queries, keys))
-        return jnp.moveaxis(self.weight[buckets], -1, -3)
+        return jnp.moveaxis(rows_of(self.weight, buckets), -1, -3)
 
     def bucket(self, distance: Int[Array, "*any"]) -> Int[Array, "*any"]:
         """The bucket of `key - query`."""
@@ -164,7 +183,14 @@ def distance_buckets(count: int, max_distance: int) -> Int[np.ndarray, " distanc
 
 
 class ExplicitBias(PositionBias):
-    """Any array of numbers to add to the scores, for one call: `values[head, query, key]`."""
+    """Any array of numbers to add to the scores, for one call: `values[head, query, key]`.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> bias = ef.ExplicitBias(jnp.zeros((2, 3, 4)))  # two heads, three queries, four keys
+        >>> bias(jnp.arange(3), jnp.arange(4)).shape
+        (2, 3, 4)
+    """
 
     values: Float[Array, "*#batch heads seq keys"]
 

@@ -27,14 +27,33 @@ class Seen(eqx.Module):
 
 
 class SourceCache(eqx.Module):
-    """The keys and values of a source, which cross-attention computes once for all steps."""
+    """The keys and values of a source, which cross-attention computes once for all steps.
+
+    Example:
+        >>> import equinox as eqx, eqxformer as ef, jax, jax.numpy as jnp
+        >>> def remembered(source, key):
+        ...     return ef.Attention(8, heads=2, key=key).remember(source)
+        >>> eqx.filter_eval_shape(remembered, jnp.ones((1, 5, 8)), jax.random.key(0)).keys.shape
+        (1, 2, 5, 4)
+    """
 
     keys: Float[Array, "*batch kv_heads keys head_dim"]
     values: Float[Array, "*batch kv_heads keys value_dim"]
 
 
 class Cache(eqx.Module):
-    """What self-attention remembers between calls."""
+    """What self-attention remembers between calls.
+
+    One of your own defines `places`, `extend` and `poison`, and for speculative decoding `emptied`
+    and `back_to`.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> nothing = jnp.zeros((1, 2, 4, 8))  # batch, kv_heads, slots, head_dim
+        >>> cache = ef.FullCache(nothing, nothing, length=jnp.array([3]))
+        >>> isinstance(cache, ef.Cache), cache.places(2, None).tolist()
+        (True, [[3, 4]])
+    """
 
     @abc.abstractmethod
     def places(
@@ -73,6 +92,13 @@ class FullCache(Cache):
 
     Writing past the capacity is a `ValueError` when called eagerly; under `jit` the outputs of
     that row are NaN from then on. The last slot is never overwritten.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> nothing, new = jnp.zeros((1, 2, 5, 8)), jnp.ones((1, 2, 3, 8))
+        >>> cache, seen = ef.FullCache(nothing, nothing, jnp.array([0])).extend(new, new, None)
+        >>> cache.length, seen.places.tolist()
+        (Array([3], dtype=int32), [[0, 1, 2, -1, -1]])
     """
 
     keys: Float[Array, "*batch kv_heads slots head_dim"]
@@ -120,6 +146,13 @@ class RingCache(Cache):
     count from the most tokens that a row has had. Going back further at once is a `ValueError` when
     called eagerly, and NaN under `jit`; of several steps back, which together go too far, nobody
     keeps count.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> nothing, new = jnp.zeros((1, 1, 3, 1)), jnp.array([[[[0.0], [1.0], [2.0], [3.0]]]])
+        >>> cache, _ = ef.RingCache(nothing, nothing, jnp.array([0])).extend(new, new, None)
+        >>> cache.keys.ravel().tolist(), cache.length
+        ([3.0, 1.0, 2.0], Array([4], dtype=int32))
     """
 
     keys: Float[Array, "*batch kv_heads slots head_dim"]

@@ -30,7 +30,18 @@ Backend = Literal["auto", "plain", "xla", "cudnn"]
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which backend an attention call got, why, and for which shapes."""
+    """Which backend an attention call got, why, and for which shapes.
+
+    Arguments:
+        backend: `plain`, `xla` or `cudnn`.
+        reason: why that one.
+        query_shape, keys_shape: `*batch heads seq head_dim`.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> print(ef.Choice("plain", "no GPU; this is a cpu", (1, 2, 3, 8), (1, 2, 3, 8)))
+        plain: no GPU; this is a cpu (query (1, 2, 3, 8), keys (1, 2, 3, 8))
+    """
 
     backend: str
     reason: str
@@ -56,8 +67,9 @@ def attend(
 ) -> Float[Array, "*batch heads seq value_dim"]:
     """Each query's average of the values, weighted by a softmax over the keys it may look at.
 
-    A query that may look at nothing gets zeros. `heads` is a multiple of `kv_heads`; the keys of a
-    group are shared, not copied, and so are those of an axis of the batch that has the size 1.
+    `softmax(scores + bias) @ values` with the scores of `scoring` (Vaswani et al. 2017). A query
+    that may look at nothing gets zeros. `heads` is a multiple of `kv_heads`; the keys of a group
+    are shared, not copied, and so are those of an axis of the batch that has the size 1.
 
     Arguments:
         mask: who may look at whom; None allows everything.
@@ -69,6 +81,12 @@ def attend(
             here.
 
     Raises `NotImplementedError` where a backend asked for by name cannot serve.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> x, values = 20.0 * jnp.eye(2)[None], jnp.array([[[1.0], [5.0]]])  # one head, two tokens
+        >>> ef.attend(x, x, values, scoring=ef.Scoring(scale=1.0), mask=ef.Causal()).tolist()
+        [[[1.0], [5.0]]]
     """
     if is_tapped(part, *ATTENTION_SITES):
         given = (scoring, mask, places, bias, key)

@@ -6,7 +6,18 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 
 def dropout(x: Float[Array, "*any"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*any"]:
-    """Each number is zero with probability `rate`, else divided by `1 - rate` (Srivastava 2014)."""
+    """Each number is zero with probability `rate`, else divided by `1 - rate` (Srivastava 2014).
+
+    Arguments:
+        rate: at least 0 and below 1.
+        key: None for the identity, as outside of training.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> x = ef.dropout(jnp.ones(64), 0.5, jax.random.key(0))
+        >>> sorted(set(x.tolist())), float(ef.dropout(jnp.ones(64), 0.5, None).min())
+        ([0.0, 2.0], 1.0)
+    """
     if key is None or rate == 0.0:
         return x
     return _drop(x, rate, key, x.shape)
@@ -18,6 +29,14 @@ def drop_path(
     """Stochastic depth: each sequence's whole branch is dropped with probability `rate`.
 
     Huang et al. 2016. The kept ones are divided by `1 - rate`, so that the mean stays.
+
+    Arguments as for `dropout`.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> x = ef.drop_path(jnp.ones((64, 2, 1)), 0.5, jax.random.key(0))  # 64 sequences
+        >>> sorted({tuple(row) for row in x[..., 0].tolist()})
+        [(0.0, 0.0), (2.0, 2.0)]
     """
     if key is None or rate == 0.0:
         return x

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.config import Config, takes_options
 from eqxformer.constraints import constrain
+from eqxformer.layers.gather import rows_of
 from eqxformer.layers.initializers import Initializer, Normal
 
 
@@ -61,7 +62,11 @@ def lookup(
         _check_ids(np.asarray(ids), first, rows, what)
     ids = ids.astype(np.promote_types(ids.dtype, np.int32))  # `rows` may not fit a smaller type
     known = jnp.where(ids < first, rows, ids)  # a negative index would count from the end
-    return weight.at[known].get(mode="fill", fill_value=jnp.nan)
+    return rows_of(weight, known, _filled)
+
+
+def _filled(weight: Array, ids: Array) -> Array:
+    return weight.at[ids].get(mode="fill", fill_value=jnp.nan)
 
 
 def _check_ids(ids: np.ndarray, first: int, rows: int, what: str) -> None:

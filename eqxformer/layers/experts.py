@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from eqxformer.axes import Axes
 from eqxformer.config import Config, takes_options
@@ -26,7 +26,23 @@ Chosen = tuple[Float[Array, "tokens top"], Int[Array, "tokens top"], Float[Array
 
 
 class Routing(Config):
-    """How a router's scores become a choice of experts and their weights."""
+    """How a router's scores become a choice of experts and their weights.
+
+    Weights that sum to one are 1 where one expert is chosen, whatever its score: with `top=1` the
+    router then learns nothing from the loss of the task, only from its own losses. Choose
+    `SoftmaxThenTopK(normalize=False)` there, as in the Switch Transformer (Fedus et al. 2021), or
+    `SigmoidTopK(normalize=False)`.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> class EvenWeights(ef.Routing):
+        ...     def choose(self, logits, top, correction=None):
+        ...         weights, ids = jax.lax.top_k(logits, top)
+        ...         return jnp.full_like(weights, 1 / top), ids, jax.nn.softmax(logits)
+        >>> weights, ids, _ = EvenWeights().choose(jnp.array([[1.0, 3.0, 2.0]]), top=2)
+        >>> weights.tolist(), ids.tolist()
+        ([[0.5, 0.5]], [[1, 2]])
+    """
 
     def check_sizes(self, count: int, top: int) -> None:
         """Raises `ValueError` where `top` of `count` experts cannot be chosen so; all can here."""
@@ -45,7 +61,18 @@ class Routing(Config):
 
 
 class SoftmaxThenTopK(Routing):
-    """Softmax over all experts, then the largest; `normalize` makes those sum to one (Qwen3)."""
+    """Softmax over all experts, then the largest; `normalize` makes those sum to one (Qwen3).
+
+    Arguments:
+        normalize: whether the weights of the chosen experts sum to one.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+        >>> weights, ids, _ = ef.SoftmaxThenTopK(normalize=False).choose(logits, top=2)
+        >>> print(weights, ids)
+        [[0.5  0.25]] [[0 1]]
+    """
 
     normalize: bool = True
 
@@ -61,7 +88,15 @@ class SoftmaxThenTopK(Routing):
 
 
 class TopKThenSoftmax(Routing):
-    """The largest scores, then a softmax over these alone (Mixtral, gpt-oss)."""
+    """The largest scores, then a softmax over these alone (Mixtral, gpt-oss).
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> logits = jnp.log(jnp.array([[0.6, 0.2, 0.2]]))
+        >>> weights, ids, _ = ef.TopKThenSoftmax().choose(logits, top=2)
+        >>> print(weights.round(2), ids)
+        [[0.75 0.25]] [[0 1]]
+    """
 
     def choose(
         self,
@@ -78,6 +113,18 @@ class SigmoidTopK(Routing):
 
     Experts may lie in `groups`, neighbours together: then a token chooses from `top_groups` of them
     alone, those whose two best experts have the largest sum.
+
+    Arguments:
+        normalize: whether the weights of the chosen experts are made to sum to one first.
+        scale: what they are multiplied by then.
+        groups, top_groups: how many groups there are, and how many a token chooses.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> logits = jnp.array([[0.0, 2.0, -2.0]])
+        >>> weights, ids, _ = ef.SigmoidTopK(scale=2.0).choose(logits, top=2)
+        >>> print(weights.sum(), ids)
+        2.0 [[1 0]]
     """
 
     normalize: bool = True
@@ -145,7 +192,8 @@ class Experts(FeedForward):
         """Many experts of one kind, the router, and experts that every token uses.
 
         Arguments:
-            count: experts; each token uses `top` of them.
+            count: experts; each token uses `top` of them. For `top=1`, choose a routing whose
+                weights are not made to sum to one: see `Routing`.
             expert: the config of each.
             routing: how scores become weights.
             router: the projection to scores.
@@ -178,6 +226,8 @@ class Experts(FeedForward):
             return Experts(dim, self, key=key)
 
     sites: ClassVar[tuple[str, ...]] = ("chosen_experts", "chosen_weights")
+    # Rounded, they would send tokens to other experts.
+    in_float32: ClassVar[tuple[str, ...]] = ("router", "correction")
 
     router: Annotated[AbstractLinear, Axes(in_dim="dim", out_dim="experts")]
     experts: Annotated[FeedForward, Axes(stacked="experts")]
@@ -202,6 +252,20 @@ class Experts(FeedForward):
     def run(
         self, x: Float[Array, "*batch dim"], *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "*batch dim"], RouterLosses]:
+        return self._routed(x, None, key)
+
+    def run_valid(
+        self,
+        x: Float[Array, "*batch seq dim"],
+        valid: Bool[Array, "*#batch seq"] | None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "*batch seq dim"], RouterLosses]:
+        return self._routed(x, valid, key)
+
+    def _routed(
+        self, x: Array, valid: Array | None, key: PRNGKeyArray | None
+    ) -> tuple[Array, RouterLosses]:
         routed_key, shared_key = split(key, 2)
         tokens = x.reshape(-1, x.shape[-1])
         # In float32 all through: rounded scores would send tokens to other experts.
@@ -219,7 +283,9 @@ class Experts(FeedForward):
         y = self._mix(tokens, weights, ids, routed_key).reshape(x.shape)
         if self.shared is not None:
             y = y + self.shared(x, key=shared_key)
-        return y, router_losses(logits, probabilities, ids)
+        if valid is not None:
+            valid = jnp.broadcast_to(valid, x.shape[:-1]).reshape(-1)
+        return y, router_losses(logits, probabilities, ids, valid)
 
     def _mix(self, tokens: Array, weights: Array, ids: Array, key: PRNGKeyArray | None) -> Array:
         """Every chosen expert's result, weighted and summed per token."""
@@ -237,17 +303,26 @@ def router_losses(
     logits: Float[Array, "tokens experts"],
     probabilities: Float[Array, "tokens experts"],
     ids: Int[Array, "tokens top"],
+    valid: Bool[Array, " tokens"] | None = None,
 ) -> RouterLosses:
     """Load balance: `experts * sum over e of share[e] * probability[e]`; z: mean squared log-sum.
 
     The share of an expert is its part of all choices, so a perfect balance gives 1 (Fedus et al.
-    2021). The z-loss keeps logits small (Zoph et al. 2022). Without tokens both are zero.
+    2021). The z-loss keeps logits small (Zoph et al. 2022). All three are means over the tokens
+    that are valid; without any, both losses are zero.
     """
-    tokens, experts = logits.shape
-    count = max(tokens, 1)
-    share = jnp.zeros(experts, logits.dtype).at[ids.reshape(-1)].add(1.0) / (count * ids.shape[1])
+    (tokens, experts), top = logits.shape, ids.shape[1]
+    squares = jnp.square(jax.nn.logsumexp(logits, axis=-1))
+    if valid is None:
+        count, chosen = max(tokens, 1), 1.0
+    else:
+        count = jnp.maximum(valid.sum(dtype=jnp.int32), 1).astype(logits.dtype)
+        chosen = jnp.repeat(valid.astype(logits.dtype), top)
+        squares = jnp.where(valid, squares, 0.0)
+        probabilities = jnp.where(valid[:, None], probabilities, 0.0)
+    share = jnp.zeros(experts, logits.dtype).at[ids.reshape(-1)].add(chosen) / (count * top)
     mean = probabilities.sum(0) / count
-    z = jnp.square(jax.nn.logsumexp(logits, axis=-1)).sum() / count
+    z = squares.sum() / count
     return RouterLosses(load_balance=experts * (share * mean).sum(), z=z)
 
 

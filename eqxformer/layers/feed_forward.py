@@ -6,7 +6,7 @@ from typing import Annotated
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from eqxformer.axes import Axes
 from eqxformer.config import Config, takes_options
@@ -17,14 +17,36 @@ from eqxformer.layers.linear import AbstractLinear, Linear
 
 
 class RouterLosses(eqx.Module):
-    """What a mixture of experts adds to the loss; scalars, before any coefficient."""
+    """What a mixture of experts adds to the loss; scalars, before any coefficient.
+
+    Arguments:
+        load_balance: `experts * sum over e of share[e] * probability[e]` of a layer, 1 where all
+            experts have as much to do (Fedus et al. 2021).
+        z: the mean of `logsumexp(logits)^2` (Zoph et al. 2022).
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> losses = ef.RouterLosses(load_balance=jnp.array(1.5), z=jnp.array(4.0))
+        >>> float(0.5 * losses.load_balance + 0.25 * losses.z)
+        1.75
+    """
 
     load_balance: Float[Array, ""]
     z: Float[Array, ""]
 
 
 class FeedForward(eqx.Module):
-    """What acts on each token alone. One of your own subclasses this and its `Config`."""
+    """What acts on each token alone. One of your own subclasses this and its `Config`.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> class Gain(ef.FeedForward):
+        ...     weight: jax.Array
+        ...     def run(self, x, *, key=None):
+        ...         return x * self.weight, None
+        >>> Gain(jnp.array([1.0, 2.0]))(jnp.array([3.0, 4.0])).tolist()
+        [3.0, 8.0]
+    """
 
     class Config(Config):
         """The hyperparameters of a feed-forward."""
@@ -38,6 +60,16 @@ class FeedForward(eqx.Module):
         self, x: Float[Array, "*batch dim"], *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "*batch dim"], RouterLosses | None]:
         """The result for every token, and the losses of a router, if there is one."""
+
+    def run_valid(
+        self,
+        x: Float[Array, "*batch seq dim"],
+        valid: Bool[Array, "*#batch seq"] | None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "*batch seq dim"], RouterLosses | None]:
+        """`run`, given which tokens are no padding: in a router's losses only these count."""
+        return self.run(x, key=key)
 
     def __call__(
         self, x: Float[Array, "*batch dim"], *, key: PRNGKeyArray | None = None
@@ -92,7 +124,14 @@ class MLP(FeedForward):
 
 
 class GatedMLP(FeedForward):
-    """Gated feed-forward: `down(act(gate(x)) * up(x))` (Shazeer 2020); with SiLU, SwiGLU."""
+    """Gated feed-forward: `down(act(gate(x)) * up(x))` (Shazeer 2020); with SiLU, SwiGLU.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> mlp = ef.GatedMLP(8, hidden=32, activation="silu", key=jax.random.key(0))
+        >>> mlp(jnp.ones((2, 3, 8))).shape
+        (2, 3, 8)
+    """
 
     class Config(FeedForward.Config):
         """The inner width, the activation, dropout before the last projection, the projections."""

@@ -8,7 +8,15 @@ from eqxformer.config import Config
 
 
 class SumHeads(Config):
-    """The heads' values are summed into the residual, with no output projection."""
+    """The heads' values are summed into the residual, with no output projection.
+
+    It takes the place of the output projection: `Attention.Config(out=SumHeads(), ...)`.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> ef.SumHeads().build(4, 2, key=jax.random.key(0))
+        HeadSum(dim=2)
+    """
 
     def build(self, in_dim: int, out_dim: int, *, key: PRNGKeyArray) -> "HeadSum":
         """The sum of `in_dim / out_dim` slices; raises `ValueError` where that is not whole."""
@@ -22,7 +30,16 @@ class SumHeads(Config):
 
 
 class HeadSum(eqx.Module):
-    """`y = sum over h of x[h * dim : (h + 1) * dim]`; with one such slice, `x` itself."""
+    """`y = sum over h of x[h * dim : (h + 1) * dim]`; with one such slice, `x` itself.
+
+    Arguments:
+        dim: width of a slice.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> ef.HeadSum(2)(jnp.array([1.0, 2.0, 10.0, 20.0])).tolist()
+        [11.0, 22.0]
+    """
 
     dim: int = eqx.field(static=True)
 

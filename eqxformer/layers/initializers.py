@@ -10,7 +10,17 @@ from eqxformer.config import Config
 
 
 class Initializer(Config):
-    """A value that draws a weight of shape `[..., in, out]`."""
+    """A value that draws a weight of shape `[..., in, out]`.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> class Constant(ef.Initializer):
+        ...     value: float
+        ...     def __call__(self, key, shape):
+        ...         return jnp.full(shape, self.value)
+        >>> ef.Linear(2, 3, init=Constant(0.5), key=jax.random.key(0)).weight.tolist()
+        [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
+    """
 
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
         """A float32 array of this shape."""
@@ -18,14 +28,27 @@ class Initializer(Config):
 
 
 class Zeros(Initializer):
-    """All zeros: for biases, learned positions, and branches that start silent."""
+    """All zeros: for biases, learned positions, and branches that start silent.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> ef.Zeros()(jax.random.key(0), (2, 2)).tolist()
+        [[0.0, 0.0], [0.0, 0.0]]
+    """
 
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
         return jnp.zeros(shape, jnp.float32)
 
 
 class Normal(Initializer):
-    """N(0, std^2); 0.02 is GPT-2's (Radford et al. 2019)."""
+    """N(0, std^2); 0.02 is GPT-2's (Radford et al. 2019).
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> weight = ef.Normal(std=0.5)(jax.random.key(0), (64, 64))
+        >>> round(float(weight.std()), 1)
+        0.5
+    """
 
     std: float = 0.02
 
@@ -34,7 +57,16 @@ class Normal(Initializer):
 
 
 class TruncatedNormal(Initializer):
-    """N(0, std^2) cut at two deviations; 0.02 is BERT's (Devlin et al. 2019)."""
+    """N(0, std^2) cut at two deviations; 0.02 is BERT's (Devlin et al. 2019).
+
+    The numbers that are left vary a little less, by 0.88 times `std`.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> weight = ef.TruncatedNormal(std=0.5)(jax.random.key(0), (64, 64))
+        >>> round(float(abs(weight).max()), 1)
+        1.0
+    """
 
     std: float = 0.02
 
@@ -43,28 +75,56 @@ class TruncatedNormal(Initializer):
 
 
 class LeCun(Initializer):
-    """Variance 1 / fan_in, truncated normal (LeCun et al. 1998, Efficient BackProp)."""
+    """Variance 1 / fan_in, truncated normal (LeCun et al. 1998, Efficient BackProp).
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> weight = ef.LeCun()(jax.random.key(0), (64, 64))
+        >>> round(float(64 * weight.var()), 1)
+        1.0
+    """
 
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
         return jax.nn.initializers.lecun_normal(batch_axis=_front(shape))(key, shape, jnp.float32)
 
 
 class Glorot(Initializer):
-    """Uniform of variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010)."""
+    """Uniform of variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010).
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> weight = ef.Glorot()(jax.random.key(0), (64, 64))
+        >>> round(float((64 + 64) / 2 * weight.var()), 1)
+        1.0
+    """
 
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
         return jax.nn.initializers.glorot_uniform(batch_axis=_front(shape))(key, shape, jnp.float32)
 
 
 class He(Initializer):
-    """Variance 2 / fan_in, truncated normal, for ReLU (He et al. 2015)."""
+    """Variance 2 / fan_in, truncated normal, for ReLU (He et al. 2015).
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> weight = ef.He()(jax.random.key(0), (64, 64))
+        >>> round(float(64 * weight.var()), 1)
+        2.0
+    """
 
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
         return jax.nn.initializers.he_normal(batch_axis=_front(shape))(key, shape, jnp.float32)
 
 
 class FanInUniform(Initializer):
-    """Uniform between -1 / sqrt(fan_in) and 1 / sqrt(fan_in), as PyTorch's and Equinox's linear."""
+    """Uniform between -1 / sqrt(fan_in) and 1 / sqrt(fan_in), as PyTorch's and Equinox's linear.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> weight = ef.FanInUniform()(jax.random.key(0), (64, 64))
+        >>> round(float(64**0.5 * abs(weight).max()), 1)
+        1.0
+    """
 
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
         bound = shape[-2] ** -0.5 if shape[-2] else 0.0
@@ -72,7 +132,14 @@ class FanInUniform(Initializer):
 
 
 class Orthogonal(Initializer):
-    """A random orthogonal matrix times `gain` (Saxe et al. 2014)."""
+    """A random orthogonal matrix times `gain` (Saxe et al. 2014).
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> weight = ef.Orthogonal(gain=2.0)(jax.random.key(0), (4, 4))
+        >>> bool(jnp.allclose(weight.T @ weight, 4.0 * jnp.eye(4), atol=1e-5))
+        True
+    """
 
     gain: float = 1.0
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from eqxformer.config import Config, takes_options
+from eqxformer.layers.gather import rows_of
 from eqxformer.layers.initializers import Initializer, LeCun
 from eqxformer.layers.product import product
 
@@ -24,6 +25,12 @@ class Groups(eqx.Module):
     Arguments:
         group: the group of each row, in ascending order.
         count: how many groups there are; some may have no rows.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> groups = ef.Groups(jnp.array([0, 0, 0, 1]), count=2)
+        >>> groups.length, groups.row.tolist(), groups.block.tolist()
+        (2, [0, 1, 2, 4], [0, 0, 1])
     """
 
     group: Int[Array, " rows"]
@@ -48,6 +55,12 @@ class AbstractLinear(eqx.Module):
     """A linear map of the last axis, over any leading axes: what every projection is.
 
     Configs build a `Linear`. Adapters and quantised weights take its place in a finished model.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> up = ef.quantise(ef.MLP(8, hidden=16, key=jax.random.key(0)), to="up").up
+        >>> isinstance(up, ef.AbstractLinear), type(up).__name__, type(up.plain()).__name__
+        (True, 'QuantisedLinear', 'Linear')
     """
 
     @abc.abstractmethod
@@ -134,6 +147,17 @@ class GroupedLinear(eqx.Module):
     There is no loop over groups. A mixture of experts puts it in the place of the `Linear`s of its
     stacked experts. (`jax.lax.ragged_dot` would multiply every row by the weights of every group on
     a CPU, and fails under a `vmap` that does not batch all of its operands.)
+
+    Arguments:
+        weight, bias: those of each group; no bias if None.
+        groups: which rows are whose.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> weight = jnp.array([[[1.0]], [[10.0]]])  # two groups, one number in and one out
+        >>> linear = ef.GroupedLinear(weight, None, ef.Groups(jnp.array([0, 0, 1]), count=2))
+        >>> linear(jnp.array([[1.0], [2.0], [3.0]])).ravel().tolist()
+        [1.0, 2.0, 30.0]
     """
 
     weight: Float[Array, "experts in_dim out_dim"]
@@ -142,7 +166,7 @@ class GroupedLinear(eqx.Module):
 
     def __call__(self, x: Float[Array, "rows in_dim"]) -> Float[Array, "rows out_dim"]:
         y = grouped_product(x, self.weight, self.groups)
-        return y if self.bias is None else y + self.bias[self.groups.group]
+        return y if self.bias is None else y + rows_of(self.bias, self.groups.group)
 
 
 def grouped_product(

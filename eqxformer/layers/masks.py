@@ -28,6 +28,16 @@ class Mask(eqx.Module):
     adds `Causal()` to a mask that does not, so that padding alone never opens up the future.
     `own_axes` is how many axes its arrays have behind those of the batch, which can then be
     compared with a call's; None leaves that to chance.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class EverySecond(ef.Mask):
+        ...     def allows(self, queries, keys):
+        ...         return (keys[..., None, None, :] - queries[..., None, :, None]) % 2 == 0
+        >>> print((EverySecond() & ef.Causal()).draw(3))
+        ■ · ·
+        · ■ ·
+        ■ · ■
     """
 
     ordered: ClassVar[bool] = False
@@ -74,9 +84,12 @@ class Both(Mask):
 class Full(Mask):
     """Everyone sees everyone, also ahead: what makes a decoder bidirectional.
 
-    ■ ■ ■
-    ■ ■ ■
-    ■ ■ ■
+    Example:
+        >>> import eqxformer as ef
+        >>> print(ef.Full().draw(3))
+        ■ ■ ■
+        ■ ■ ■
+        ■ ■ ■
     """
 
     ordered: ClassVar[bool] = True
@@ -91,9 +104,12 @@ class Full(Mask):
 class Causal(Mask):
     """A query sees itself and what came before: `key <= query`.
 
-    ■ · ·
-    ■ ■ ·
-    ■ ■ ■
+    Example:
+        >>> import eqxformer as ef
+        >>> print(ef.Causal().draw(3))
+        ■ · ·
+        ■ ■ ·
+        ■ ■ ■
     """
 
     ordered: ClassVar[bool] = True
@@ -114,6 +130,17 @@ class Window(Mask):
         ■ ■ ■ ·                         ■ ■ · ·
         · ■ ■ ■                         · ■ ■ ·
         · · ■ ■                         · · ■ ■
+
+    Arguments:
+        left, right: how many keys before and after a query, 0 or more.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> print((ef.Window(2, 2) & ef.Causal()).draw(4))
+        ■ · · ·
+        ■ ■ · ·
+        ■ ■ ■ ·
+        · ■ ■ ■
     """
 
     left: int = eqx.field(static=True)
@@ -135,8 +162,9 @@ class Window(Mask):
 class Padding(Mask):
     """Keys that are padding are seen by nobody; `valid` is true for real tokens, on either side.
 
-    Drawn for `valid = [False, True, True]`:
-
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> print(ef.Padding(jnp.array([False, True, True])).draw(3))
         · ■ ■
         · ■ ■
         · ■ ■
@@ -156,8 +184,11 @@ class Padding(Mask):
 class Segments(Mask):
     """Tokens see only their own segment: `query_ids == key_ids`, for packed sequences.
 
-    Drawn for `[0, 0, 1]`; `key_ids` are the same ids unless they are given:
+    `key_ids` are the same ids unless they are given.
 
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> print(ef.Segments(jnp.array([0, 0, 1])).draw(3))
         ■ ■ ·
         ■ ■ ·
         · · ■
@@ -190,8 +221,9 @@ class Prefix(Mask):
     `length` counts places from the start of a row: with padding on the left, count the padding too,
     except with a cache, which holds no padding and counts real tokens alone.
 
-    Drawn for `length = 2`:
-
+    Example:
+        >>> import eqxformer as ef
+        >>> print(ef.Prefix(2).draw(4))
         ■ ■ · ·
         ■ ■ · ·
         ■ ■ ■ ·
@@ -216,7 +248,14 @@ class Prefix(Mask):
 
 
 class Explicit(Mask):
-    """Any boolean array: `allowed[query, key]`, the same for all heads."""
+    """Any boolean array: `allowed[query, key]`, the same for all heads.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> print(ef.Explicit(jnp.array([[True, False], [False, True]])).draw(2))
+        ■ ·
+        · ■
+    """
 
     own_axes: ClassVar[int | None] = 2
     allowed: Bool[Array, "*#batch seq keys"]
@@ -230,7 +269,14 @@ class Explicit(Mask):
 
 
 class PerHead(Mask):
-    """Any boolean array with an axis of heads: `allowed[head, query, key]`."""
+    """Any boolean array with an axis of heads: `allowed[head, query, key]`.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> allowed = jnp.array([[[True, False]], [[True, True]]])  # two heads, one query, two keys
+        >>> ef.PerHead(allowed).allows(jnp.arange(1), jnp.arange(2)).shape
+        (2, 1, 2)
+    """
 
     own_axes: ClassVar[int | None] = 3
     allowed: Bool[Array, "*#batch heads seq keys"]

@@ -5,15 +5,27 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, Float
 
 from eqxformer.config import Config, takes_options
 from eqxformer.layers.linear import along_last
 from eqxformer.layers.taps import tap, untapped
+from eqxformer.layers.wide import scaled as scaled
+from eqxformer.layers.wide import wide_dtype as wide_dtype
+from eqxformer.layers.wide import widen as widen
 
 
 class Norm(eqx.Module):
-    """What normalises the last axis. A norm of your own subclasses this and its `Config`."""
+    """What normalises the last axis. A norm of your own subclasses this and its `Config`.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class UnitLength(ef.Norm):
+        ...     def __call__(self, x):
+        ...         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+        >>> print(UnitLength()(jnp.array([3.0, 4.0])))
+        [0.6 0.8]
+    """
 
     class Config(Config):
         """The hyperparameters of a norm."""
@@ -28,7 +40,13 @@ class Norm(eqx.Module):
 
 
 class Identity(Norm):
-    """`x`, unchanged: the norm of wiring that has none in that place."""
+    """`x`, unchanged: the norm of wiring that has none in that place.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> ef.Identity()(jnp.array([3.0, 4.0])).tolist()
+        [3.0, 4.0]
+    """
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         return x
@@ -81,6 +99,12 @@ class RMSNorm(Norm):
     """Root-mean-square norm: `x / sqrt(mean(x^2) + eps) * (offset + weight)`.
 
     Zhang & Sennrich 2019. `offset=1` stores the gain as its distance from one, as Gemma does.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> y = ef.RMSNorm(2)(jnp.array([1.0, 7.0]))  # the root of (1 + 49) / 2 is 5
+        >>> [round(number, 3) for number in y.tolist()]
+        [0.2, 1.4]
     """
 
     class Config(Norm.Config):
@@ -127,18 +151,3 @@ def norm_each(
     )
     y = every(untapped(norms), tap(norms, "input", x))  # taps see all heads at once
     return tap(norms, "output", y)
-
-
-def widen(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """`x` in float32 at least; float64 stays float64."""
-    return x.astype(wide_dtype(x))
-
-
-def scaled(x: Float[Array, "*any"], factor: float) -> Float[Array, "*any"]:
-    """`factor * x` in the type of `x`, rounded once: a small type need not hold the factor."""
-    return x if factor == 1.0 else (factor * widen(x)).astype(x.dtype)
-
-
-def wide_dtype(x: Float[Array, "*any"]) -> DTypeLike:
-    """The type in which softmax, norms and tables are computed for `x`."""
-    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32

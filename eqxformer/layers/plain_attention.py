@@ -30,6 +30,12 @@ class Scoring(eqx.Module):
         softcap: bound of the scores (Gemma 2), or None.
         dropout: probability of dropping a weight.
         sinks: a logit per head that takes part in the softmax but has no value (gpt-oss).
+
+    Example:
+        >>> import eqxformer as ef
+        >>> scoring = ef.Scoring(scale=64**-0.5, softcap=50.0)
+        >>> scoring.scale, scoring.softcap, scoring.sinks
+        (0.125, 50.0, None)
     """
 
     scale: float = eqx.field(static=True)
@@ -115,7 +121,14 @@ def attention_weights(
     places: tuple[Int[Array, "*#batch seq"], Int[Array, "*#batch keys"]] | None = None,
     bias: Float[Array, "*#batch heads seq keys"] | None = None,
 ) -> Float[Array, "*batch heads seq keys"]:
-    """The weight of every key for every head and query, in float32; arguments as in `attend`."""
+    """The weight of every key for every head and query, in float32; arguments as in `attend`.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> x = jnp.ones((1, 2, 4))  # one head, two tokens that are alike
+        >>> ef.attention_weights(x, x, scoring=ef.Scoring(scale=0.5), mask=ef.Causal()).tolist()
+        [[[1.0, 0.0], [0.5, 0.5]]]
+    """
     allowed = allowed_array(mask, places, query.shape[-2], keys.shape[-2])
     return shares(*powers_of(scores_of(query, keys, scoring, bias), allowed, scoring.sinks))
 

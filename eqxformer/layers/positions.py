@@ -14,7 +14,17 @@ from eqxformer.layers.initializers import Initializer, Normal
 
 
 class Positions(eqx.Module):
-    """What gives a vector to every position."""
+    """What gives a vector to every position.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class Parity(ef.Positions):
+        ...     dim: int
+        ...     def __call__(self, positions):
+        ...         return jnp.repeat((positions % 2)[..., None], self.dim, axis=-1).astype(float)
+        >>> Parity(dim=2)(jnp.arange(3)).tolist()
+        [[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+    """
 
     class Config(Config):
         """The hyperparameters of a kind of positions."""
@@ -33,6 +43,12 @@ class LearnedPositions(Positions):
 
     A position beyond the table is an error: `ValueError` when called eagerly; under `jit`, where
     no value can be looked at, its vector is NaN, never that of another position.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> positions = ef.LearnedPositions(8, length=16, key=jax.random.key(0))
+        >>> positions(jnp.array([[0, 1, 2]])).shape
+        (1, 3, 8)
     """
 
     class Config(Positions.Config):
@@ -133,7 +149,17 @@ class Sinusoids(Positions):
 
 
 class SinusoidTable(Initializer):
-    """The vectors that `Sinusoids` gives: for a table that is stored and starts with them."""
+    """The vectors that `Sinusoids` gives: for a table that is stored and starts with them.
+
+    Arguments:
+        waves: which vectors.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> table = ef.SinusoidTable()(jax.random.key(0), (4, 8))
+        >>> bool((table == ef.Sinusoids(8)(jnp.arange(4))).all())
+        True
+    """
 
     waves: Sinusoids.Config = Sinusoids.Config()
 

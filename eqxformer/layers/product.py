@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from eqxformer.constraints import mesh_sizes
+from eqxformer.layers.wide import wide_dtype
 
 PIECES = 8  # of a single row's product
 
@@ -57,5 +58,8 @@ def _apart(y: Array) -> Array:
 
 
 def _one_row(row: Array, weight: Array) -> Array:
+    """The sum of the pieces' products, rounded once: a small type would round each of them."""
     pieces = weight.reshape(PIECES, -1, weight.shape[1])
-    return jnp.einsum("pi,pio->po", row.reshape(PIECES, -1), pieces).sum(0)
+    rows, kind = row.reshape(PIECES, -1), wide_dtype(row)
+    parts = jnp.einsum("pi,pio->po", rows, pieces, preferred_element_type=kind)
+    return parts.sum(0).astype(row.dtype)

@@ -21,6 +21,14 @@ class Scaling(Config):
     """A way to change the frequencies, for texts longer than those of the training.
 
     `by_length` says whether they depend on the length of the text, and so change as it grows.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp, numpy as np
+        >>> class TwiceAsSlow(ef.Scaling):
+        ...     def frequencies(self, base, width, length):
+        ...         return base ** (-np.arange(0.0, width, 2) / width) / 2
+        >>> TwiceAsSlow().frequencies(10_000.0, 4, jnp.array(8)).tolist()
+        [0.5, 0.005]
     """
 
     by_length: ClassVar[bool] = False
@@ -40,7 +48,13 @@ class Scaling(Config):
 
 
 class LinearScaling(Scaling):
-    """Positions divided by `factor` (Chen et al. 2023, position interpolation)."""
+    """Positions divided by `factor` (Chen et al. 2023, position interpolation).
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> print(ef.LinearScaling(4.0).frequencies(10_000.0, 4, jnp.array(8)))
+        [0.25   0.0025]
+    """
 
     factor: float
 
@@ -53,6 +67,12 @@ class DynamicNTK(Scaling):
 
     `s = factor * n / n0 - factor + 1`, where `n` is the length of the text, never below the
     `n0 = original_length` of the training (bloc97 and emozilla 2023).
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> scaling = ef.DynamicNTK(factor=2.0, original_length=8)
+        >>> print(scaling.frequencies(10_000.0, 4, jnp.array(16)).round(5))
+        [1.      0.00333]
     """
 
     by_length: ClassVar[bool] = True
@@ -74,6 +94,12 @@ class Llama3Scaling(Scaling):
     With the wavelength `w = 2 pi / frequency` and `n0 = original_length`, a pair is slow where
     `w > n0 / low_frequency_factor` and fast where `w < n0 / high_frequency_factor`
     (Llama 3.1, Meta 2024).
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> scaling = ef.Llama3Scaling(factor=8.0, original_length=64)
+        >>> print(scaling.frequencies(10_000.0, 4, jnp.array(16)))
+        [1.      0.00125]
     """
 
     factor: float = 8.0
@@ -95,6 +121,12 @@ class YaRN(Scaling):
     The ramp runs between the pairs that turn `fast` and `slow` times over `original_length`;
     scores grow by `magnitude^2` with `magnitude = 0.1 ln(factor) + 1` (Peng et al. 2023).
     `rounded` moves the ends of the ramp to whole pairs.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> scaling = ef.YaRN(factor=4.0, original_length=512)
+        >>> print(scaling.frequencies(10_000.0, 4, jnp.array(16)), round(scaling.magnitude(), 4))
+        [1.     0.0025] 1.1386
     """
 
     factor: float
@@ -127,6 +159,14 @@ class LongRoPE(Scaling):
     """One divisor per pair: `short` up to `original_length` tokens, `long` beyond.
 
     Ding et al. 2024. Cosines and sines grow by `sqrt(1 + ln(factor) / ln(original_length))`.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> scaling = ef.LongRoPE(short=(1.0, 1.0), long=(1.0, 4.0), original_length=8, factor=4.0)
+        >>> for length in (8, 9):
+        ...     print(scaling.frequencies(10_000.0, 4, jnp.array(length)))
+        [1.   0.01]
+        [1.     0.0025]
     """
 
     by_length: ClassVar[bool] = True

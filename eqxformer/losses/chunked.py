@@ -212,8 +212,9 @@ def _chunk(
         return jaxpr_as_fun(read)(rows)[0]
 
     # Where the weight is 0 nothing may matter, not even as NaN, and 0 x NaN is NaN. The zeros are
-    # the weights themselves: JAX would store a constant, as large as a chunk, beside the loop.
-    real, zero = counted[:, None], weights[:, None]
+    # the weights themselves: JAX would store a constant, as large as a chunk, beside the loop. They
+    # have no derivative by the weights, or second derivatives would hold what was left out.
+    real, zero = counted[:, None], jax.lax.stop_gradient(weights)[:, None]
     rows = jnp.where(real, rows, zero.astype(rows.dtype))
     logits, back = jax.vjp(scores, learned, rows)
     wide, vocab = logits.astype(jnp.float32), logits.shape[-1]

@@ -103,4 +103,7 @@ def _apart(mine: Array, theirs: Array, counted: Array, temperature: float) -> Ar
         jax.nn.log_softmax(jnp.where(counted[..., None], x, 0).astype(jnp.float32) / temperature)
         for x in (mine, theirs)
     ]
-    return jnp.sum(jnp.exp(logs[1]) * (logs[1] - logs[0]), axis=-1)
+    # What the teacher forbids adds nothing: 0 x infinity would be NaN, in the gradient too.
+    possible = logs[1] > -jnp.inf
+    student, teacher = (jnp.where(possible, log, 0.0) for log in logs)
+    return jnp.sum(jnp.exp(logs[1]) * (teacher - student), axis=-1)

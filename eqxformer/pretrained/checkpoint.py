@@ -16,12 +16,14 @@ from jaxtyping import Array, DTypeLike
 from eqxformer.architectures import architecture
 from eqxformer.checkpoints.architecture import Architecture
 from eqxformer.checkpoints.errors import CheckpointError, MissingFile
+from eqxformer.checkpoints.names import name, unrolled
 from eqxformer.checkpoints.placing import Where, by_name, place
 from eqxformer.checkpoints.rebuild import expected, shapes, with_arrays
 from eqxformer.checkpoints.rules import Binding, bind
 from eqxformer.checkpoints.settings import Settings, nearest
 from eqxformer.checkpoints.stored import Stored
 from eqxformer.checkpoints.tensor_files import TensorFiles, read_json_text
+from eqxformer.layers.wide import stays_wide
 from eqxformer.models.encoder import Encoder
 from eqxformer.models.origin import Origin
 from eqxformer.pretrained.sentences import pooling_of
@@ -38,6 +40,15 @@ class Checkpoint:
 
     Raises `CheckpointError`, before any number is read, for everything that does not fit: files,
     settings, names and shapes of tensors.
+
+    Example:
+        >>> import eqxformer as ef, jax, tempfile
+        >>> config = ef.families.llama(vocab=65, dim=16, layers=2, heads=2, hidden=32)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ef.save_pretrained(config.build(key=jax.random.key(0)), f"{folder}/tiny")
+        ...     checkpoint = ef.Checkpoint(f"{folder}/tiny")
+        >>> checkpoint.class_name, checkpoint.config.dim, ef.count(checkpoint.skeleton)
+        ('LlamaForCausalLM', 16, 7280)
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -80,17 +91,20 @@ class Checkpoint:
         """The model with its numbers, read tensor by tensor, the largest first.
 
         Arguments:
-            dtype: the type of all weights; the file's own if None.
+            dtype: the type of the weights; the file's own if None. What a module keeps in float32,
+                such as the router of experts, is float32 where this is smaller.
             sharding: where every array goes: one sharding for all, a function of an array's path
                 and shape, or a `Placement`.
         """
         where = by_name(sharding, self.skeleton)
         arrays: dict[str, Array] = {}
+        wide = _wide(self.skeleton) if dtype is not None and jnp.dtype(dtype).itemsize < 4 else ()
         largest = sorted(self.bindings, key=lambda b: -sum(map(np.prod, b.shapes)))
         for binding in largest:
             # No name outlives its use here: what is read and what is moved would both stay.
             for path, numbers in self._numbers(binding):
-                arrays[path] = place(typed(path, numbers, dtype), where(path, numbers.shape))
+                kind = "float32" if path in wide else dtype
+                arrays[path] = place(typed(path, numbers, kind), where(path, numbers.shape))
         return with_arrays(self.skeleton, arrays)
 
     def _numbers(self, binding: Binding) -> list[tuple[str, np.ndarray]]:
@@ -170,6 +184,13 @@ def skeleton(config: Any, where: str) -> Any:
         return shapes(config)
     except (ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{where} describes no model: {error}") from error
+
+
+def _wide(skeleton: Any) -> set[str]:
+    """The names of the arrays that stay in float32."""
+    model = unrolled(skeleton)
+    leaves = jax.tree_util.tree_leaves_with_path(model)
+    return {name(path) for path, _ in leaves if stays_wide(model, path)}
 
 
 def typed(path: str, numbers: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:

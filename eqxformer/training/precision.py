@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from eqxformer.config import Config
+from eqxformer.layers.wide import stays_wide
 
 Floating = Literal["float32", "bfloat16", "float16"]
 
@@ -14,13 +15,17 @@ Floating = Literal["float32", "bfloat16", "float16"]
 class Precision(Config):
     """Which number types a training step keeps, computes with and gives out.
 
-    Softmax, norms, rotary tables and losses are made in float32 whatever these say.
+    Softmax, norms, rotary tables and losses are made in float32 whatever these say. Little arrays
+    that must not be rounded stay as they are in a small type: the router of experts and their
+    correction, scales of int8 weights, the magnitudes of `DoRA`.
 
     Arguments:
         parameters: the type of the weights that are kept and updated, and of the optimizer's memory
             of them. Updates are small against weights: bfloat16, with 8 bits, loses most of them.
             Those that are not trained stay in the type they have.
-        compute: the type that weights are cast to for a forward and backward pass.
+        compute: the type that weights are cast to for a forward and backward pass. Losses are not
+            scaled up for float16, which holds nothing below 6e-8: of the gradients of a mean over
+            many tokens it loses a part, and bfloat16 does not.
         output: the type of losses and metrics. Gradients have that of the parameters; those of a
             batch in parts are summed in float32.
 
@@ -48,8 +53,15 @@ class Precision(Config):
 
 
 def cast(tree: Any, dtype: Floating) -> Any:
-    """A tree with its arrays of floating types in another; those of other types stay."""
+    """A tree with its arrays of floating types in another; those of other types stay.
+
+    So do those that a module keeps in float32, in a type smaller than that.
+    """
     kind = jnp.dtype(dtype)
-    return jax.tree.map(
-        lambda x: x.astype(kind) if eqx.is_inexact_array(x) and x.dtype != kind else x, tree
-    )
+
+    def of(path: tuple[Any, ...], x: Any) -> Any:
+        if not eqx.is_inexact_array(x) or x.dtype == kind:
+            return x
+        return x if kind.itemsize < 4 and stays_wide(tree, path) else x.astype(kind)
+
+    return jax.tree_util.tree_map_with_path(of, tree)

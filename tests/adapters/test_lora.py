@@ -82,6 +82,16 @@ def test_an_adapter_in_float32_serves_a_base_in_bfloat16(lora):
     assert ef.merge(model).linear.weight.dtype == jnp.bfloat16
 
 
+def test_a_length_learned_in_float32_counts_though_bfloat16_does_not_hold_it():
+    """Results are rounded to either side, and 1.01 always to 1.0078."""
+    base = cast(drawn(ef.Linear.Config(bias=False), 5, 7), jnp.bfloat16)
+    model = ef.add_lora(Holder(base), KINDS["DoRA"], to="**", key=jax.random.key(0))
+    longer = eqx.tree_at(lambda m: m.linear.lora.magnitude, model, replace_fn=lambda x: 1.01 * x)
+    x = normal(1, 30_000, 5).astype(jnp.bfloat16)
+    size = eqx.filter_jit(lambda m, x: jnp.abs(m(x).astype(jnp.float32)).sum())
+    assert float(size(longer, x) / size(base, x)) == pytest.approx(1.01, abs=5e-4)
+
+
 @pytest.mark.parametrize("lora", [KINDS["LoRA"], KINDS["DoRA"]], ids=["LoRA", "DoRA"])
 def test_vmap_over_an_adapted_map_changes_nothing(lora):
     x, linear = normal(1, 3, 2, 5), one(lora)

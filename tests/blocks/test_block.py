@@ -8,7 +8,7 @@ import pytest
 
 import eqxformer as ef
 from tests.helpers import twins
-from tests.helpers.compare import assert_agrees
+from tests.helpers.compare import assert_agrees, assert_close
 from tests.helpers.hot import normal
 from tests.helpers.models import block, close, filled
 
@@ -135,6 +135,26 @@ def test_losses_of_routers_come_back_and_blocks_without_routers_have_none():
     assert cache is None
     assert (losses.load_balance.shape, losses.z.shape) == ((), ())
     assert eqx.filter_eval_shape(_built("reader").run, x, context)[2] is None
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["block", "parallel block"])
+def test_padding_does_not_count_in_the_losses_of_routers(kind, side):
+    config = BLOCKS["experts in sandwiches"]
+    if kind == "parallel block":
+        config = ef.ParallelBlock.Config(config.attention, config.feed_forward)
+    part, row, other = _filled(config), normal(4, 1, SEQ, DIM), normal(5, 1, 3, DIM)
+    padded = jnp.concatenate([other, row] if side == "left" else [row, other], axis=1)
+    valid = jnp.arange(SEQ + 3) >= 3 if side == "left" else jnp.arange(SEQ + 3) < SEQ
+
+    @eqx.filter_jit
+    def losses(x, mask):
+        return part.run(x, ef.Context(mask=mask))[2]
+
+    alone = losses(row, ef.Causal())
+    for mask in (ef.Padding(valid), ef.Padding(valid[None])):
+        assert_close(losses(padded, ef.Causal() & mask), alone, 1e-5)
+    assert abs(losses(padded, ef.Causal()).z / alone.z - 1.0) > 0.01
 
 
 def test_a_bias_of_cross_attention_is_refused_with_a_cache_which_has_no_places_for_it():

@@ -77,6 +77,15 @@ def test_an_encoder_decoder_has_a_draft_of_its_kind_or_a_decoder(alone):
     assert alone or made.accepted.sum() > 0
 
 
+@pytest.mark.parametrize("named", ["prompt lookup", "draft model"])
+def test_counts_stay_in_32_bits_where_jax_has_64(named):
+    """Types are mixed there as outside of tests: whole numbers of Python are 64 bits long."""
+    draft = ef.PromptLookup(ahead=3) if named == "prompt lookup" else ef.DraftModel(nudged("gpt"))
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        text, made = both("gpt", draft, PROMPTS[:2], max_new_tokens=5)
+    assert made.tokens == text
+
+
 def test_padding_on_either_side_changes_nothing():
     ids = np.array([[1, 2, 3, 4, 5], [6, 7, 8, -1, -1], [-1, -1, -1, 9, 10]])
     draft = ef.DraftModel(nudged("gpt"), ahead=3)

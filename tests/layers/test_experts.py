@@ -159,6 +159,37 @@ def test_no_tokens_give_no_results_and_losses_of_zero(shape):
     assert (float(losses.load_balance), float(losses.z)) == (0.0, 0.0)
 
 
+def test_losses_of_tokens_of_which_none_counts_are_zero_with_finite_gradients():
+    part, x = drawn(CONFIGS["softmax, then the largest"], 4), normal(1, 2, 3, 4)
+
+    def loss(part):
+        losses = part.run_valid(x, jnp.zeros(3, bool))[1]
+        return losses.load_balance + losses.z
+
+    value, slopes = eqx.filter_jit(eqx.filter_value_and_grad(loss))(part)
+    assert value == 0.0
+    assert not any(leaf.any() for leaf in jax.tree.leaves(slopes))
+
+
+@pytest.mark.parametrize(
+    ("routing", "learns"),
+    [
+        (ef.SoftmaxThenTopK(), False),
+        (ef.TopKThenSoftmax(), False),
+        (ef.SigmoidTopK(), False),
+        (ef.SoftmaxThenTopK(normalize=False), True),
+        (ef.SigmoidTopK(normalize=False), True),
+    ],
+    ids=str,
+)
+def test_a_router_of_one_expert_learns_from_the_task_unless_weights_are_made_to_sum_to_one(
+    routing, learns
+):
+    part, x = drawn(ef.Experts.Config(6, 1, MLP, routing), 4), normal(1, 7, 4)
+    slope = eqx.filter_jit(eqx.filter_grad(lambda p: jnp.sin(p(x)).sum()))(part).router.weight
+    assert (np.abs(slope).max() > 1e-3) == learns
+
+
 def test_the_load_balance_loss_is_one_when_balanced_and_the_count_at_worst():
     ids = jnp.arange(8)[:, None] % 4
     even, flat = jnp.zeros((8, 4)), jnp.full((8, 4), 0.25)

@@ -108,6 +108,21 @@ def test_activations_equal_their_formulas_in_value_and_gradient(name):
     assert_agrees(ef.activation(name), lambda x: reference.activate(name, x), x)
 
 
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_gelu_in_a_small_type_is_rounded_once_in_value_and_gradient(name, dtype):
+    """Also far out, where float16 holds no cube, and below zero, where all but a little cancels."""
+    far = jnp.array([-300.0, -148.0, -41.0, 41.0, 148.0, 300.0])
+    x = jnp.concatenate([jnp.linspace(-3.0, 3.0, 41), far]).astype(dtype)
+    act = ef.activation(name)
+    found = (act(x), jax.grad(lambda x: act(x).sum())(x))
+    wide = x.astype(jnp.float32)
+    expected = (act(wide), jax.grad(lambda x: act(x).sum())(wide))
+    for got, exact in zip(found, expected, strict=True):
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, exact.astype(dtype))
+
+
 def test_every_activation_has_a_formula_here_and_others_are_refused():
     with pytest.raises(TypeError, match="`MLP.activation` must be 'relu' or .*; got 'swish'"):
         ef.MLP.Config(hidden=3, activation="swish")

@@ -63,6 +63,21 @@ def test_numbers_of_a_small_type_stay_small_and_types_are_not_mixed():
         product(jnp.ones((2, 3)), jnp.ones((3, 4), jnp.bfloat16))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_single_row_of_a_small_type_is_rounded_once_and_has_its_gradient(dtype):
+    x, weight = normal(0, 1, 512).astype(dtype), normal(1, 512, 64).astype(dtype)
+
+    def sides(x, weight):
+        slopes = jax.grad(lambda x, w: product(x, w).astype(jnp.float32).sum(), (0, 1))
+        return product(x, weight), *slopes(x, weight)
+
+    found, exact = (jax.jit(sides)(*(a.astype(t) for a in (x, weight))) for t in (dtype, "float32"))
+    assert all(part.dtype == dtype for part in found)
+    for got, wide in zip(found, exact, strict=True):
+        unit = np.abs(np.asarray(wide)) * float(jnp.finfo(dtype).eps) / 2
+        assert (np.abs(np.asarray(got, np.float32) - wide) <= 1.01 * unit + 1e-4).all()
+
+
 def lowered(function, *arguments, platform="cpu"):
     """The program for a platform as it is handed to the compiler."""
     return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()

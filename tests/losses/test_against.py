@@ -164,6 +164,27 @@ def test_a_teacher_of_plain_numbers_is_refused():
         divergence(numbers, numbers, jnp.ones((3, 2)), 1.0)
 
 
+@pytest.mark.parametrize("both", [True, False], ids=["both forbid it", "the teacher forbids it"])
+def test_a_token_that_the_teacher_forbids_adds_nothing_to_value_and_gradient(both):
+    mine, theirs = (m.logits(m.run(TOKENS)[0])[..., :5] for m in (STUDENT, TEACHER))
+    theirs = theirs.at[..., 2].set(-jnp.inf)
+    mine = mine.at[..., 2].set(-jnp.inf) if both else mine
+    kept, weights = np.array([0, 1, 3, 4]), jnp.asarray(RAGGED, jnp.float32)
+
+    def ours(mine):
+        answers = (Answer(x, lambda x: x) for x in (mine, theirs))
+        return divergence(*answers, weights, 2.0)
+
+    def expected(mine):
+        student, teacher = (jax.nn.log_softmax(x / 2.0)[..., kept] for x in (mine, theirs))
+        apart = (jnp.exp(teacher) * (teacher - student)).sum(-1)
+        return (weights * apart).sum()
+
+    found, plain = (jax.jit(jax.value_and_grad(f))(mine) for f in (ours, expected))
+    assert np.isfinite(found[0])
+    assert_close(found, plain, 1e-5)
+
+
 def test_what_is_missing_is_named():
     with pytest.raises(ValueError, match=r"needs a teacher: use `Distillation\(...\)\.against"):
         ef.Distillation()(STUDENT, BATCH)

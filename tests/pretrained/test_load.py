@@ -200,6 +200,20 @@ def test_a_type_can_be_asked_for(tiny):
     assert logits(model, jnp.array([[1, 2]])).dtype == jnp.bfloat16
 
 
+def test_the_router_of_experts_stays_in_float32_where_a_small_type_is_asked_for(tmp_path):
+    mixture = ef.Experts.Config(3, 2, ef.GatedMLP.Config(hidden=5), ef.TopKThenSoftmax())
+    whole = filled(MODEL.config.edit("blocks.*", feed_forward=mixture))
+    ef.save_pretrained(whole, tmp_path / "mixture")
+    for dtype in ("bfloat16", "float16"):
+        model = ef.from_pretrained(tmp_path / "mixture", dtype=dtype)
+        arrays = ef.named_arrays(model)
+        wide = {name for name, array in arrays.items() if array.dtype != jnp.dtype(dtype)}
+        assert wide == {f"blocks.{n}.feed_forward.router.weight" for n in range(2)}
+        exact = ef.named_arrays(whole)
+        assert all(np.array_equal(arrays[name], exact[name]) for name in wide)
+    assert logits(model, jnp.array([[1, 2]])).dtype == jnp.float16
+
+
 def test_arrays_go_where_a_sharding_says_as_they_are_read(tiny):
     mesh = Mesh(np.array(jax.devices()[:2]), ("model",))
 
