@@ -83,6 +83,22 @@ def replaced_directory(
                     parent.rmdir()
 
 
+@contextlib.contextmanager
+def hidden_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new directory beside `target` to write to, which is removed in the end.
+
+    Those that killed processes left there are removed first.
+    """
+    _sweep(target)
+    fresh, lock = _fresh(target)
+    try:
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
 def _check_replaceable(target: pathlib.Path, overwrite: bool) -> None:
     if not os.path.lexists(target):
         return

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import pathlib
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from eqxformer.checkpoints._replacing import sync
+from eqxformer.checkpoints._replacing import hidden_directory, sync
 from eqxformer.checkpoints._writing import write_file
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.names import named_arrays
@@ -40,11 +39,11 @@ _MAX_BLOCKS = 2048
 def save(model: eqx.Module, directory: str | os.PathLike[str]) -> None:
     """Writes a model to a directory, which is made if it is not there.
 
-    Each file is written beside its place and then renamed, so that a reader never sees half of it;
-    after an exception both are what they were. Where the config is the one that is there already,
-    only the weights are replaced, in one step. Otherwise the old config goes first and the new one
-    comes last: a process killed in between leaves no config, and never weights beside the config of
-    another model.
+    Each file is written in a hidden directory and then renamed, so that a reader never sees half of
+    it; after an exception both are what they were, and what a killed process left there is removed.
+    Where the config is the one that is there already, only the weights are replaced, in one step.
+    Otherwise the old config goes first and the new one comes last: a process killed in between
+    leaves no config, and never weights beside the config of another model.
 
     A model may lie on many devices, also of several processes: all of these call this, the first
     of them writes, and none goes on before that is done.
@@ -55,6 +54,14 @@ def save(model: eqx.Module, directory: str | os.PathLike[str]) -> None:
 
     Raises `ValueError` for what `load` could not read: parts and arrays that the config would not
     make, adapters, int8 weights and patches among them, and more than 2,048 blocks.
+
+    Example:
+        >>> import eqxformer as ef, jax, os, tempfile
+        >>> config = ef.families.gpt(vocab=5, dim=4, layers=1, heads=2, context=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ef.save(config.build(key=jax.random.key(0)), folder)
+        ...     sorted(os.listdir(folder))
+        ['config.json', 'model.safetensors']
     """
     config = getattr(model, "config", None)
     if not isinstance(config, Config):
@@ -76,10 +83,11 @@ def save(model: eqx.Module, directory: str | os.PathLike[str]) -> None:
 
 def _write_all(folder: pathlib.Path, arrays: Mapping[str, Any], text: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with _hidden(folder, WEIGHTS) as weights, _hidden(folder, CONFIG) as settings:
-        write_file(weights, _tensors(arrays), {"format": _FORMAT})
-        _write(settings, text)
-        _put(folder, {WEIGHTS: weights, CONFIG: settings}, text)
+    with hidden_directory(folder / WEIGHTS) as hidden:
+        new = {name: hidden / name for name in (WEIGHTS, CONFIG)}
+        write_file(new[WEIGHTS], _tensors(arrays), {"format": _FORMAT})
+        _write(new[CONFIG], text)
+        _put(folder, new, text)
 
 
 def load(directory: str | os.PathLike[str], *, sharding: Where = None) -> Any:
@@ -136,7 +144,16 @@ def open_saved(directory: str | os.PathLike[str]) -> tuple[Any, TensorFiles]:
 
 
 def load_config(directory: str | os.PathLike[str]) -> Config:
-    """The config tree in a directory that `save` wrote; errors as for `load`."""
+    """The config tree in a directory that `save` wrote; errors as for `load`.
+
+    Example:
+        >>> import eqxformer as ef, jax, tempfile
+        >>> config = ef.families.gpt(vocab=5, dim=4, layers=1, heads=2, context=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ef.save(config.build(key=jax.random.key(0)), folder)
+        ...     ef.load_config(folder) == config
+        True
+    """
     path = pathlib.Path(directory) / CONFIG
     return _config(_described(path), path)
 
@@ -195,16 +212,6 @@ def _tensors(
         yield name, lambda array=array: np.asarray(array), array.shape, array.dtype
 
 
-@contextlib.contextmanager
-def _hidden(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
-    """A path beside a file's own, which no reader looks at; in the end nothing is left there."""
-    path = folder / f".{name}.{secrets.token_hex(8)}"
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
 def _write(path: pathlib.Path, data: bytes) -> None:
     with open(path, "xb") as file:
         file.write(data)
@@ -217,18 +224,17 @@ def _put(folder: pathlib.Path, new: Mapping[str, pathlib.Path], config: bytes) -
     names = [WEIGHTS] if _same(folder / CONFIG, config) else [CONFIG, WEIGHTS]
     with contextlib.ExitStack() as undo:
         # The rename alone replaces a file; two files need the old ones out of the way before.
-        old = [_aside(folder / name, undo) for name in names[1:] and names]
+        for name in names[1:] and names:
+            _aside(folder / name, new[name].with_name(f"{name}.old"), undo)
         for name in reversed(names):
             os.replace(new[name], folder / name)
         undo.pop_all()
-    for path in old:
-        path.unlink(missing_ok=True)
     sync(folder)
 
 
-def _aside(path: pathlib.Path, undo: contextlib.ExitStack) -> pathlib.Path:
-    """Moves a file, if it is there, to a hidden path; `undo` makes all as it was."""
-    aside, there = path.with_name(f".{path.name}.{secrets.token_hex(8)}"), path.exists()
+def _aside(path: pathlib.Path, aside: pathlib.Path, undo: contextlib.ExitStack) -> None:
+    """Moves a file, if it is there, to another path; `undo` makes all as it was."""
+    there = path.exists()
 
     def put_back() -> None:
         if aside.exists():
@@ -239,7 +245,6 @@ def _aside(path: pathlib.Path, undo: contextlib.ExitStack) -> pathlib.Path:
     undo.callback(put_back)
     if there:
         os.replace(path, aside)
-    return aside
 
 
 def _same(path: pathlib.Path, content: bytes) -> bool:

@@ -1,5 +1,6 @@
 """What a run begins from: the others that take part, the run before, the recipe, the mesh."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import itertools
@@ -23,6 +24,9 @@ from eqxformer.training.processes import join, told_by_first
 from eqxformer.training.recipes import RECIPES, recipe
 from eqxformer.training.run_directory import TOKENIZER, RunDirectory
 from eqxformer.training.start import Start, check_fits
+
+# Of the data, what a file is called; its content is compared by its SHA-256.
+ONLY_SHOWN = ("data.name", "data.checkpoint")
 
 
 def meet(processes: str | None, mesh: str | None) -> None:
@@ -57,7 +61,8 @@ def chosen_recipe(name: str | None, before: RunDirectory | None) -> Recipe:
 def refuse_changes(before: RunDirectory, now: dict[str, Any], steps: int) -> None:
     """Raises `ValueError` that shows what is not as it was when the run began."""
     known = before.experiment()
-    lines = differences({"experiment": known.identity(), "data": before.about()["data"]}, now)
+    then = {"experiment": known.identity(), "data": before.about()["data"]}
+    lines = differences(then, now, but=ONLY_SHOWN)
     if steps < known.steps and "steps" not in known.identity():
         lines.append(f"steps: {known.steps:,} -> {steps:,}, and there can only be more of them")
     if lines:
@@ -150,10 +155,24 @@ def placed(mesh: str, experiment: Experiment) -> Placement:
     return placement
 
 
-def create(out: Path, about: dict[str, Any], task: Task, model: Config) -> None:
-    """Makes the directory of a run; what lies beside a checkpoint's weights goes with the model."""
-    RunDirectory.create(out, about=about, tokenizer=task.tokenizer)
-    carry_files(model, out, but=(TOKENIZER,))
+def create(
+    out: Path, about: dict[str, Any], task: Task, config: Config, model: Any
+) -> RunDirectory:
+    """Makes the directory of a run: whole, with a model to load, or not at all.
+
+    What lies beside a checkpoint's weights goes with the model. All processes must ask.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> str:
+            made = RunDirectory.made(out, about=about, tokenizer=task.tokenizer)
+            hidden = stack.enter_context(made).path
+            carry_files(config, hidden, but=(TOKENIZER,))
+            return str(hidden)
+
+        RunDirectory(Path(told_by_first(begin))).save(model)
+        told_by_first(stack.close)  # none goes on before the directory is in its place
+    return RunDirectory(out)
 
 
 def about_run(

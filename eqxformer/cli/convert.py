@@ -19,7 +19,7 @@ from eqxformer.inspect.table import count, size
 from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.locate import locate
 from eqxformer.pretrained.on_disk import converted, on_disk
-from eqxformer.pretrained.save import carry, save_pretrained
+from eqxformer.pretrained.save import OLD, carry, write_pretrained
 from eqxformer.training.run_directory import TOKENIZER
 
 _EXAMPLES = """\b
@@ -69,30 +69,34 @@ def convert(
         shard_bytes = parse_size(shard_size or "5GB")
         _check_target(source, target, overwrite)
         folder = locate(source)
-        model, tokenizer = _read(folder, dtype), _tokenizer(folder)
+        model, beside = _read(folder, dtype), _tokenizer(folder)
         if form == "native":
-            _write_native(model, target, overwrite)
+            _write_native(model, target, overwrite, beside)
         else:
-            save_pretrained(
-                model, target, model_type=model_type, shard_size=shard_bytes, overwrite=overwrite
+            write_pretrained(
+                model,
+                target,
+                model_type=model_type,
+                shard_size=shard_bytes,
+                overwrite=overwrite,
+                but=OLD,  # another model's tokenizer beside these weights would be wrong
+                beside=beside,
             )
-        if tokenizer is not None and not (target / TOKENIZER).exists():
-            (target / TOKENIZER).write_bytes(tokenizer)
         files = TensorFiles.open(target)
     types = " and ".join(sorted({str(files.dtype(each)) for each in files.names}))
     click.echo(f"{target}: {count(model):,} parameters, {size(files.nbytes)} in {types}.")
 
 
-def _tokenizer(source: Path) -> bytes | None:
-    """The file of the pieces of words that a run learned, which transformers reads too."""
+def _tokenizer(source: Path) -> dict[str, bytes]:
+    """The file of the pieces of words that a run learned, which transformers reads too, if any."""
     own = source / TOKENIZER
     if not is_native(source) or not own.is_file():
-        return None
+        return {}
     try:
         values = json.loads(own.read_bytes())
     except ValueError as error:
         raise Mistake(f"{own} is no tokenizer: {error}.") from None
-    return None if "type" in values else own.read_bytes()  # that of characters is ours alone
+    return {} if "type" in values else {TOKENIZER: own.read_bytes()}  # characters are ours alone
 
 
 def _check_target(source: str, target: Path, overwrite: bool) -> None:
@@ -125,10 +129,12 @@ def _read(directory: Path, dtype: str | None) -> Any:
     return rebuild(model, model.config.edit(origin=beside))
 
 
-def _write_native(model: Any, target: Path, overwrite: bool) -> None:
+def _write_native(model: Any, target: Path, overwrite: bool, beside: dict[str, bytes]) -> None:
     for path, array in named_arrays(model).items():
         if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
             raise Mistake(f"`{path}` is {array.dtype}, which is not read again; choose a --dtype.")
-    with replaced_directory(target, overwrite=overwrite) as folder:
+    with replaced_directory(target, overwrite=overwrite, but=OLD) as folder:
         carry(model.config, folder)
+        for each, data in beside.items():
+            (folder / each).write_bytes(data)
         save(model, folder)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from eqxformer.bench.ceilings import step_flops
 from eqxformer.cli.beginning import (
+    ONLY_SHOWN,
     about_run,
     begun,
     chosen_recipe,
@@ -155,9 +156,8 @@ def train(
         model = experiment.init(placement)
         if before is None:
             about = about_run(chosen, task, experiment, data, start)
-            told_by_first(lambda: create(out, about, task, experiment.model))
-            before = RunDirectory(out)
-            before.save(model)  # from here on there is always a model to load, however this ends
+            # From here on there is always a model to load, however this ends.
+            before = create(out, about, task, experiment.model, model)
     return _conduct(model, task, experiment, before, console, also, placement)
 
 
@@ -208,6 +208,7 @@ def _conduct(
             run.checkpoints,
             every=experiment.checkpoint_every or experiment.validate_every,
             identity={"experiment": experiment.identity(), "data": task.about},
+            only_shown=ONLY_SHOWN,
             warn=console.print,
         ),
         placement=placement,

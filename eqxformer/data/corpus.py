@@ -28,7 +28,7 @@ class Corpus(NamedTuple):
 
 def read_corpus(path: Path | None) -> Corpus:
     """The text in a file or directory, or the default one; `ValueError` for nothing to learn."""
-    corpus = default_corpus() if path is None else Corpus(path.name, _text(path))
+    corpus = default_corpus() if path is None else Corpus(path.absolute().name, _text(path))
     if len(set(corpus.text)) < 2:
         what = f"only {corpus.text[0]!r}" if corpus.text else "no text"
         raise ValueError(f"`{path}` holds {what}; a corpus needs at least two characters to tell.")

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from eqxformer.data.fingerprints import digest, digest_of_array
+from eqxformer.data.mapped import Mapped, array_of
 
 _ENCODE = "Give `lambda text: tokenizer.encode(text).ids` for a tokenizer of `tokenizers`."
 _TEXTS = "Make them of texts with `tokenized(documents, encode)`."
@@ -22,6 +23,14 @@ class Documents(abc.ABC):
     """So many documents, each to be had by its number, and a fingerprint of all of them.
 
     This is also what Grain takes as a source: `grain.MapDataset.source(documents)`.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> documents = ef.TokenDocuments(np.array([5, 6, 7, 8]), ends=np.array([3, 4]))
+        >>> isinstance(documents, ef.Documents), [document.tolist() for document in documents]
+        (True, [[5, 6, 7], [8]])
+        >>> documents.where(1), len(documents.fingerprint)
+        ('document 1 of tokens', 64)
     """
 
     @abc.abstractmethod
@@ -88,7 +97,7 @@ class TokenDocuments(Documents):
         ends: for each document, where in `tokens` it ends and the next one begins.
         name: where they are from.
 
-    A document is a part of `tokens`, not a copy.
+    A document is a part of `tokens`, not a copy. A mapped file is pickled as its name.
 
     Example:
         >>> import eqxformer as ef, numpy as np
@@ -112,7 +121,12 @@ class TokenDocuments(Documents):
                 f"`ends` must rise to the number of tokens, {len(tokens)}, which is where the last "
                 f"document ends; the last is {last}."
             )
-        self.tokens, self.ends, self.name = tokens, ends, name
+        self._tokens, self.ends, self.name = Mapped.of(tokens), ends, name
+
+    @property
+    def tokens(self) -> Integer[np.ndarray, " tokens"]:
+        """The ids of all documents."""
+        return array_of(self._tokens)
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -20,6 +20,22 @@ class Feed(abc.ABC):
     `fingerprint` says what the data is, or is None where nobody knows. It is part of the position,
     so that no feed goes on with other data in the belief that they are the same. `shares` is how
     many processes bring a share of each batch; this one's is what `next_batch` gives.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> class Numbered(ef.Feed):
+        ...     number = 0
+        ...     def next_batch(self):
+        ...         self.number += 1
+        ...         return f"batch {self.number}"
+        ...     def place(self):
+        ...         return {"number": self.number}
+        ...     def go(self, place):
+        ...         self.number = place["number"]
+        >>> feed = Numbered()
+        >>> feed.move_to({"number": 7})
+        >>> feed.next_batch(), feed.position()
+        ('batch 8', {'number': 8})
     """
 
     fingerprint: str | None = None
@@ -115,7 +131,7 @@ def feed(
 def _feed(batches: Any, ahead: int, fingerprint: str | None) -> Feed:
     if hasattr(batches, "to_iter_dataset"):
         iterator = iter(batches.to_iter_dataset(_reading(ahead)))
-        return IteratorFeed(iterator, fingerprint)
+        return IteratorFeed(iterator, fingerprint, closes=True)
     if callable(batches):
         return StepFeed(batches, ahead, fingerprint)
     iterator = iter(batches) if hasattr(batches, "__iter__") else None
@@ -129,7 +145,7 @@ def _feed(batches: Any, ahead: int, fingerprint: str | None) -> Feed:
             f"{type(batches).__name__} reads ahead by itself: give `grain.ReadOptions` where it is "
             "made, and leave `ahead` away."
         )
-    return IteratorFeed(iterator, fingerprint)
+    return IteratorFeed(iterator, fingerprint, closes=iterator is not batches)
 
 
 class StepFeed(Feed):
@@ -179,11 +195,16 @@ class StepFeed(Feed):
 
 
 class IteratorFeed(Feed):
-    """The batches of an iterator of Grain, or of one that keeps its state likewise."""
+    """The batches of an iterator of Grain, or of one that keeps its state likewise.
 
-    def __init__(self, iterator: Any, fingerprint: str | None = None) -> None:
+    `closes` says whether the iterator ends with the feed; one that somebody else holds does not.
+    """
+
+    def __init__(
+        self, iterator: Any, fingerprint: str | None = None, *, closes: bool = False
+    ) -> None:
         self.fingerprint = fingerprint
-        self._iterator = iterator
+        self._iterator, self._closes = iterator, closes
 
     def next_batch(self) -> Any:
         try:
@@ -204,7 +225,7 @@ class IteratorFeed(Feed):
         self._iterator.set_state(state.encode() if bare else state)
 
     def close(self) -> None:
-        if hasattr(self._iterator, "close"):
+        if self._closes and hasattr(self._iterator, "close"):
             self._iterator.close()
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from eqxformer.config import Config
 from eqxformer.data.documents import Documents, Joined, TokenDocuments, check_number
 from eqxformer.data.fingerprints import digest, digest_of_file
+from eqxformer.data.mapped import Mapped, array_of
 from eqxformer.strict_json import json_value
 
 _BOM = b"\xef\xbb\xbf"
@@ -190,8 +191,8 @@ class _Lines(Documents):
     def __init__(self, file: Path, fields: str | tuple[str, ...]) -> None:
         self._file, self._fields = file, fields
         empty = file.stat().st_size == 0
-        self._bytes = np.zeros(0, np.uint8) if empty else np.memmap(file, np.uint8, "r")
-        self._ends = _behind(self._bytes, ord("\n"))
+        held = np.zeros(0, np.uint8) if empty else np.memmap(file, np.uint8, "r")
+        self._bytes, self._ends = Mapped.of(held), _behind(held, ord("\n"))
         for number in np.flatnonzero(np.diff(self._ends, prepend=0) <= len("\r\n")).tolist():
             if not self._line(number).strip():
                 raise ValueError(f"{self.where(number)} is blank; take it out.")
@@ -201,7 +202,7 @@ class _Lines(Documents):
 
     def _line(self, number: int) -> bytes:
         start = int(self._ends[number - 1]) if number else 0
-        line = self._bytes[start : int(self._ends[number])].tobytes()
+        line = array_of(self._bytes)[start : int(self._ends[number])].tobytes()
         return line if number else line.removeprefix(_BOM)
 
     def __getitem__(self, number: int, /) -> Any:

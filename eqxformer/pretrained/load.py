@@ -82,6 +82,18 @@ def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = Non
 
     Needs the package tokenizers, which the extra `hub` brings. Raises `MissingFile` for a
     checkpoint without that file: one with a sentencepiece model only must be converted once.
+
+    Arguments:
+        source: a directory, or an id of the Hub.
+        revision: a branch, tag or commit on the Hub.
+
+    Example:
+        >>> import eqxformer as ef, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ef.WordBPE(vocab=30).train(["a man"] * 9).save(f"{folder}/tokenizer.json")
+        ...     tokenizer = ef.load_tokenizer(folder)
+        >>> tokenizer.encode("a man").tokens
+        ['▁a', '▁man']
     """
     folder = locate(source, revision=revision, patterns=_TOKENIZER)
     path = folder / "tokenizer.json"

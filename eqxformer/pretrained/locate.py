@@ -36,11 +36,6 @@ def locate(
         raise MissingFile(f"There is no directory {path}.")
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
     except ImportError:
         raise MissingFile(
             f"There is no directory {path}. If it is an id of the Hugging Face Hub, install what "
@@ -48,7 +43,7 @@ def locate(
         ) from None
     try:
         found = snapshot_download(source, revision=revision, allow_patterns=list(patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # also what is below: requests' errors, httpx's or others
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingFile(
             f"There is no directory {path}, and the Hub did not give `{source}`: {first}"

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -58,6 +59,7 @@ CARRIED = (
 TEMPLATES = "additional_chat_templates"  # a directory of those beside chat_template.jinja
 # What an older model's directory may say of how another one is used.
 _OF_ANOTHER = ("modules.json", "generation_config.json")
+OLD = tuple(dict.fromkeys((*CARRIED, *_OF_ANOTHER)))  # all that says how an older model is used
 
 
 def save_pretrained(
@@ -83,7 +85,31 @@ def save_pretrained(
 
     Raises `CheckpointError` for a model that no architecture expresses (`save` stores any), and
     `FileExistsError` for a directory that is not empty.
+
+    Example:
+        >>> import eqxformer as ef, jax, os, tempfile
+        >>> config = ef.families.llama(vocab=65, dim=16, layers=2, heads=2, hidden=32)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ef.save_pretrained(config.build(key=jax.random.key(0)), f"{folder}/tiny")
+        ...     sorted(os.listdir(f"{folder}/tiny"))
+        ['config.json', 'model.safetensors']
     """
+    write_pretrained(
+        model, directory, model_type=model_type, shard_size=shard_size, overwrite=overwrite
+    )
+
+
+def write_pretrained(
+    model: Any,
+    directory: str | os.PathLike[str],
+    *,
+    model_type: str | None = None,
+    shard_size: int | str = "5GB",
+    overwrite: bool = False,
+    but: Collection[str] = _OF_ANOTHER,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
+    """As `save_pretrained`, without the files `but` of an older model, with those `beside`."""
     arrays, known = _checked(model), expected(model)
     written = expression(model.config, known, model_type)
     bindings = written.bindings(model.config, known)
@@ -94,8 +120,10 @@ def save_pretrained(
     with one_writes() as writes:
         if not writes:
             return
-        with replaced_directory(directory, overwrite=overwrite, but=_OF_ANOTHER) as folder:
+        with replaced_directory(directory, overwrite=overwrite, but=but) as folder:
             carry(model.config, folder)
+            for name, data in beside.items():
+                (folder / name).write_bytes(data)
             (folder / CONFIG).write_text(text, encoding="utf-8")
             write_tensors(
                 folder,

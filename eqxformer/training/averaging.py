@@ -74,6 +74,12 @@ class AverageLast(Callback):
             there is removed at the start.
         count: how many models.
         every: steps between two of them.
+
+    Example:
+        >>> import eqxformer as ef, pathlib
+        >>> average = ef.AverageLast(pathlib.Path("run/last"), count=5, every=1000)
+        >>> average.count, average.every
+        (5, 1000)
     """
 
     def __init__(self, folder: Path, *, count: int, every: int) -> None:
@@ -92,7 +98,8 @@ class AverageLast(Callback):
     def finished(self, trainer: "Trainer") -> None:
         kept = self._kept()
         if kept and not trainer.interrupted:
-            trainer.outcome = average(load(kept[step]) for step in sorted(kept))
+            folders = [kept[step] for step in sorted(kept)]
+            trainer.outcome = average(load(each, sharding=trainer.placement) for each in folders)
 
     def _remove(self, goes: Callable[[int], bool]) -> None:
         """Removes the models of some steps; the first of several processes does it for all."""

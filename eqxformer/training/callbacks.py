@@ -21,6 +21,12 @@ class Record(NamedTuple):
     """Numbers measured at a step.
 
     `step` counts from 1, `tokens` are those read up to it, `seconds` are since training began.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> record = ef.Record(step=3, tokens=600, seconds=1.5, values={"loss": 2.25})
+        >>> record.step, record.values["loss"]
+        (3, 2.25)
     """
 
     step: int
@@ -39,6 +45,15 @@ class Callback:
     Where several processes train, every one of them calls callbacks, since what computes with the
     model must be asked for by all; those that only write or show numbers set `everywhere` to False,
     and are called on the first process alone.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> class PrintLoss(ef.Callback):
+        ...     def recorded(self, record):
+        ...         print(record.step, record.values["loss"])
+        >>> callbacks = [PrintLoss()]  # for a `Trainer`
+        >>> callbacks[0].recorded(ef.Record(step=3, tokens=600, seconds=1.5, values={"loss": 2.25}))
+        3 2.25
     """
 
     every: int | None = None
@@ -73,6 +88,18 @@ class Validate(Callback):
     NaN where no token counts. What the loss measures besides is published likewise, such as
     `validation_accuracy` with `TokenScores`; of a `cross_entropy` the exponential, as
     `validation_perplexity`.
+
+    Arguments:
+        batches: what is validated with, all of them each time.
+        every: steps between two times.
+        loss: what is measured; `NextToken()` if None.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> batches = ef.consecutive(np.arange(33), length=4, batch=2)
+        >>> validate = ef.Validate(batches, every=100, loss=ef.TokenScores())
+        >>> len(validate.batches), validate.every
+        (4, 100)
     """
 
     def __init__(
@@ -98,7 +125,19 @@ def perplexity(cross_entropy: float) -> float:
 
 
 def evaluator(loss: LossFunction) -> Callable[[Any, Iterable[Any]], Loss]:
-    """A function from a model and batches to their `Loss` together, weighted by token."""
+    """A function from a model and batches to their `Loss` together, weighted by token.
+
+    Arguments:
+        loss: what is measured; it must give a `Loss`, not a scalar.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> model = lambda tokens, *, key=None: jnp.zeros((*tokens.shape, 4))  # all of 4 ids alike
+        >>> batches = [ef.TokenBatch(jnp.array([[1, 2, 3]])), ef.TokenBatch(jnp.array([[3, 2, 1]]))]
+        >>> loss = ef.evaluator(ef.NextToken())(model, batches)
+        >>> round(float(loss.mean), 3), float(loss.weight)
+        (1.386, 4.0)
+    """
 
     @eqx.filter_jit
     def measure(loss: LossFunction, model: Any, batch: Any) -> Loss:
@@ -117,7 +156,19 @@ def evaluator(loss: LossFunction) -> Callable[[Any, Iterable[Any]], Loss]:
 
 
 class ShowSamples(Callback):
-    """Shows what `draw(model, step)` makes of the model as text."""
+    """Shows what `draw(model, step)` makes of the model as text.
+
+    Arguments:
+        draw: gives a text, of the model and the number of the step.
+        show: what is done with it, such as `print`.
+        every: steps between two times.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> samples = ef.ShowSamples(lambda model, step: f"after {step} steps", print, every=500)
+        >>> samples.show(samples.draw(None, 500))
+        after 500 steps
+    """
 
     def __init__(
         self, draw: Callable[[Any, int], str], show: Callable[[str], Any], *, every: int
@@ -132,6 +183,16 @@ class Evaluate(Callback):
     """Publishes what `measure(model)` finds at the end, unless Ctrl-C made it the end.
 
     With `every`, also at intervals before. `values` keeps what was found last.
+
+    Arguments:
+        measure: gives numbers of the model by their names.
+        every: steps between two times; None for the end alone.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> evaluate = ef.Evaluate(lambda model: {"parameters": float(ef.count(model))}, every=1000)
+        >>> evaluate.every, evaluate.values
+        (1000, {})
     """
 
     def __init__(
@@ -157,6 +218,16 @@ class Save(Callback):
     """Gives the model to `save` at intervals and at the end, also at the one by Ctrl-C.
 
     `step` is the step of the model that was saved last, 0 before there is one.
+
+    Arguments:
+        save: what keeps the model.
+        every: steps between two times; None for the end alone.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> save = ef.Save(lambda model: ef.save(model, "run/model"), every=1000)
+        >>> save.every, save.step
+        (1000, 0)
     """
 
     def __init__(self, save: Callable[[Any], Any], *, every: int | None = None) -> None:
@@ -195,6 +266,12 @@ class SaveBest(Callback):
         larger: whether larger is better instead.
 
     `best` is the number of the model that was saved last, `step` its step; at first both are None.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> best = ef.SaveBest(lambda model: ef.save(model, "run/best"), metric="bleu", larger=True)
+        >>> best.metric, best.best, best.step
+        ('bleu', None, None)
     """
 
     def __init__(
@@ -219,7 +296,8 @@ class SaveBest(Callback):
             self.every = 1  # the weights are not those of this number, but will be of the next
             return
         if is_better(found, self.best, larger=self.larger):
-            self.save(self._trainer.state.averaged)
+            done = self._trainer.outcome is not None  # and a number from now on is of that model
+            self.save(self._trainer.outcome if done else self._trainer.state.averaged)
             self.best, self.step = found, record.step
 
     def memory(self) -> dict[str, Any]:
@@ -237,6 +315,12 @@ class EarlyStopping(Callback):
         metric: the number, smaller being better.
         larger: whether larger is better instead.
         least: by how much it must be better to count.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> stopping = ef.EarlyStopping(patience=3, metric="validation_loss", least=0.01)
+        >>> stopping.memory()
+        {'best': None, 'failures': 0}
     """
 
     def __init__(
@@ -259,6 +343,8 @@ class EarlyStopping(Callback):
         self._trainer = trainer
         if trainer.step == 0:
             self._best, self._failures = None, 0
+        elif self._failures >= self.patience and not trainer.stopped:
+            self._failures = 0  # it stopped the run, which has been told to go on
 
     def recorded(self, record: Record) -> None:
         if self.metric not in record.values:
@@ -270,7 +356,8 @@ class EarlyStopping(Callback):
         self._failures += 1
         if self._failures >= self.patience:
             self._trainer.stop(
-                f"{self.metric} has not become better than {self._best} for {self.patience} times"
+                f"{self.metric} has not become better than {self._best} for {self.patience} times",
+                by=self,
             )
 
     def memory(self) -> dict[str, Any]:

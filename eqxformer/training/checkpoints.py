@@ -12,7 +12,8 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,7 @@ class Checkpoints:
         keep: how many of the newest are kept; at least 2, since the newest may be damaged.
         identity: what the run is, as plain JSON values, such as the config of the experiment and
             the fingerprint of the data. A run with another one is refused, with what differs.
+        only_shown: paths in `identity` that may differ, such as `data.name`.
         warn: is told about every damaged checkpoint that was passed over.
 
     Example:
@@ -79,13 +81,14 @@ class Checkpoints:
         every: int,
         keep: int = 2,
         identity: Mapping[str, Any] | None = None,
+        only_shown: Collection[str] = (),
         warn: Callable[[str], Any] | None = None,
     ) -> None:
         for name, value, least in (("every", every, 1), ("keep", keep, 2)):
             if value < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {value}.")
         self.directory, self.every, self.keep = Path(directory).absolute(), every, keep
-        self.identity = json.loads(json.dumps(identity or {}))
+        self.identity, self._only_shown = json.loads(json.dumps(identity or {})), only_shown
         self._warn = _warned if warn is None else warn
         self._manager: Any = None
         self._writes: int | None = None  # the step of the one that was begun last
@@ -182,7 +185,8 @@ class Checkpoints:
         record = self._manager.restore(step, args=args.Composite(**{_RECORD: args.JsonRestore()}))
         record = record[_RECORD]
         wanted = {**self.identity, "arrays": _shapes(arrays)}
-        _refuse_another(record["identity"], wanted, self.directory)
+        lines = differences(record["identity"], wanted, but=self._only_shown)
+        _refuse_another(lines, self.directory)
         targets = {
             name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
             for name, array in arrays.items()
@@ -198,11 +202,11 @@ class Checkpoints:
 
     def _set_aside(self, damaged: Mapping[str, str], *, going_on_from: int) -> None:
         for step, reason in damaged.items():
-            aside = self.directory.with_name(f"{self.directory.name}-damaged")
+            aside = _beside(self.directory, "{}-damaged")
             aside.mkdir(exist_ok=True)
             numbers = (step if i == 0 else f"{step}-{i}" for i in itertools.count())
             place = next(aside / each for each in numbers if not (aside / each).exists())
-            os.replace(self.directory / step, place)
+            shutil.move(self.directory / step, place)
             self._warn(
                 f"The checkpoint of step {step} is damaged: {reason}. It is now `{place}`; "
                 f"going on from step {going_on_from}."
@@ -255,8 +259,7 @@ def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
 
 
-def _refuse_another(found: dict[str, Any], wanted: dict[str, Any], directory: Path) -> None:
-    lines = differences(found, wanted)
+def _refuse_another(lines: list[str], directory: Path) -> None:
     if lines:
         raise ValueError(
             f"The checkpoints in `{directory}` are of another run; then and now:\n  "
@@ -280,7 +283,7 @@ def _locked(directory: Path) -> Any:
         raise ValueError("Checkpoints need the extra: pip install 'eqxformer[train]'.") from None
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with FileLock(directory.with_name(f".{directory.name}.lock"), blocking=False):
+        with FileLock(_beside(directory, ".{}.lock"), blocking=False):
             yield
     except Timeout:
         raise ValueError(
@@ -289,6 +292,17 @@ def _locked(directory: Path) -> Any:
         ) from None
     except OSError as error:
         raise ValueError(f"`{directory}` cannot be used: {error.strerror}.") from None
+
+
+def _beside(directory: Path, name: str) -> Path:
+    """A path beside a directory, with its name in `name`: the same for all links to it.
+
+    It is inside, where Orbax looks at steps alone, if the directory is the root of a file system or
+    nothing may be written beside it.
+    """
+    real = Path(os.path.realpath(directory))
+    inside = os.path.ismount(real) or not os.access(real.parent, os.W_OK)
+    return (real if inside else real.parent) / name.format(real.name)
 
 
 def _manager(directory: Path, keep: int, completed: Callable[[], None]) -> Any:

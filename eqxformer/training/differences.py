@@ -1,23 +1,24 @@
 """What differs between two descriptions of a run, a line each."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 _MOST = 12  # lines
 
 
-def differences(then: Any, now: Any) -> list[str]:
+def differences(then: Any, now: Any, *, but: Collection[str] = ()) -> list[str]:
     """A line for every value that is not the same in two trees of plain JSON values.
 
-    A value that is missing is as one that is null: a setting that has come since then.
+    A value that is missing is as one that is null: a setting that has come since then. The values
+    at the paths `but` may differ.
 
     Example:
         >>> from eqxformer.training.differences import differences
         >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4, "e": None})
         ['a.c: 2 -> 3', 'd: nothing -> 4']
     """
-    lines = list(_walk("", then, now))
+    lines = [line for line in _walk("", then, now) if line.partition(": ")[0] not in but]
     more = len(lines) - _MOST
     return [*lines[:_MOST], f"and {more} more"] if more > 0 else lines
 

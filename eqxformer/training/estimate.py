@@ -48,6 +48,15 @@ class Estimate:
         logits: those of a chunk of tokens, and their gradient.
         sent: what it sends to others in a step, by the axis of the mesh and the purpose.
         whole: what the mesh should cut and cannot; see `Placement.whole`.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> needed = ef.Estimate(
+        ...     weights=400, gradients=400, optimizer=800, computing=200, kept=600, block=300,
+        ...     scores=100, logits=100, sent={"gradients summed": 400}, whole=[],
+        ... )
+        >>> needed.memory
+        2800
     """
 
     weights: int

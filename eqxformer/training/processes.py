@@ -73,6 +73,20 @@ def told_by_first(function: Callable[[], Any]) -> Any:
     return told["value"]
 
 
+def told_by_each(value: Any) -> list[Any]:
+    """What each process says, as plain JSON values, on every one of them; all must ask."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental.multihost_utils import process_allgather
+
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = process_allgather(np.int32(data.size)).tolist()
+    padded = np.zeros(max(lengths), np.uint8)
+    padded[: data.size] = data
+    rows = process_allgather(padded)
+    return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+
+
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
     """Has every process raise `ValueError` where one of them raises anything within.

@@ -19,6 +19,19 @@ class MetricsFile(Callback):
 
     When training goes on from a checkpoint, the file is cut back to the lines that there were when
     the checkpoint was made: no step is missing in it, and none stands there twice.
+
+    Arguments:
+        path: the file.
+
+    Example:
+        >>> import eqxformer as ef, pathlib, tempfile, types
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = ef.MetricsFile(f"{folder}/metrics.jsonl")
+        ...     file.started(types.SimpleNamespace(step=0))  # as a `Trainer` does
+        ...     file.recorded(ef.Record(step=3, tokens=600, seconds=1.5, values={"loss": 2.25}))
+        ...     file.closed()
+        ...     print(pathlib.Path(folder, "metrics.jsonl").read_text())
+        {"step": 3, "tokens": 600, "seconds": 1.5, "loss": 2.25}
     """
 
     everywhere = False
@@ -57,6 +70,17 @@ class LossPlot(Callback):
 
     `history` is the file of a `MetricsFile`: where training goes on from a checkpoint, the losses
     before it are read there.
+
+    Arguments:
+        path: the picture.
+        history: the file of a `MetricsFile`, or None.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> plot = ef.LossPlot("run/loss.png", history="run/metrics.jsonl")
+        >>> plot.recorded(ef.Record(step=3, tokens=600, seconds=1.5, values={"loss": 2.25}))
+        >>> dict(plot.curves)
+        {'loss': [(3, 2.25)]}
     """
 
     everywhere = False

@@ -11,12 +11,15 @@ last/               the last few models, where a recipe averages them
 best/               the model with the best validation loss: `ef.load` of it gives that
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from eqxformer.checkpoints.native import load, save
+from eqxformer.checkpoints.tensor_files import replaced_directory
 from eqxformer.config import Config
 from eqxformer.data.subwords import Subwords
 from eqxformer.data.tokenizer import Tokenizer, tokenizer_of
@@ -39,14 +42,27 @@ class RunDirectory:
             about: what `run.json` says, as plain JSON values.
             tokenizer: what `tokenizer.json` says.
         """
+        with cls.made(path, about=about, tokenizer=tokenizer):
+            return cls(path)
+
+    @classmethod
+    @contextlib.contextmanager
+    def made(
+        cls, path: Path, *, about: dict[str, Any], tokenizer: Tokenizer
+    ) -> Iterator["RunDirectory"]:
+        """As `create`, under a hidden name at first, for what else is to be there from the start.
+
+        Only then is the directory put at `path`; after an exception or a kill, nothing is there.
+        """
         refuse_existing(path)
-        try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise ValueError(f"`{path}` cannot be made: {error.strerror}.") from None
-        write_text(path / RUN, json.dumps(about, indent=2) + "\n")
-        write_text(path / TOKENIZER, tokenizer.to_json() + "\n")
-        return cls(path)
+        with contextlib.ExitStack() as stack:
+            try:
+                hidden = stack.enter_context(replaced_directory(path))
+            except OSError as error:
+                raise ValueError(f"`{path}` cannot be made: {error.strerror}.") from None
+            write_text(hidden / RUN, json.dumps(about, indent=2) + "\n")
+            write_text(hidden / TOKENIZER, tokenizer.to_json() + "\n")
+            yield cls(hidden)
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":

@@ -58,4 +58,5 @@ def stop_requests() -> Iterator[StopRequest]:
         yield asked
     finally:
         for each, handler in before.items():
-            signal.signal(each, handler)
+            # One that C code has put there is None, and cannot be put back from here.
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)

@@ -18,6 +18,12 @@ class TensorBoard(Callback):
         directory: where its event files go; `tensorboard --logdir DIRECTORY` shows them.
 
     Where training goes on from a checkpoint, what was shown behind it is taken back.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> callbacks = [ef.TensorBoard("run/tensorboard")]  # for a `Trainer`
+        >>> callbacks[0].everywhere
+        False
     """
 
     everywhere = False
@@ -53,6 +59,10 @@ class WeightsAndBiases(Callback):
         directory: where its own files go.
 
     Where training goes on from a checkpoint, so does the run there.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> callbacks = [ef.WeightsAndBiases("eqxformer", name="first")]  # doctest: +SKIP
     """
 
     everywhere = False

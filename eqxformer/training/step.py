@@ -46,6 +46,21 @@ class TrainState(eqx.Module):
 
     `key` is the root of all randomness in the steps; step `i` uses `fold_in(key, i)`. `trains` says
     which arrays of the model the steps change.
+
+    Arguments:
+        model: with its weights as they are now.
+        optimizer: what the optimizer remembers.
+        step: how many steps are done.
+        key: the root of the randomness.
+        trains: which arrays are trained.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> mlp = ef.MLP(4, hidden=8, key=jax.random.key(0))
+        >>> optimizer = ef.SGD(0.1).build(steps=10)
+        >>> state = ef.TrainState.create(mlp, optimizer, key=jax.random.key(1))
+        >>> int(state.step), ef.count(state.averaged)
+        (0, 76)
     """
 
     model: Any

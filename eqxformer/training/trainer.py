@@ -12,7 +12,7 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
-from eqxformer.data.feed import Feed, feed
+from eqxformer.data.feed import Feed, StepFeed, feed
 from eqxformer.inspect.watch import Watch
 from eqxformer.losses.objective import LossFunction
 from eqxformer.losses.tokens import NextToken
@@ -22,6 +22,7 @@ from eqxformer.training.accumulation import check_microbatch
 from eqxformer.training.callbacks import Callback, Record
 from eqxformer.training.checkpoints import Checkpoints
 from eqxformer.training.precision import Precision
+from eqxformer.training.processes import all_or_none, told_by_each
 from eqxformer.training.signals import StopRequest, stop_requests
 from eqxformer.training.step import Metrics, TrainState, make_step
 from eqxformer.training.watching import first_fault
@@ -48,8 +49,9 @@ class Trainer:
 
     Arguments:
         model: what is trained; the original stays as it is.
-        batches: a function from the number of a step, from 0 on, to its batch; or a Grain dataset;
-            or a `Feed` of your own.
+        batches: a function from the number of a step, from 0 on, to its batch; or a Grain dataset
+            or iterator; or a `Feed` of your own. An iterator and a `Feed` are yours: every `fit`
+            begins where they stood when they were given, and none closes them.
         optimizer: an optax optimizer, as `AdamW(...).build(steps)` makes it.
         steps: how many.
         key: the root of the randomness in the steps, such as dropout.
@@ -118,7 +120,9 @@ class Trainer:
         if self.skips < 0:
             raise ValueError(f"`skips` must not be negative; got {self.skips}.")
         check_microbatch(self.microbatch)
-        self._first = self.batches.position() if isinstance(self.batches, Feed) else {}
+        # What the user made stands somewhere, and every `fit` is to begin there.
+        stands = isinstance(self.batches, Feed) or hasattr(self.batches, "__next__")
+        self._first = feed(self.batches).position() if stands else None
 
     @property
     def _callbacks(self) -> Sequence[Callback]:
@@ -140,26 +144,26 @@ class Trainer:
 
         Every call begins anew with the model that was given, but where there are checkpoints.
         """
-        self.step, self.tokens, self.signal, self.stopped = 0, 0, None, None
-        self._skipped = 0
+        self.step, self.tokens, self.signal, self._skipped = 0, 0, None, 0
+        self.stopped, self._stopper, self.outcome = None, None, None
         self._begin = time.perf_counter()
         with contextlib.ExitStack() as stack:
             self._feed = feed(self.batches)
             self._check_shares(self._feed.shares)
-            if self._feed is self.batches:
+            if self._feed is not self.batches:
+                stack.push(_closing(self._feed.close, "the feed"))
+            if self._first is not None:
                 self._feed.move_to(self._first)
-            else:
-                stack.callback(self._feed.close)
             asked = stack.enter_context(stop_requests())
             if self.placement is not None:
                 stack.enter_context(self.placement.set())
             self.state = self._created()
             if self.checkpoints is not None:
-                stack.enter_context(contextlib.closing(self.checkpoints.open()))
+                stack.push(_closing(self.checkpoints.open().close, "the checkpoints"))
                 self._go_on()
             for callback in self._callbacks:
                 callback.started(self)
-                stack.callback(callback.closed)
+                stack.push(_closing(callback.closed, type(callback).__name__))
             self._loop(asked)
             if self.checkpoints is not None:
                 self.checkpoints.wait()
@@ -172,9 +176,15 @@ class Trainer:
         """Passes numbers measured after the current step on to every callback."""
         self._record(self.step, self.tokens, values)
 
-    def stop(self, reason: str) -> None:
-        """Ends training after the current step, as if it had been the last."""
-        self.stopped = reason
+    def stop(self, reason: str, *, by: Callback | None = None) -> None:
+        """Ends training after the current step, as if it had been the last.
+
+        A run that goes on from there stays stopped, unless it has more `steps` than it had then, or
+        no callback any more of the kind of `by`, which asks. After the last step, nothing is left
+        to be stopped.
+        """
+        if self.outcome is None:
+            self.stopped, self._stopper = reason, by
 
     def _created(self) -> TrainState:
         return TrainState.create(
@@ -265,7 +275,10 @@ class Trainer:
             "seconds": self.seconds,
             "skipped": self._skipped,
             "stopped": self.stopped,
-            "feed": self._feed.position(),
+            "stopped_by": None if self._stopper is None else type(self._stopper).__name__,
+            "steps": self.steps,
+            "shares": self._feed.shares,
+            "feed": self._positions(),
             "callbacks": {name: callback.memory() for name, callback in self._named_callbacks()},
         }
         self.checkpoints.save(self.step, self.state, progress)
@@ -284,10 +297,39 @@ class Trainer:
                 f"be at least that, got {self.steps:,}."
             )
         self._begin -= progress["seconds"]
-        self._skipped, self.stopped = progress["skipped"], progress["stopped"]
-        self._feed.move_to(progress["feed"])
+        self._skipped = progress["skipped"]
+        self.stopped = progress["stopped"] if self._stays_stopped(progress) else None
+        self._move_feed(progress)
         for name, callback in self._named_callbacks():
             callback.recall(progress["callbacks"].get(name, {}))
+
+    def _stays_stopped(self, progress: dict[str, Any]) -> bool:
+        """Whether this run ends where a run was stopped: it is as long, and who asked is there."""
+        by, kinds = progress.get("stopped_by"), {type(each).__name__ for each in self.callbacks}
+        return self.steps <= progress.get("steps", self.steps) and (by is None or by in kinds)
+
+    def _positions(self) -> Any:
+        """Where the feed stands: of shares, a list of where each process stands in its own.
+
+        A function of the step stands at the same one in all, however many there are.
+        """
+        position = self._feed.position()
+        same = self._feed.shares == 1 or isinstance(self._feed, StepFeed)
+        return position if same else told_by_each(position)
+
+    def _move_feed(self, progress: dict[str, Any]) -> None:
+        """Goes where `_positions` were; checkpoints of before there were lists have one for all."""
+        position, now = progress["feed"], self._feed.shares
+        then = progress.get("shares", now)
+        several = isinstance(position, list)
+        if then != now and (several or not isinstance(self._feed, StepFeed)):
+            raise ValueError(
+                f"The checkpoint is of batches in shares of {then} processes, each of which stands "
+                f"somewhere in its own; got shares of {now}. Go on with {then} processes, or begin "
+                "anew."
+            )
+        with all_or_none():
+            self._feed.move_to(position[jax.process_index()] if several else position)
 
     def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
         """Callbacks by the name of their class, numbered where there are several."""
@@ -296,3 +338,17 @@ class Trainer:
             name = type(callback).__name__
             seen[name] += 1
             yield (name if seen[name] == 1 else f"{name}-{seen[name]}"), callback
+
+
+def _closing(close: Callable[[], Any], what: str) -> Callable[..., None]:
+    """An end of an `ExitStack` that closes something and never hides the error that came first."""
+
+    def end(kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            close()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"Then {what} could not be closed: {type(failure).__name__}: {failure}")
+
+    return end

@@ -34,6 +34,13 @@ def translate(
         texts: in the form of the texts that the model was trained on.
         beams, length_penalty, early_stopping: see `beam_search`.
         rows: texts that are translated at a time; the longest are first.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> model = ef.load("run/best")  # doctest: +SKIP
+        >>> tokenizer = ef.Subwords.read("run/tokenizer.json")  # doctest: +SKIP
+        >>> ef.translate(model, ["a dog"], tokenizer, beams=4)  # doctest: +SKIP
+        ['ein hund']
     """
     if not texts:
         return []

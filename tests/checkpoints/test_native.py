@@ -310,7 +310,8 @@ def test_a_kill_between_two_renames_never_leaves_weights_beside_the_config_of_ot
     config, tmp_path
 ):
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), config]
-    steps = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    options = {"env": {**os.environ, "EQXFORMER_CHECKS": "0"}, "check": True}
+    steps = int(subprocess.run(command, capture_output=True, text=True, **options).stdout)
     seen = []
     for folder in (tmp_path / str(number) for number in range(steps + 1)):
         paths = [folder / native.CONFIG, folder / native.WEIGHTS]
@@ -329,6 +330,29 @@ def test_saving_makes_the_directory_and_replaces_an_older_model(small, tmp_path)
     ef.save(small, folder)
     assert same_bits(ef.load(folder), small)
     assert {path.name for path in folder.iterdir()} == {native.CONFIG, native.WEIGHTS}
+
+
+KILLED_WHILE_WRITING = """
+import os, sys
+import eqxformer as ef
+from eqxformer.checkpoints import native
+from tests.checkpoints.test_native import SMALL, filled
+
+native._put = lambda *_: os._exit(9)
+ef.save(filled(SMALL, seed=1), sys.argv[1])
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(small, tmp_path):
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path)]
+    options = {"env": {**os.environ, "EQXFORMER_CHECKS": "0"}, "check": False}
+    assert subprocess.run(command, **options).returncode == 9
+    (left,) = tmp_path.iterdir()
+    with native.hidden_directory(tmp_path / native.WEIGHTS) as hidden:
+        assert not left.exists()
+        ef.save(small, tmp_path)
+        assert hidden.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {native.CONFIG, native.WEIGHTS}
 
 
 def test_a_loaded_model_does_not_depend_on_its_file(small, tmp_path):

@@ -112,6 +112,18 @@ def test_pieces_of_words_go_along_and_characters_of_our_own_do_not(command, here
         assert (here / f"new-{number}/tokenizer.json").exists() == goes
 
 
+@pytest.mark.parametrize("form", ["transformers", "native"])
+def test_a_tokenizer_never_lies_beside_the_weights_of_another_model(command, here, ours, form):
+    for text in ('{"model": {"a": 1}}', '{"model": {"b": 2}}', '{"type": "x"}'):
+        (ours / "tokenizer.json").write_text(text)
+        (here / "out").mkdir(exist_ok=True)
+        (here / "out/vocab.json").write_text("of an older model")
+        assert command("convert", "ours", "out", "--to", form, "--overwrite")[0] == 0
+        there = here / "out/tokenizer.json"
+        assert (there.read_text() if there.exists() else '{"type": "x"}') == text
+        assert not (here / "out/vocab.json").exists()
+
+
 def test_our_own_format_in_another_type(command, here, ours):
     assert command("convert", "ours", "out", "--to", "native", "--dtype", "float16")[0] == 0
     assert {leaf.dtype for leaf in ef.named_arrays(ef.load("out")).values()} == {

@@ -1,6 +1,7 @@
 """Runs that go on where they ended."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 
 import pytest
 
+from eqxformer.training import run_directory
 from eqxformer.training.checkpoints import Checkpoints
 from eqxformer.training.run_directory import RunDirectory
 from tests.cli.conftest import SMALL, TEXT
@@ -53,6 +55,40 @@ def test_a_run_that_sigterm_ended_goes_on_as_if_it_had_not(command, here, traine
     assert log(here / "run") == log(trained / "text")
     for name in ("model.safetensors", "best/model.safetensors"):
         assert (here / "run" / name).read_bytes() == (trained / "text" / name).read_bytes()
+
+
+@pytest.mark.parametrize("write", range(4))
+def test_a_run_that_could_not_be_made_leaves_nothing_and_can_be_begun_again(
+    command, here, trained, monkeypatch, write
+):
+    """The disk is full at the settings, the tokenizer, the first model, or the last rename."""
+    names = ("run_directory.write_text", "run_directory.write_text", "run_directory.save")
+    times = []
+
+    def full(*_, kept=run_directory.write_text):
+        times.append(1)
+        if len(times) > write or write > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        kept(*_)
+
+    name = "eqxformer.checkpoints._replacing._put" if write == 3 else names[write]
+    monkeypatch.setattr(name if write == 3 else f"eqxformer.training.{name}", full)
+    begin = ["train", "text", "--data", trained / "text.txt", *SMALL, "--steps=1"]
+    begin += ["--out", here / "new", "--resume"]
+    assert command(*begin)[0] == 2
+    assert list(here.iterdir()) == []
+    monkeypatch.undo()
+    assert command(*begin)[0] == 0
+    assert json.loads((here / "new/run.json").read_text())["experiment"]["steps"] == 1
+
+
+def test_a_run_goes_on_with_its_data_under_another_name(command, here, copied):
+    (here / "data").mkdir()
+    shutil.copy(here.parent / "text.txt", here / "data/other.txt")
+    begun = json.loads((copied / "run.json").read_text())
+    assert begun["data"]["name"] == "text.txt"
+    code, _, err = command("train", "--out", copied, "--resume", "--data", here / "data/other.txt")
+    assert (code, err) == (0, "")
 
 
 def test_a_run_that_is_over_is_only_evaluated_again(command, copied, trained):

@@ -17,7 +17,7 @@ from eqxformer.training.experiment import Experiment
 from eqxformer.training.recipes import recipe
 from eqxformer.training.run_directory import RunDirectory
 from eqxformer.training.start import Start
-from tests.cli.conftest import TEXT
+from tests.cli.conftest import MODEL, TEXT
 from tests.cli.test_mistakes import refused
 from tests.cli.test_resume import end_at_the_second_save, log
 from tests.helpers.compare import same_bits
@@ -32,10 +32,9 @@ def experiment_of(path):
 
 
 @pytest.fixture(scope="module")
-def tuned(trained, checkpoint):
+def tuned(trained, checkpoint, tmp_path_factory):
     """Runs that began from a run over characters and from a checkpoint over bytes."""
-    place = trained.with_name(f"{trained.name}-tuned")
-    place.mkdir()
+    place = tmp_path_factory.mktemp("tuned")
     (place / "more.txt").write_text(TEXT[::-1] + TEXT)
     for name, source in {"run": trained / "text", "checkpoint": checkpoint}.items():
         words = ["train", "--from", str(source), "--data", str(place / "more.txt")]
@@ -154,7 +153,7 @@ def test_a_killed_run_goes_on_from_the_same_model(command, here, trained, tuned,
 
 
 def test_pieces_of_words_are_learned_from_the_text(command, here, trained):
-    options = ["--data", trained / "text.txt", *FEW, *BYTES, "--set", "data.length=16"]
+    options = ["--data", trained / "text.txt", *FEW, *MODEL, *BYTES, "--set", "data.length=16"]
     code, out, err = command("train", *options, "--out", here / "new")
     assert (code, err) == (0, "")
     tokenizer = RunDirectory.open(here / "new").tokenizer()

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -97,7 +98,11 @@ for name, position in json.loads(sys.argv[1]).items():
         some(one, number)
     positions = json.dumps({name: one.position() for name, one in feeds.items()})
     done = subprocess.run(
-        [sys.executable, "-c", source, positions], capture_output=True, text=True, check=False
+        [sys.executable, "-c", source, positions],
+        env={**os.environ, "EQXFORMER_CHECKS": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]

@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import pickle
 from pathlib import Path
 
 import grain
@@ -268,3 +269,43 @@ def test_what_are_no_documents_is_refused():
         ef.tokenized("one text", len)
     with pytest.raises(TypeError, match=r"got JsonLines. Write `JsonLines\(...\).open\(\)`"):
         check_documents(ef.JsonLines("a.jsonl"))
+
+
+def of_ids(separator=None):
+    return ef.TokenFiles("ids", dtype="uint16", separator=separator).open()
+
+
+def test_what_workers_are_sent_of_a_file_is_its_name(monkeypatch, tmp_path):
+    ids = np.arange(500_000, dtype=np.uint16)
+    write("ids/some.bin", ids.tobytes())
+    np.save("ids/some.npy", ids)
+    write("some.jsonl", "".join(json.dumps({"text": c * 500_000}) + "\n" for c in "ab"))
+    made = (of_ids(), ef.JsonLines("some.jsonl").open())
+    sent = [pickle.dumps(documents) for documents in made]
+    assert all(len(each) < 10_000 for each in sent)
+    monkeypatch.chdir("ids")  # a worker may work elsewhere
+    for documents, each in zip(made, sent, strict=True):
+        read = pickle.loads(each)
+        assert len(read) == len(documents)
+        assert all(map(np.array_equal, read, documents))
+    part = np.memmap("some.bin", np.uint16, "r")[7:9]  # NumPy does not say where it begins
+    kept = pickle.loads(pickle.dumps(ef.TokenDocuments(part, np.array([2]))))
+    assert kept[0].tolist() == [7, 8]
+
+
+def test_more_files_than_may_be_open_are_read():
+    resource = pytest.importorskip("resource")
+    for number in range(150):
+        write(f"ids/{number:03}.bin", np.array([number + 1, 0], np.uint16).tobytes())
+        write(f"lines/{number:03}.jsonl", json.dumps({"text": str(number)}))
+    free = os.dup(0)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 90, limits[1]))
+    try:
+        documents, lines = of_ids(0), ef.JsonLines("lines").open()
+        for number in (*range(150), *range(0, 150, 7)):
+            assert documents[number].tolist() == [number + 1, 0]
+            assert lines[number] == str(number)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -75,6 +75,19 @@ def test_an_id_that_the_hub_does_not_have_is_one_line(hub, monkeypatch, tmp_path
     assert "long explanation" not in str(caught.value)
 
 
+def test_a_network_that_fails_is_one_line(hub, monkeypatch, tmp_path):
+    class ProxyError(Exception):
+        """As httpx's, which is no `OSError`."""
+
+    def unreachable(name, **_):
+        raise ProxyError("503 Service Unavailable")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["huggingface_hub"], "snapshot_download", unreachable)
+    with pytest.raises(ef.CheckpointError, match="did not give `someone/else`: 503 Service"):
+        ef.from_pretrained("someone/else")
+
+
 @pytest.mark.parametrize("name", ["../up", "/absolute/nothing", "a/b/c", "", "has space"])
 def test_what_can_be_no_id_is_never_asked_for(hub, name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path / "tiny")

@@ -11,6 +11,7 @@ from eqxformer.models import families
 from eqxformer.optimizers.optimizer import SGD
 from eqxformer.pretrained.load import from_pretrained
 from eqxformer.pretrained.save import save_pretrained
+from eqxformer.sharding import Placement, Rules, make_mesh
 from eqxformer.training.averaging import AverageLast, average
 from eqxformer.training.callbacks import Callback, Evaluate, Save
 from eqxformer.training.trainer import Trainer
@@ -125,6 +126,23 @@ def test_the_mean_of_the_last_models_is_what_is_measured_and_saved(tmp_path):
     assert same_bits(load(tmp_path / "last" / "step-10"), state.model)
 
 
+def test_the_mean_lies_where_the_model_lay(tmp_path):
+    trainer = Trainer(
+        model=filled(CONFIG, 0),
+        batches=WINDOWS.edit(batch=4).build(TOKENS),
+        optimizer=SGD(0.1).build(steps=2),
+        steps=2,
+        key=jax.random.key(1),
+        callbacks=[AverageLast(tmp_path / "last", count=2, every=1)],
+        placement=Placement(make_mesh("fsdp=4", devices=jax.devices()[:4]), Rules(uneven="whole")),
+    )
+    state = trainer.fit()
+    found, wanted = map(jax.tree.leaves, (trainer.outcome, state.model))
+    assert any(not each.sharding.is_fully_replicated for each in wanted)
+    for mean, last in zip(found, wanted, strict=True):
+        assert mean.sharding.is_equivalent_to(last.sharding, last.ndim)
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -132,7 +150,9 @@ def names(folder):
 def at(step, model, *, interrupted=False):
     """What a callback sees of a trainer after some steps."""
     state = types.SimpleNamespace(model=model, averaged=model)
-    return types.SimpleNamespace(step=step, state=state, outcome=model, interrupted=interrupted)
+    return types.SimpleNamespace(
+        step=step, state=state, outcome=model, interrupted=interrupted, placement=None
+    )
 
 
 def test_without_averaging_the_last_model_is_saved_once():

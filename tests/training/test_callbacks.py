@@ -14,10 +14,10 @@ class Run:
     """What a callback sees of a trainer."""
 
     def __init__(self, step=0):
-        self.step, self.stopped = step, None
+        self.step, self.stopped, self.outcome = step, None, None
         self.state = SimpleNamespace(averaged="the averaged model")
 
-    def stop(self, reason):
+    def stop(self, reason, *, by):
         self.stopped = reason
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import signal
@@ -27,7 +28,11 @@ from tests.training.tiny import Noisy
 
 TOKENS = np.random.default_rng(0).integers(0, 5, 200).astype(np.int32)
 BATCHES = ef.RandomWindows(length=6, batch=3).build(TOKENS)
-MODEL = Noisy(key=jax.random.key(0))
+
+
+@functools.cache
+def model():
+    return Noisy(key=jax.random.key(0))
 
 
 def trainer(directory=None, *callbacks, steps=6, every=2, optimizer=None, identity=None, **options):
@@ -35,7 +40,7 @@ def trainer(directory=None, *callbacks, steps=6, every=2, optimizer=None, identi
     checkpoints = None
     if directory is not None:
         checkpoints = Checkpoints(directory, every=every, identity=identity, warn=told)
-    options = {"model": MODEL, "batches": BATCHES, **options}
+    options = {"model": model(), "batches": BATCHES, **options}
     optimizer = (optimizer or ef.AdamW(1e-2)).build(steps)
     return ef.Trainer(
         optimizer=optimizer,
@@ -180,6 +185,59 @@ def test_another_run_is_refused_with_what_differs(copied, difference):
     assert steps_in(directory) == [4, 6]
 
 
+def test_two_links_to_a_directory_are_one(tmp_path):
+    (tmp_path / "real").mkdir()
+    for name in ("one", "other"):
+        (tmp_path / name).symlink_to(tmp_path / "real")
+    with (
+        contextlib.closing(Checkpoints(tmp_path / "one", every=1).open()),
+        pytest.raises(ValueError, match="Another process is training in"),
+    ):
+        Checkpoints(tmp_path / "other", every=1).open()
+
+
+@pytest.mark.parametrize("why", ["mounted", "nothing may be written beside it"])
+def test_a_directory_that_stands_alone_has_everything_inside(copied, tmp_path, monkeypatch, why):
+    directory, last = copied
+    flipped(directory / "6" / "state" / "manifest.ocdbt")
+    if why == "mounted":
+        monkeypatch.setattr(os.path, "ismount", lambda path: path == directory)
+    else:
+        monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    told = []
+    assert same_bits(trainer(directory, warn=told.append).fit(), last)
+    assert f"It is now `{directory / 'checkpoints-damaged' / '6'}`" in told[0]
+    assert os.listdir(tmp_path) == ["checkpoints"]
+    names = {"checkpoints-damaged", ".checkpoints.lock", "4", "6"}
+    assert set(os.listdir(directory)) == names
+
+
+def test_what_is_damaged_is_moved_to_another_file_system(copied, monkeypatch):
+    directory, last = copied
+    flipped(directory / "6" / "state" / "manifest.ocdbt")
+
+    def crosses(source, target, *, kept=os.rename, **_):
+        if "-damaged" in str(target):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        kept(source, target)
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, crosses)
+    assert restored(directory, last, warn=lambda _: None).step == 4
+    assert not (directory / "6").exists()
+    assert files_of(directory.with_name("checkpoints-damaged") / "6")
+
+
+def test_what_is_only_shown_may_be_another(tmp_path):
+    directory = tmp_path / "checkpoints"
+    then, now = ({"data": {"name": name, "sha256": "abc"}} for name in ("", "text.txt"))
+    trainer(directory, identity=then, steps=2).fit()
+    like = trainer(steps=2).fit()
+    with pytest.raises(ValueError, match='data.name: "" -> "text.txt"'):
+        restored(directory, like, identity=now)
+    assert restored(directory, like, identity=now, only_shown=["data.name"]).step == 2
+
+
 def test_a_directory_belongs_to_one_process(copied):
     directory, last = copied
     held = contextlib.closing(Checkpoints(directory, every=1).open())
@@ -291,7 +349,9 @@ def test_a_second_sigterm_ends_the_process_at_once():
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(60)\n"
     )
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    quick = {**os.environ, "EQXFORMER_CHECKS": "0"}
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(command, capture_output=True, text=True, env=quick)
     assert (done.stdout, done.returncode) == ("15\n", -signal.SIGTERM)
 
 

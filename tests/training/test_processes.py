@@ -141,13 +141,14 @@ def test_two_processes_that_are_killed_and_stopped_go_on_as_one_device_would(pla
     assert_close(ef.load(together), ef.load(alone), 1e-5)
 
 
-def test_processes_that_bring_shares_of_each_batch_train_on_all_of_it():
-    port = free_port()
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+def test_processes_that_bring_shares_of_each_batch_train_on_all_of_it_and_go_on(tmp_path):
+    port, there = free_port(), str(tmp_path / "checkpoints")
+    quick = {"EQXFORMER_CHECKS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    quick |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     both = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.shared_run", str(rank), "2", str(port)],
-            env=environment,
+            [sys.executable, "-m", "tests.training.shared_run", str(rank), "2", str(port), there],
+            env={**os.environ, **quick},
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -167,6 +168,8 @@ def test_processes_that_bring_shares_of_each_batch_train_on_all_of_it():
         assert found["tokens"] == alone["tokens"]
         np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-6)
         np.testing.assert_allclose(found["weights"], alone["weights"], rtol=1e-6, atol=1e-7)
+        assert len(found["parts"][0]) == 5
+        assert found["parts"][0] == found["parts"][1]
 
 
 def test_processes_of_slurm_find_each_other_and_are_refused_where_they_are_told_different_things(

@@ -3,6 +3,7 @@ import os
 import signal
 
 import equinox as eqx
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from eqxformer.optimizers.trainable import Only
 from eqxformer.training.callbacks import (
     Callback,
     EarlyStopping,
+    Evaluate,
     Save,
     SaveBest,
     ShowSamples,
@@ -194,6 +196,33 @@ def test_the_best_of_the_steps_own_numbers_is_kept_with_the_weights_of_that_step
     np.testing.assert_array_equal(kept[-1], weights[best.step])
 
 
+class Mean(Callback):
+    """Puts another model than the last in its place, as an average of several is."""
+
+    def finished(self, trainer):
+        trainer.outcome = jax.tree.map(jnp.zeros_like, trainer.state.model)
+
+
+def test_the_best_by_a_number_of_the_outcome_is_the_outcome():
+    kept = []
+    measure = Evaluate(lambda model: {"size": float(abs(model.output).sum())})
+    again = trainer(Mean(), SaveBest(kept.append, metric="size"), measure, steps=3)
+    again.fit()
+    assert [float(abs(model.output).sum()) for model in kept] == [0.0]
+    again.callbacks = [Validate(consecutive(TOKENS, length=6, batch=3), every=3)]
+    again.callbacks += [SaveBest(kept.append)]
+    again.fit()  # in which there is no outcome when the number is known
+    np.testing.assert_array_equal(kept[-1].output, again.state.model.output)
+    assert float(abs(kept[-1].output).sum()) > 0
+
+
+def test_a_number_after_the_last_step_stops_nothing():
+    early = EarlyStopping(patience=1, metric="size")
+    done = trainer(early, Evaluate(lambda _: {"size": 1.0}, every=3), steps=4)
+    done.fit()
+    assert (done.step, early._failures, done.stopped) == (4, 1, None)
+
+
 def test_callbacks_begin_anew_too():
     saved = []
     save, best, early = Save(saved.append), SaveBest(lambda _: None), EarlyStopping(patience=2)
@@ -319,6 +348,37 @@ def test_metrics_are_one_line_of_json_for_each_record(tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert set(lines[0]) == {"step", "tokens", "seconds", "loss", "gradient_norm"}
     assert lines[-1]["loss"] is None
+
+
+class Unclosable(Callback):
+    """Cannot be closed, as a file on a full disk."""
+
+    def closed(self):
+        raise OSError("the disk is full")
+
+
+def test_what_cannot_be_closed_does_not_hide_why_training_ended():
+    log = Log()
+    with pytest.raises(NonFiniteLoss, match="Step 6") as error:
+        trainer(log, Unclosable(), batches=poisoned).fit()
+    (note,) = error.value.__notes__
+    assert note == "Then Unclosable could not be closed: OSError: the disk is full"
+    assert log.events[-1] == "closed"
+    with pytest.raises(OSError, match="the disk is full"):
+        trainer(Unclosable(), steps=1).fit()
+
+
+def test_an_iterator_that_was_given_is_left_open_and_every_fit_begins_where_it_stood():
+    numbers = grain.MapDataset.range(90).to_iter_dataset().map(lambda i: WINDOWS.build(TOKENS)(i))
+    iterator = iter(numbers)
+    next(iterator)
+    log = Log()
+    again = trainer(log, batches=iterator, steps=3)
+    again.fit()
+    again.fit()
+    losses = [record.values["loss"] for record in log.records]
+    assert losses[:3] == losses[3:]
+    np.testing.assert_array_equal(next(iterator).tokens, WINDOWS.build(TOKENS)(4).tokens)
 
 
 def test_the_loss_curve_is_a_png(tmp_path):

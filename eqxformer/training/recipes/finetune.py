@@ -56,7 +56,7 @@ class Finetuning(Task[SentenceExperiment]):
         weights = sorted(directory.glob("*.safetensors"))
         self.about = {
             "name": "times of the day",
-            "checkpoint": directory.name,
+            "checkpoint": directory.absolute().name,
             "sha256": digest(*map(digest_of_file, weights), self.tokenizer.to_json()),
         }
         self.experiment = SentenceExperiment(

@@ -130,7 +130,7 @@ class Translation(Task[Translating]):
             )
         self.about = {
             **self.about,
-            "name": self.path.name,
+            "name": self.path.absolute().name,
             **{f"{name} pairs": len(text.source) for name, text in self.splits._asdict().items()},
             "sha256": {name: text.fingerprint() for name, text in self.splits._asdict().items()},
             "tokenizer": hashlib.sha256(self.tokenizer.to_json().encode()).hexdigest(),
@@ -162,7 +162,7 @@ class Translation(Task[Translating]):
         kept = [len(self._pairs(experiment.data, name).lines) for name in ("train", "valid")]
         out = counts["train pairs"] + counts["valid pairs"] - sum(kept)
         return (
-            f"{self.path.name}: {files.source} to {files.target}, {kept[0]:,} pairs to learn from, "
+            f"{counts['name']}: {files.source} to {files.target}, {kept[0]:,} pairs to learn from, "
             f"{kept[1]:,} to validate and {counts['test pairs']:,} to test with, "
             f"{self.tokenizer.vocab:,} different tokens"
             + (f"; {out:,} pairs longer or empty are left out" if out else "")
