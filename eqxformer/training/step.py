@@ -110,8 +110,7 @@ def _copied(array: Array | np.ndarray) -> Array:
     The runtime copies what is here without a program for every shape, which `jnp.copy` compiles; of
     an array that other processes hold a part of, only `jnp.copy` makes another.
     """
-    here = isinstance(array, jax.Array) and not isinstance(array, Tracer)
-    if not here or not array.is_fully_addressable:
+    if isinstance(array, Tracer | np.ndarray) or not array.is_fully_addressable:
         return jnp.copy(array)
     return jax.device_put(array, may_alias=False)
 
