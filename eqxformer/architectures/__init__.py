@@ -34,6 +34,11 @@ def architecture(model_type: str) -> Architecture:
     """The architecture of this `model_type`; `CheckpointError` with the nearest ones otherwise.
 
     Only files of this folder and what was registered can be named: nothing else is imported.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> ef.architecture("llama").body
+        'LlamaModel'
     """
     if model_type in _own:
         return _own[model_type]
@@ -47,7 +52,13 @@ def architecture(model_type: str) -> Architecture:
 
 
 def model_types() -> list[str]:
-    """Every `model_type` that can be loaded, in alphabetical order."""
+    """Every `model_type` that can be loaded, in alphabetical order.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> ef.model_types()[:3]
+        ['albert', 'bart', 'bert']
+    """
     ours = (importlib.import_module(f"eqxformer.architectures.{file}") for file in _files())
     return sorted({*(module.ARCHITECTURE.model_type for module in ours), *_own})
 

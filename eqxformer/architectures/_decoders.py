@@ -49,6 +49,12 @@ def decoder(
         lacks: how the names end of classes that transformers does not have.
         ignored: patterns of tensors without use.
         describe: the settings of a language model's config.
+
+    Example:
+        >>> from eqxformer.architectures import decoder_architecture, llama
+        >>> mine = decoder_architecture("my_llama", "MyLlama", llama.config, llama.RULES)
+        >>> mine.body, next(iter(mine.tasks))
+        ('MyLlamaModel', 'MyLlamaForCausalLM')
     """
     of = rules if callable(rules) else lambda _: rules
 

@@ -59,6 +59,13 @@ def encoder(
         ignored: patterns of tensors without use, of other heads for example.
         describe: the settings of an encoder's config.
         describe_head: those of a head, but for how many labels it has and whether it is tied.
+
+    Example:
+        >>> from eqxformer.architectures import bert, encoder_architecture
+        >>> heads, rules = {"ForMaskedLM": bert.MASKED}, bert.rules("bert")
+        >>> mine = encoder_architecture("mine", "Mine", bert.config, rules, heads, prefix="bert.")
+        >>> list(mine.tasks)
+        ['MineModel', 'MineForMaskedLM']
     """
     ignored = ("*.position_ids", "*.token_type_ids", *ignored)
     unasked = (f"{prefix}pooler.*", "pooler.*")  # where a head has a layer of its own

@@ -85,16 +85,40 @@ class Residual(eqx.Module):
 
 
 def pre_norm(norm: Norm.Config | None = None, dropout: float = 0.0) -> Residual.Config:
-    """`x + f(norm(x))`, with layer norm unless another is given."""
+    """`x + f(norm(x))`, with layer norm unless another is given.
+
+    That of GPT-2 and Llama (Xiong et al. 2020).
+
+    Example:
+        >>> import eqxformer as ef
+        >>> ef.pre_norm(ef.RMSNorm.Config())
+        Residual(pre_norm=RMSNorm())
+    """
     return Residual.Config(pre_norm=norm or LayerNorm.Config(), dropout=dropout)
 
 
 def post_norm(norm: Norm.Config | None = None, dropout: float = 0.0) -> Residual.Config:
-    """`norm(x + f(x))`, with layer norm unless another is given."""
+    """`norm(x + f(x))`, with layer norm unless another is given.
+
+    That of the first transformer and of BERT (Vaswani et al. 2017).
+
+    Example:
+        >>> import eqxformer as ef
+        >>> ef.post_norm(dropout=0.1)
+        Residual(out_norm=LayerNorm(), dropout=0.1)
+    """
     return Residual.Config(out_norm=norm or LayerNorm.Config(), dropout=dropout)
 
 
 def sandwich_norm(norm: Norm.Config | None = None, dropout: float = 0.0) -> Residual.Config:
-    """`x + norm(f(norm(x)))`, with layer norm unless another is given."""
+    """`x + norm(f(norm(x)))`, with layer norm unless another is given.
+
+    That of Gemma 2 (Gemma Team 2024).
+
+    Example:
+        >>> import eqxformer as ef
+        >>> ef.sandwich_norm(ef.RMSNorm.Config())
+        Residual(pre_norm=RMSNorm(), post_norm=RMSNorm())
+    """
     norm = norm or LayerNorm.Config()
     return Residual.Config(pre_norm=norm, post_norm=norm, dropout=dropout)

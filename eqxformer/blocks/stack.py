@@ -27,7 +27,20 @@ class Layout(Config):
     """How a stack stores and runs its blocks; the values computed are the same.
 
     `remat` trades time for memory in the backward pass: `nothing_saved` keeps only the input of
-    every block, `dots_saved` also the results of its matrix products with weights.
+    every block, `dots_saved` also the results of its matrix products with weights (Chen et al.
+    2016). One of your own defines `groups`.
+
+    Arguments:
+        remat: what is kept for the backward pass; all of it if None.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> class Halves(ef.Layout):
+        ...     def groups(self, runs):
+        ...         return [(config, count // 2) for config, count in runs for _ in range(2)]
+        >>> config = ef.families.gpt(vocab=65, dim=16, layers=4, heads=2, context=8)
+        >>> ef.shapes(config.edit(layout=Halves())).blocks.sizes
+        (2, 2)
     """
 
     remat: Remat = None
@@ -38,21 +51,51 @@ class Layout(Config):
 
 
 class Unrolled(Layout):
-    """Every block by itself: best for decoding, on a CPU, and for shallow models."""
+    """Every block by itself: best for decoding, on a CPU, and for shallow models.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> config = ef.families.gpt(vocab=65, dim=16, layers=2, heads=2, context=8)
+        >>> ef.shapes(config.edit(layout=ef.Unrolled())).blocks[1].attention.query.weight.shape
+        (16, 16)
+    """
 
     def groups(self, runs: Runs) -> list[tuple[AbstractBlock.Config, int | None]]:
         return [(config, None) for config, count in runs for _ in range(count)]
 
 
 class Scanned(Layout):
-    """Neighbours of one config stacked and scanned: compile time does not grow with depth."""
+    """Neighbours of one config stacked and scanned: compile time does not grow with depth.
+
+    Their arrays get an axis `layers` in front.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> config = ef.families.gpt(vocab=65, dim=16, layers=2, heads=2, context=8)
+        >>> model = ef.shapes(config.edit(layout=ef.Scanned(remat="nothing_saved")))
+        >>> model.blocks.groups[0].attention.query.weight.shape
+        (2, 16, 16)
+    """
 
     def groups(self, runs: Runs) -> list[tuple[AbstractBlock.Config, int | None]]:
         return [(config, count if count > 1 else None) for config, count in runs]
 
 
 class Stack(eqx.Module):
-    """Blocks in a row; `stack[i]` is the `i`-th, however they are stored."""
+    """Blocks in a row; `stack[i]` is the `i`-th, however they are stored.
+
+    Arguments:
+        groups: the blocks; those of a group are one, with an axis `layers` in front of its arrays.
+        sizes: how many blocks each group has; None for one without that axis.
+        layout: how they are stored and run.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> config = ef.families.gpt(vocab=65, dim=16, layers=3, heads=2, context=8)
+        >>> blocks = ef.shapes(config.edit(layout=ef.Scanned())).blocks
+        >>> len(blocks), blocks.sizes, blocks[2].attention.query.weight.shape
+        (3, (3,), (16, 16))
+    """
 
     groups: tuple[AbstractBlock, ...]
     sizes: tuple[int | None, ...] = eqx.field(static=True)

@@ -30,6 +30,11 @@ class Task:
         saved_as: the name of the class that a model of this task is saved as, where the task's own
             has parts that ours goes without.
         computed: tensors that are written though they follow from the settings, by their names.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> ef.architecture("gpt2").tasks["GPT2LMHeadModel"].prefix
+        'transformer.'
     """
 
     config: Callable[[Settings], Any]
@@ -50,6 +55,12 @@ class Architecture:
         describe: the keys of `config.json` that say what a config tree and its task are, the
             inverse of a task's `config`; None where models can only be saved as they were loaded.
         body: the name of the class without a head.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> known = ef.architecture("gpt2")
+        >>> known.model_type, next(iter(known.tasks)), known.body
+        ('gpt2', 'GPT2LMHeadModel', 'GPT2Model')
     """
 
     model_type: str

@@ -41,6 +41,17 @@ class StepBatches:
 
     `Data.build` makes one; `feed` takes the `fingerprint` from here, and of how many `shares` of
     each batch these are one.
+
+    Arguments:
+        make: what makes the batch of a step, given its number.
+        fingerprint: what computes the fingerprint, when it is first asked for.
+        share: the part of every batch that is made.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> batches = ef.Epochs(length=4, batch=2).build(np.arange(100), seed=0)
+        >>> batches(3).tokens.shape, batches.shares, len(batches.fingerprint)
+        ((2, 5), 1, 64)
     """
 
     def __init__(
@@ -72,6 +83,13 @@ class TokenBatch(eqx.Module):
         segments: for rows that hold several documents, which one a token is of. A token sees its
             own document alone, and the first token of a document is no target.
         positions: the place of each token in its document; counted from the start of a row if None.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> ids, real = np.array([[5, 6, 7, 0]]), np.array([[True, True, True, False]])
+        >>> batch = ef.TokenBatch(ids, weights=real)
+        >>> batch.token_count, batch.target_weights().tolist()
+        (3, [[1.0, 1.0, 0.0]])
     """
 
     tokens: Ids
@@ -111,6 +129,13 @@ class PairBatch(eqx.Module):
         target: the ids of the answer, behind a start token.
         source_valid: False where the source is padding; all valid by default.
         target_weights: how much each target token counts, 1 for all by default.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> source, target = np.array([[5, 6, 7], [8, 0, 0]]), np.array([[1, 9, 2], [1, 3, 2]])
+        >>> batch = ef.PairBatch(source, target, source_valid=source > 0)
+        >>> batch.token_count, batch.source_mask().valid.shape
+        (10, (2, 3))
     """
 
     source: Int[Array, "*batch source"] | Int[np.ndarray, "*batch source"]

@@ -25,7 +25,17 @@ Real = Bool[np.ndarray, "rows seq"]
 
 
 class Corruption(Config):
-    """Noise: `corruption(tokens, valid, random=random)` is a batch to restore the tokens in."""
+    """Noise: `corruption(tokens, valid, random=random)` is a batch to restore the tokens in.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> class Backwards(ef.Corruption):
+        ...     def __call__(self, tokens, valid=None, *, random):
+        ...         return ef.PairBatch(tokens[:, ::-1], tokens)
+        >>> data = ef.CorruptedWindows(4, batch=2, corruption=Backwards())
+        >>> data.build(np.arange(8))(0).source.tolist()
+        [[3, 2, 1, 0], [7, 6, 5, 4]]
+    """
 
     def __call__(
         self, tokens: Rows, valid: Real | None = None, *, random: np.random.Generator

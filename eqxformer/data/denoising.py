@@ -12,7 +12,17 @@ Made = Int[np.ndarray, " made"]
 
 
 class Noise(Config):
-    """Something done to a text that makes it no longer: `noise(row, random)`."""
+    """Something done to a text that makes it no longer: `noise(row, random)`.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> class WithoutLast(ef.Noise):
+        ...     def __call__(self, row, random):
+        ...         return row[:-1]
+        >>> noise = ef.Denoising(noise=(WithoutLast(),), start=0, begin=None, end=1, fill=0)
+        >>> noise(np.array([[5, 6, 7]]), random=np.random.default_rng(0)).source.tolist()
+        [[5, 6, 1, 0]]
+    """
 
     def __call__(self, row: Row, random: np.random.Generator) -> Made:
         """The text, disturbed."""

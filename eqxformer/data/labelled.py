@@ -28,6 +28,13 @@ class LabelledBatch(eqx.Module):
         weights: how much each label counts. By default 1, and 0 for the labels of padding.
         valid: False where the tokens are padding; all valid by default.
         types: the type (segment) of every token, as in a pair of sentences; all 0 by default.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> ids, classes = np.array([[5, 6, 7], [8, 9, 0]]), np.array([[0, 2, 1], [2, 2, 0]])
+        >>> batch = ef.LabelledBatch(ids, classes, valid=ids > 0)
+        >>> batch.token_count, batch.label_weights().tolist()
+        (6, [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     """
 
     tokens: Ids

@@ -104,7 +104,22 @@ class Plan(NamedTuple):
 
 
 class PackedRows:
-    """The rows of a plan: a sequence, and a source for Grain."""
+    """The rows of a plan: a sequence, and a source for Grain.
+
+    `rows[i]` is a `TokenBatch` whose arrays are of shape `length + 1`.
+
+    Arguments:
+        documents: token ids.
+        plan: which piece of which document is where.
+        length: tokens that the model reads at a time.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> documents = [np.array([5, 6, 7]), np.array([8, 9]), np.array([10, 11, 12, 13])]
+        >>> rows = ef.Packing(length=5, batch=2).rows(documents)
+        >>> len(rows), rows[1].tokens.tolist()
+        (2, [5, 6, 7, 0, 0, 0])
+    """
 
     def __init__(self, documents: AnyDocuments, plan: Plan, length: int) -> None:
         if not (plan.size > 1).any():

@@ -63,6 +63,14 @@ class TokenPairs(NamedTuple):
     Arguments:
         lines: the number of each pair in its file, from 1 on.
         padding: the id behind the shorter ones.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> text = ef.ParallelText(("a dog", "a cat"), ("ein hund", "eine katze"))
+        >>> tokenizer = ef.WordBPE(vocab=60).train([*text.source, *text.target])
+        >>> pairs = ef.TokenPairs.of(text, tokenizer)
+        >>> len(pairs.lines), int(pairs.source.ids[-1]) == tokenizer.end
+        (2, True)
     """
 
     source: Rows
@@ -140,6 +148,15 @@ class Pairs(Data):
         longest: tokens that a side may have at most, its end included.
         unfit: what is done with pairs that are longer, or empty on one side.
         even: rows of a batch are a multiple of this where there are as many: devices share them.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> text = ef.ParallelText(("a dog",) * 6, ("ein hund",) * 6)
+        >>> tokenizer = ef.WordBPE(vocab=60).train([*text.source, *text.target])
+        >>> data = ef.Pairs(tokens=16, longest=8, even=1)
+        >>> pairs = data.fitting(ef.TokenPairs.of(text, tokenizer))
+        >>> data.steps(pairs, epochs=1), data.build(pairs)(0).source.shape
+        (2, (5, 3))
     """
 
     tokens: int = 2048

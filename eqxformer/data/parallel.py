@@ -13,7 +13,17 @@ KEPT_BACK = 20  # of a single file, one pair in so many is validated with, and o
 
 
 class ParallelText(NamedTuple):
-    """Texts and their translations, line by line."""
+    """Texts and their translations, line by line.
+
+    Arguments:
+        source, target: the lines of each side, as many of one as of the other.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> text = ef.ParallelText(("a dog", "a cat"), ("ein hund", "eine katze"))
+        >>> len(text.source), len(text.fingerprint())
+        (2, 64)
+    """
 
     source: tuple[str, ...]
     target: tuple[str, ...]

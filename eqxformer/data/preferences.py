@@ -17,6 +17,14 @@ class PreferenceBatch(eqx.Module):
             the answer, and 0 for those of the prompt and for padding.
         chosen_reference, rejected_reference: what a reference model gives the answers, as
             `DirectPreference().with_reference(batch, reference)` fills it in.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> answer = np.array([[False, False, True, True]])  # behind a prompt of two tokens
+        >>> better = ef.TokenBatch(np.array([[5, 6, 7, 8]]), weights=answer)
+        >>> worse = ef.TokenBatch(np.array([[5, 6, 9, 9]]), weights=answer)
+        >>> ef.PreferenceBatch(chosen=better, rejected=worse).token_count
+        6
     """
 
     chosen: TokenBatch | PairBatch

@@ -19,6 +19,12 @@ class PrefixBatch(eqx.Module):
         weights: how much each token behind the prefix counts as a target; by default 1, and 0 for
             padding.
         valid: False where the tokens are padding; all valid by default.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> batch = ef.PrefixBatch(np.array([[5, 6, 7, 8]]), prefix=np.array([2]))
+        >>> batch.target_weights().tolist()
+        [[0.0, 0.0, 1.0, 1.0]]
     """
 
     tokens: Ids

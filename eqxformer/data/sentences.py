@@ -14,6 +14,12 @@ class Sentences(eqx.Module):
     Arguments:
         tokens: the ids.
         valid: False where the tokens are padding; all valid by default.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> ids = np.array([[5, 6, 7], [8, 9, 0]])
+        >>> ef.Sentences(ids, valid=ids > 0).mask().valid.shape
+        (2, 3)
     """
 
     tokens: Int[Array, "*batch seq"] | Int[np.ndarray, "*batch seq"]
@@ -31,6 +37,13 @@ class ContrastiveBatch(eqx.Module):
         anchors: the sentences that are asked with, `rows seq`.
         positives: what belongs to each, `rows seq`; the rows of the others are what does not.
         negatives: more that does not belong to each, though it looks like it, `rows count seq`.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> questions = ef.Sentences(np.array([[5, 6], [7, 8]]))
+        >>> answers = ef.Sentences(np.array([[5, 6, 9], [7, 8, 9]]))
+        >>> ef.ContrastiveBatch(questions, answers).token_count
+        10
     """
 
     anchors: Sentences

@@ -185,6 +185,15 @@ class Unigram(SubwordTraining):
 
     Any text comes back exactly as it was. Learning takes some twenty times as long as BPE, and two
     times are equal up to rounding only: keep the tokenizer, not the texts.
+
+    Arguments:
+        vocab: how many ids there are at most, the four special ones and the 256 bytes among them.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> tokenizer = ef.Unigram(vocab=270).train(["to be or not to be"] * 9)
+        >>> tokenizer.decode(tokenizer.encode("not to be"))
+        'not to be'
     """
 
     exact: ClassVar[bool] = False

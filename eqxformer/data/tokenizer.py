@@ -16,6 +16,17 @@ class Tokenizer(Protocol):
 
     `vocab` is the number of ids. `padding`, `start`, `end` and `unknown` are ids with a meaning of
     their own, None where there is none; `decode` leaves them out.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> class Letters(ef.Config):
+        ...     vocab, padding, start, end, unknown = 26, None, None, None, None
+        ...     def encode(self, text):
+        ...         return np.array([ord(letter) - ord("a") for letter in text], np.int32)
+        ...     def decode(self, ids):
+        ...         return "".join(chr(ord("a") + i) for i in ids)
+        >>> ef.tokenized(["hello"], Letters().encode)[0].tolist(), Letters().decode([7, 8])
+        ([7, 4, 11, 11, 14], 'hi')
     """
 
     @property

@@ -23,6 +23,17 @@ class Windows(Data):
     Arguments:
         length: tokens that the model reads at a time; a window holds one more, to predict.
         batch: windows in a batch.
+
+    One of your own defines `starts`.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> class OneAfterTheOther(ef.Windows):
+        ...     def starts(self, tokens, seed):
+        ...         places = np.arange(self.batch) * self.length
+        ...         return lambda step: places + step * self.batch * self.length
+        >>> OneAfterTheOther(length=3, batch=2).build(np.arange(100))(1).tokens.tolist()
+        [[6, 7, 8, 9], [9, 10, 11, 12]]
     """
 
     length: int
@@ -87,6 +98,18 @@ class Epochs(Windows):
 
     An epoch's end need not be a batch's end: batches go on into the next epoch, so that all have
     the same size and none is dropped. The last tokens that fill no window are left out.
+
+    Arguments:
+        length: tokens that the model reads at a time; a window holds one more, to predict.
+        batch: windows in a batch.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> windows, text = ef.Epochs(length=3, batch=2), np.arange(13)
+        >>> windows.count(text), windows.steps(text, epochs=1)
+        (4, 2)
+        >>> windows.build(text, seed=0)(0).tokens.tolist()
+        [[6, 7, 8, 9], [0, 1, 2, 3]]
     """
 
     def count(self, tokens: Tokens) -> int:
@@ -128,6 +151,20 @@ def consecutive(
 
     All have the same shape; what is missing at the end is filled up with weight 0. With `most`,
     only so many batches, made of windows evenly spread over the text.
+
+    Arguments:
+        tokens: the text.
+        length: tokens that are predicted in a window.
+        batch: windows in a batch.
+        most: how many batches there are at most; None for all.
+
+    Raises `ValueError` for a text of fewer than two tokens.
+
+    Example:
+        >>> import eqxformer as ef, numpy as np
+        >>> batches = ef.consecutive(np.arange(8), length=3, batch=2)
+        >>> [batch.tokens.tolist() for batch in batches]
+        [[[0, 1, 2, 3], [3, 4, 5, 6]], [[6, 7, 0, 0], [0, 0, 0, 0]]]
     """
     check_enough(tokens, 1)
     tokens = tokens.astype(np.int32)

@@ -44,6 +44,12 @@ class Hypotheses(NamedTuple):
             list of lists per row; else an array, filled up as that of `generate`.
         scores: the sum of each text's log-probabilities, divided by
             `number of new tokens ** length_penalty`; lists or an array, likewise.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> found = ef.Hypotheses(tokens=[[[5, 6], [5]]], scores=[[-0.5, -1.25]])
+        >>> [(texts[0], scores[0]) for texts, scores in zip(*found)]
+        [([5, 6], -0.5)]
     """
 
     tokens: list[list[list[int]]] | Int[Array, "rows best new"]

@@ -29,6 +29,12 @@ class Proposal(eqx.Module):
         tokens: an id outside the vocabulary ends a row's proposal.
         count: how many of them are proposed.
         scores: the logits that each was drawn from; None for tokens that were not drawn.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> proposal = ef.Proposal(jnp.array([[7, 8, -1]]), count=jnp.array([2]), scores=None)
+        >>> proposal.tokens.shape
+        (1, 3)
     """
 
     tokens: Int[Array, "rows ahead"]
@@ -40,6 +46,20 @@ class Draft(eqx.Module):
     """What proposes the next tokens. One of your own defines `propose`, and perhaps a memory.
 
     Whatever it proposes, the text stays that of the model: only the time depends on it.
+
+    Arguments:
+        ahead: how many tokens it proposes at the most.
+
+    Example:
+        >>> import equinox as eqx, eqxformer as ef, jax.numpy as jnp
+        >>> class TheSameAgain(ef.Draft):
+        ...     ahead: int = eqx.field(static=True, default=2)
+        ...     def propose(self, memory, seen, room, sampler, keys):
+        ...         newest = jnp.repeat(seen.newest()[:, None], self.ahead, axis=1)
+        ...         return ef.Proposal(newest, room, None), memory
+        >>> seen = ef.Seen.start(jnp.array([[1, 7]]), None, new=4)
+        >>> TheSameAgain().propose(None, seen, jnp.array([2]), ef.Greedy(), None)[0].tokens
+        Array([[7, 7]], dtype=int32)
     """
 
     ahead: eqx.AbstractVar[int]

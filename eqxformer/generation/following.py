@@ -21,13 +21,38 @@ Tree = TypeVar("Tree")
 
 
 class Memory(eqx.Module):
-    """An array, or a tree of arrays, whose first axis is that of the rows."""
+    """An array, or a tree of arrays, whose first axis is that of the rows.
+
+    Arguments:
+        value: the array or the tree.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> from eqxformer.generation.following import take_rows
+        >>> memory = ef.Memory(jnp.array([5, 6, 7]))
+        >>> take_rows(memory, jnp.array([2, 0])).value
+        Array([7, 5], dtype=int32)
+    """
 
     value: Any
 
 
 class Follower(eqx.Module):
-    """A value that may remember something of each row; by default, nothing."""
+    """A value that may remember something of each row; by default, nothing.
+
+    Processors, samplers and stops are followers.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class Sum(ef.Follower):
+        ...     total: ef.Memory | None = None
+        ...     def begin(self, rows):
+        ...         return Sum(ef.Memory(jnp.zeros(rows, int)))
+        ...     def after(self, tokens):
+        ...         return Sum(ef.Memory(self.total.value + tokens))
+        >>> Sum().begin(2).after(jnp.array([5, 7])).after(jnp.array([1, 1])).total.value
+        Array([6, 8], dtype=int32)
+    """
 
     def begin(self, rows: int) -> Self:
         """This follower before the first new token of so many rows."""

@@ -37,6 +37,12 @@ class Seen(eqx.Module):
         length: how many tokens a row has now.
         prompt: how many of them were given, not made.
         limit: how many tokens a row will have at the most.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> seen = ef.Seen.start(jnp.array([[5, 9, 2]]), None, new=4).add(jnp.array([7]))
+        >>> print(seen.tokens[:, :4], seen.newest(), seen.length, seen.new, seen.limit)
+        [[5 9 2 7]] [7] [4] [1] [7]
     """
 
     tokens: Int[Array, "rows slots"]
@@ -91,6 +97,14 @@ class Processor(Follower):
 
     A processor gives back the dtype that it gets; it computes in float32 at least. A NaN stays a
     NaN. `first | then` does one after the other; `processor | sampler` chooses from what is left.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class Double(ef.Processor):
+        ...     def __call__(self, logits, seen=None):
+        ...         return 2 * logits
+        >>> (Double() | ef.TopK(1))(jnp.array([[1.0, 3.0]]))
+        Array([[-inf,   6.]], dtype=float32)
     """
 
     @abc.abstractmethod

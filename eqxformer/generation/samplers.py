@@ -26,6 +26,15 @@ class Sampler(Follower):
 
     A row whose logits have no largest one that is finite, since everything is forbidden or since
     the model gave NaN, has no token: a `ValueError` when called eagerly, and -1 under `jit`.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class Unlikeliest(ef.Sampler):
+        ...     needs_key = False
+        ...     def process(self, logits, seen=None):
+        ...         return -logits
+        >>> (ef.Temperature(0.5) | Unlikeliest())(jnp.array([[3.0, 1.0, 2.0]]))
+        Array([1], dtype=int32)
     """
 
     @abc.abstractmethod

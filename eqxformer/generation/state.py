@@ -29,6 +29,15 @@ class GenerationState(eqx.Module):
         logits: the scores of each row's next token; None if its newest token has not been read.
         finished: rows that a stop has ended.
         source: which places of an encoder-decoder's source are real.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> model = ef.shapes(ef.families.gpt(vocab=65, dim=16, layers=1, heads=2, context=8))
+        >>> seen = ef.Seen.start(jnp.array([[5, 6, 7]]), None, new=2).add(jnp.array([9]))
+        >>> cache = model.init_cache((1,), slots=5)
+        >>> state = ef.GenerationState(seen, cache, None, jnp.zeros(1, bool), None)
+        >>> state.tokens(), state.new_tokens(), state.slots
+        ([[5, 6, 7, 9]], [[9]], 5)
     """
 
     seen: Seen

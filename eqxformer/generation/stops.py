@@ -18,7 +18,18 @@ from eqxformer.generation.processors import Seen
 
 
 class Stop(Follower):
-    """A condition after which a row is finished; `first | second` is met when either is."""
+    """A condition after which a row is finished; `first | second` is met when either is.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class NotBelow(ef.Stop):
+        ...     id: int
+        ...     def reached(self, seen):
+        ...         return seen.newest() >= self.id
+        >>> seen = ef.Seen.start(jnp.array([[1, 2], [1, 7]]), None, new=0)
+        >>> (NotBelow(5) | ef.StopIds(3)).reached(seen)
+        Array([False,  True], dtype=bool)
+    """
 
     @abc.abstractmethod
     def reached(self, seen: Seen) -> Bool[Array, " rows"]:

@@ -31,6 +31,13 @@ class Buffer:
         kind: `argument`, `output`, `constant` or `temporary`.
         shape: of the value, as XLA writes it.
         place: the parts and the operation that it comes from; empty where XLA does not say.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> shape = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+        >>> buffer = ef.inspect.program(lambda x: 2 * x, shape).memory.buffers[0]
+        >>> buffer.size, buffer.shape
+        (128, 'f32[4,8]')
     """
 
     size: int

@@ -20,6 +20,17 @@ class Captured(eqx.Module, Mapping[str, Any]):
     """What was captured, by name, in order of execution: `seen["blocks.3.residual"]`.
 
     A pattern gives all that match it, stacked in front: `seen["blocks.*.residual"]`.
+
+    Arguments:
+        names: the names of what was captured.
+        arrays: the values, in the same order.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> names = ("blocks.0.residual", "blocks.1.residual")
+        >>> seen = ef.inspect.Captured(names, (jnp.zeros((1, 3)), jnp.ones((1, 3))))
+        >>> seen["blocks.1.residual"].shape, seen["blocks.*.residual"].shape
+        ((1, 3), (2, 1, 3))
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -51,6 +62,13 @@ class Capture(eqx.Module):
         model: the model with its taps.
         call: what is called with the model; None for the model itself.
         asked: what was asked for, and the names that it stands for.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> look = ef.capture(ef.MLP(8, hidden=16, key=jax.random.key(0)), "up")
+        >>> y, seen = look(jnp.ones((2, 8)))
+        >>> y.shape, seen["up"].shape
+        ((2, 8), (2, 16))
     """
 
     model: Any

@@ -32,6 +32,13 @@ class ProgramMemory:
         shared: of the outputs, what lies where donated arguments were.
         peak: the most that it holds at once.
         buffers: what it holds, the largest first.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> shape = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+        >>> memory = ef.inspect.program(lambda x: 2 * x, shape).memory
+        >>> memory.arguments, memory.outputs
+        (128, 128)
     """
 
     arguments: int

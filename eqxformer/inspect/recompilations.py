@@ -36,6 +36,12 @@ class Recompilation:
         seconds: that the compiler took.
         changes: for each argument that is not as in any call before, its place, what it was, and
             what it is now; empty for the first time.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> changes = (("batch.tokens", "i32[8,64]", "i32[8,32]"),)
+        >>> print(ef.inspect.Recompilation("step", 2, 1.5, changes))
+        step: compiled again (number 2), 1.5 s: batch.tokens was i32[8,64], is i32[8,32]
     """
 
     function: str

@@ -35,6 +35,11 @@ class Fault(NamedTuple):
         largest: the largest absolute value of those that are finite; of the gradient of a part that
             is used several times, the sum over its uses, as the counts are.
         fits: the type whose range they were to fit.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> print(ef.inspect.Fault("up", "output", (2, 8), "float32", 1, 0, 0, 2.5, "float32"))
+        output of up, float32[2, 8]: 1 NaN of 16 numbers; the largest finite one is 2.5
     """
 
     name: str

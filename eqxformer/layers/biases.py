@@ -185,6 +185,9 @@ def distance_buckets(count: int, max_distance: int) -> Int[np.ndarray, " distanc
 class ExplicitBias(PositionBias):
     """Any array of numbers to add to the scores, for one call: `values[head, query, key]`.
 
+    Arguments:
+        values: `*batch heads seq keys`.
+
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
         >>> bias = ef.ExplicitBias(jnp.zeros((2, 3, 4)))  # two heads, three queries, four keys

@@ -29,6 +29,9 @@ class Seen(eqx.Module):
 class SourceCache(eqx.Module):
     """The keys and values of a source, which cross-attention computes once for all steps.
 
+    Arguments:
+        keys, values: `*batch kv_heads keys head_dim`, of the source's tokens.
+
     Example:
         >>> import equinox as eqx, eqxformer as ef, jax, jax.numpy as jnp
         >>> def remembered(source, key):
@@ -93,6 +96,10 @@ class FullCache(Cache):
     Writing past the capacity is a `ValueError` when called eagerly; under `jit` the outputs of
     that row are NaN from then on. The last slot is never overwritten.
 
+    Arguments:
+        keys, values: `*batch kv_heads slots head_dim`, zero where nothing is written.
+        length: how many tokens each row has.
+
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
         >>> nothing, new = jnp.zeros((1, 2, 5, 8)), jnp.ones((1, 2, 3, 8))
@@ -146,6 +153,11 @@ class RingCache(Cache):
     count from the most tokens that a row has had. Going back further at once is a `ValueError` when
     called eagerly, and NaN under `jit`; of several steps back, which together go too far, nobody
     keeps count.
+
+    Arguments:
+        keys, values: `*batch kv_heads slots head_dim`.
+        length: how many tokens each row has had.
+        spare: by how many tokens it can go back.
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp

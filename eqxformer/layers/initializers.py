@@ -43,6 +43,9 @@ class Zeros(Initializer):
 class Normal(Initializer):
     """N(0, std^2); 0.02 is GPT-2's (Radford et al. 2019).
 
+    Arguments:
+        std: the standard deviation.
+
     Example:
         >>> import eqxformer as ef, jax
         >>> weight = ef.Normal(std=0.5)(jax.random.key(0), (64, 64))
@@ -60,6 +63,9 @@ class TruncatedNormal(Initializer):
     """N(0, std^2) cut at two deviations; 0.02 is BERT's (Devlin et al. 2019).
 
     The numbers that are left vary a little less, by 0.88 times `std`.
+
+    Arguments:
+        std: the deviation before it is cut.
 
     Example:
         >>> import eqxformer as ef, jax
@@ -133,6 +139,9 @@ class FanInUniform(Initializer):
 
 class Orthogonal(Initializer):
     """A random orthogonal matrix times `gain` (Saxe et al. 2014).
+
+    Arguments:
+        gain: factor of the matrix.
 
     Example:
         >>> import eqxformer as ef, jax, jax.numpy as jnp

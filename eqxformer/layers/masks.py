@@ -162,6 +162,9 @@ class Window(Mask):
 class Padding(Mask):
     """Keys that are padding are seen by nobody; `valid` is true for real tokens, on either side.
 
+    Arguments:
+        valid: true for real tokens, `*batch keys`.
+
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
         >>> print(ef.Padding(jnp.array([False, True, True])).draw(3))
@@ -185,6 +188,9 @@ class Segments(Mask):
     """Tokens see only their own segment: `query_ids == key_ids`, for packed sequences.
 
     `key_ids` are the same ids unless they are given.
+
+    Arguments:
+        query_ids, key_ids: the segment of each token, `*batch seq` and `*batch keys`.
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp

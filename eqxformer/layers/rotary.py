@@ -50,6 +50,9 @@ class Scaling(Config):
 class LinearScaling(Scaling):
     """Positions divided by `factor` (Chen et al. 2023, position interpolation).
 
+    Arguments:
+        factor: how many times as long as those of the training texts may be.
+
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
         >>> print(ef.LinearScaling(4.0).frequencies(10_000.0, 4, jnp.array(8)))
@@ -67,6 +70,10 @@ class DynamicNTK(Scaling):
 
     `s = factor * n / n0 - factor + 1`, where `n` is the length of the text, never below the
     `n0 = original_length` of the training (bloc97 and emozilla 2023).
+
+    Arguments:
+        factor: how fast the base grows.
+        original_length: tokens of the texts of the training.
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
@@ -95,6 +102,12 @@ class Llama3Scaling(Scaling):
     `w > n0 / low_frequency_factor` and fast where `w < n0 / high_frequency_factor`
     (Llama 3.1, Meta 2024).
 
+    Arguments:
+        factor: what the frequencies of slow pairs are divided by.
+        low_frequency_factor, high_frequency_factor: how often slow pairs turn at the most, and fast
+            ones at the least, over `original_length`.
+        original_length: tokens of the texts of the training.
+
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
         >>> scaling = ef.Llama3Scaling(factor=8.0, original_length=64)
@@ -121,6 +134,13 @@ class YaRN(Scaling):
     The ramp runs between the pairs that turn `fast` and `slow` times over `original_length`;
     scores grow by `magnitude^2` with `magnitude = 0.1 ln(factor) + 1` (Peng et al. 2023).
     `rounded` moves the ends of the ramp to whole pairs.
+
+    Arguments:
+        factor: what the frequencies of pairs are divided by that turn rarely.
+        original_length: tokens of the texts of the training.
+        fast, slow: turns over `original_length` between which the ramp runs.
+        rounded: whether the ramp begins and ends at whole pairs.
+        attention_factor: the magnitude, where it is not that of the formula.
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
@@ -159,6 +179,12 @@ class LongRoPE(Scaling):
     """One divisor per pair: `short` up to `original_length` tokens, `long` beyond.
 
     Ding et al. 2024. Cosines and sines grow by `sqrt(1 + ln(factor) / ln(original_length))`.
+
+    Arguments:
+        short, long: a divisor for each rotated pair.
+        original_length: tokens of the texts of the training.
+        factor: how many times as long texts may be; of the magnitude alone.
+        attention_factor: the magnitude, where it is not that of the formula.
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp

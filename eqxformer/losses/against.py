@@ -11,7 +11,18 @@ from eqxformer.losses.objective import Objective
 
 
 class Comparison(Objective):
-    """An objective that compares the model with a frozen one; `against(frozen)` is the loss."""
+    """An objective that compares the model with a frozen one; `against(frozen)` is the loss.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class SquaredDistance(ef.Comparison):
+        ...     def compare(self, model, frozen, batch, /, *, key=None):
+        ...         apart = jnp.square(model(batch) - frozen(batch))
+        ...         return ef.Loss(apart.sum(), jnp.float32(apart.size))
+        >>> loss = SquaredDistance().against(jnp.zeros_like)
+        >>> float(loss(lambda x: x + 1, jnp.ones(3)).mean)
+        4.0
+    """
 
     def compare(
         self, model: Any, frozen: Any, batch: Any, /, *, key: PRNGKeyArray | None = None
@@ -31,6 +42,18 @@ class Against(eqx.Module):
     compiled program. No optimizer sees the frozen model, no gradient goes into it, it is not cast
     by a step's `Precision`, and it never has dropout. Its arrays stay where they were put, on one
     device or over several.
+
+    Arguments:
+        frozen: the model that is compared with.
+        comparison: how.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> teacher = lambda tokens, *, key=None: jnp.zeros((*tokens.shape, 4))
+        >>> student = lambda tokens, *, key=None: jnp.ones((*tokens.shape, 4))
+        >>> loss = ef.Against(teacher, ef.Distillation(soft=1.0))
+        >>> round(float(loss(student, ef.TokenBatch(jnp.array([[1, 2, 3]]))).mean), 6)
+        0.0
     """
 
     frozen: Any

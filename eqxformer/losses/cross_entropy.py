@@ -20,6 +20,18 @@ class Loss(eqx.Module):
 
     Losses add: `sum(losses, Loss.zero())` is the loss of the batches together, weighted by token.
     `metrics` holds what else was measured, each summed with the weight of its batch.
+
+    Arguments:
+        total: the sum over tokens, each times its weight; in nats for a cross-entropy.
+        weight: the sum of the weights.
+        metrics: sums likewise, by name.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> few = ef.Loss(jnp.array(6.0), weight=jnp.array(2.0))
+        >>> many = ef.Loss(jnp.array(2.0), weight=jnp.array(6.0))
+        >>> float(few.mean), float((few + many).mean)
+        (3.0, 1.0)
     """
 
     total: Float[Array, ""]

@@ -14,6 +14,14 @@ class LabelLoss(Supervised):
         label_smoothing: see `cross_entropy`.
         class_weights: how much labels of each class count, one number per class; all alike if
             None. The mean is over what counts: weights of all classes times two change nothing.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> model = lambda tokens, *, key=None: jnp.zeros((2, 3))  # all of 3 classes alike
+        >>> batch = ef.LabelledBatch(jnp.ones((2, 5), int), labels=jnp.array([0, 2]))
+        >>> loss = ef.SequenceClassification(class_weights=(1.0, 1.0, 4.0))(model, batch)
+        >>> round(float(loss.mean), 3), float(loss.weight)
+        (1.099, 5.0)
     """
 
     label_smoothing: float = 0.0

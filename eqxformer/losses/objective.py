@@ -14,6 +14,14 @@ class LossFunction(Protocol):
     """What a training step minimises: a `Loss`, or simply a scalar.
 
     `key` switches dropout on and is absent when the model is evaluated.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> def loss(model, batch, /, *, key=None):
+        ...     return jnp.mean(jnp.square(model(batch) - 1.0))
+        >>> function: ef.LossFunction = loss  # what `make_step`, `Trainer` and `evaluator` take
+        >>> float(function(lambda x: 3.0 * x, jnp.ones(4)))
+        4.0
     """
 
     def __call__(
@@ -26,6 +34,16 @@ class Objective(Config):
 
     `splits` says whether the loss of a batch is the sum of those of its rows, so that gradients can
     be made some rows at a time.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class SquaredError(ef.Objective):
+        ...     def __call__(self, model, batch, /, *, key=None):
+        ...         x, y = batch
+        ...         return ef.Loss(jnp.sum(jnp.square(model(x) - y)), jnp.float32(len(y)))
+        >>> batch = jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0])
+        >>> float(SquaredError()(lambda x: x, batch).mean)
+        2.0
     """
 
     @property
@@ -71,7 +89,22 @@ class Answer(NamedTuple):
 
 
 class Supervised(Objective):
-    """An objective whose batches ask a question that has right answers."""
+    """An objective whose batches ask a question that has right answers.
+
+    One of your own defines `question` and `judge`.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class AbsoluteError(ef.Supervised):
+        ...     def question(self, batch, /):
+        ...         return ef.Question((batch.tokens,), {}, batch.labels, batch.label_weights())
+        ...     def judge(self, answer, question):
+        ...         apart = jnp.abs(answer.scores - question.targets)
+        ...         return ef.Loss(jnp.sum(question.weights * apart), jnp.sum(question.weights))
+        >>> batch = ef.LabelledBatch(jnp.array([[5, 6]]), labels=jnp.array([[1.0, -3.0]]))
+        >>> float(AbsoluteError()(lambda tokens, *, key: jnp.zeros(tokens.shape), batch).mean)
+        2.0
+    """
 
     def question(self, batch: Any, /) -> Question:
         """What the batch asks."""

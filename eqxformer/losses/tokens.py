@@ -21,6 +21,12 @@ class TokenLoss(Supervised):
         label_smoothing, z_loss: see `cross_entropy`.
         load_balance, router_z: factors of what the routers of a mixture of experts add to the
             mean; without effect in models that have none.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> loss = ef.NextToken(label_smoothing=0.1, z_loss=1e-4)
+        >>> isinstance(loss, ef.TokenLoss), loss
+        (True, NextToken(label_smoothing=0.1, z_loss=0.0001))
     """
 
     label_smoothing: float = 0.0
@@ -66,6 +72,16 @@ class NextToken(TokenLoss):
     documents, it gets `mask` and `positions` too: the loss is that of the documents one by one; but
     where rotary frequencies depend on the length of a text (`LongRoPE`, `DynamicNTK`), the longest
     document of a row sets them for all of it.
+
+    The mean is `-sum(w[t] * log p(x[t] | x[:t])) / sum(w[t])`, in nats per token. Arguments as for
+    `TokenLoss`.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> model = lambda tokens, *, key=None: jnp.zeros((*tokens.shape, 4))  # all of 4 ids alike
+        >>> loss = ef.NextToken()(model, ef.TokenBatch(jnp.array([[1, 2, 3]])))
+        >>> round(float(loss.mean), 3), float(loss.weight)
+        (1.386, 2.0)
     """
 
     def question(self, batch: TokenBatch, /) -> Question:
@@ -129,6 +145,18 @@ class SequenceToSequence(TokenLoss):
 
     `SequenceToSequence()(model, batch, key=key)` is a `Loss`. The decoder gets all target tokens
     but the last, the first being the start token, and is asked for all but the first.
+
+    The mean is `-sum(w[t] * log p(y[t] | source, y[:t])) / sum(w[t])`, in nats per token. Arguments
+    as for `TokenLoss`.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> def model(source, target, *, source_mask=None, key=None):
+        ...     return jnp.zeros((*target.shape, 4))  # all of 4 ids alike
+        >>> batch = ef.PairBatch(source=jnp.array([[5, 6]]), target=jnp.array([[1, 3, 2]]))
+        >>> loss = ef.SequenceToSequence()(model, batch)
+        >>> round(float(loss.mean), 3), float(loss.weight)
+        (1.386, 2.0)
     """
 
     def question(self, batch: PairBatch, /) -> Question:
@@ -174,5 +202,13 @@ def sequence_to_sequence_loss(
         key: switches dropout on.
 
     `SequenceToSequence` is the same with label smoothing and z-loss.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> def model(source, target, *, source_mask=None, key=None):
+        ...     return jnp.zeros((*target.shape, 4))  # all of 4 ids alike
+        >>> batch = ef.PairBatch(source=jnp.array([[5, 6]]), target=jnp.array([[1, 3, 2]]))
+        >>> round(float(ef.sequence_to_sequence_loss(model, batch)), 3)
+        1.386
     """
     return SequenceToSequence()(model, batch, key=key).mean

@@ -27,7 +27,17 @@ from eqxformer.models.origin import Origin, unknown
 class ModelCache(eqx.Module):
     """What a decoder remembers between calls: a cache per group of blocks, and tokens per row.
 
-    `sizes` says how many blocks share the arrays of a group, along an axis in front; None for one.
+    Arguments:
+        blocks: what each group of blocks remembers; its arrays begin with the axes of the batch.
+        length: how many tokens of each row have been read.
+        sizes: how many blocks share a group's arrays, along an axis in front; None for one.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> model = ef.shapes(ef.families.gpt(vocab=65, dim=16, layers=1, heads=2, context=8))
+        >>> cache = model.init_cache((3,), slots=8)
+        >>> cache.length.shape, cache.blocks[0].attention.keys.shape
+        ((3,), (3, 2, 8, 8))
     """
 
     blocks: tuple[Any, ...]

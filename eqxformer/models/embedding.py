@@ -19,7 +19,16 @@ from eqxformer.layers.positions import Positions
 
 
 class TypeEmbedding(eqx.Module):
-    """A vector per token type (segment), as in BERT."""
+    """A vector per token type (segment), as in BERT.
+
+    `y = weight[types]`; types outside the table are refused as ids outside a vocabulary are.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> segments = ef.TypeEmbedding(8, count=2, key=jax.random.key(0))
+        >>> segments(jnp.array([[0, 0, 1]])).shape
+        (1, 3, 8)
+    """
 
     class Config(Config):
         """How many types, and how their vectors start."""

@@ -30,7 +30,17 @@ def check_softcap(cap: float | None) -> None:
 
 
 class TokenHead(eqx.Module):
-    """From hidden states to a score per token of the vocabulary."""
+    """From hidden states to a score per token of the vocabulary.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> class CosineHead(ef.TokenHead):
+        ...     def __call__(self, x, table):
+        ...         return table.attend(x / jnp.linalg.norm(x, axis=-1, keepdims=True))
+        >>> table = ef.Embedding(65, 8, key=jax.random.key(0))
+        >>> CosineHead()(jnp.ones((2, 8)), table).shape
+        (2, 65)
+    """
 
     class Config(Config):
         """The hyperparameters of a head."""
@@ -52,6 +62,13 @@ class TiedHead(TokenHead):
     """The token table as output: `softcap(scale * x @ table.T + bias)` (Press & Wolf 2017).
 
     `x` is projected first where the table is narrower than the model.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> table = ef.Embedding(65, 8, key=jax.random.key(0))
+        >>> head = ef.TiedHead(8, 65, key=jax.random.key(1))
+        >>> head(jnp.ones((2, 8)), table).shape
+        (2, 65)
     """
 
     class Config(TokenHead.Config):
@@ -105,7 +122,15 @@ class TiedHead(TokenHead):
 
 
 class LinearHead(TokenHead):
-    """A projection of its own as output: `softcap(scale * linear(x))`."""
+    """A projection of its own as output: `softcap(scale * linear(x))`.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> table = ef.Embedding(65, 8, key=jax.random.key(0))
+        >>> head = ef.LinearHead(8, 65, key=jax.random.key(1))
+        >>> head(jnp.ones((2, 8)), table).shape
+        (2, 65)
+    """
 
     class Config(TokenHead.Config):
         """The projection, a factor of the logits, and a bound `c tanh(logits / c)`."""
@@ -141,6 +166,13 @@ class MaskedLMHead(TokenHead):
     """BERT's head for masked tokens: `output(norm(act(dense(x))))`.
 
     Where the token table is narrower than the model, `dense` leads to the table's width (ALBERT).
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> table = ef.Embedding(65, 8, key=jax.random.key(0))
+        >>> head = ef.MaskedLMHead(8, 65, key=jax.random.key(1))
+        >>> head(jnp.ones((2, 8)), table).shape
+        (2, 65)
     """
 
     class Config(TokenHead.Config):
@@ -193,6 +225,13 @@ class Pooling(eqx.Module):
 
     Padding takes no part: the mean, maximum, first and last are those of the real tokens. A
     sequence without any gives zeros.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> mean = ef.Pooling(2, take="mean", key=jax.random.key(0))
+        >>> real = jnp.array([True, True, False])
+        >>> mean(jnp.array([[1.0, 2.0], [3.0, 6.0], [9.0, 9.0]]), real).tolist()
+        [2.0, 4.0]
     """
 
     class Config(Config):
@@ -253,7 +292,14 @@ class Pooling(eqx.Module):
 
 
 class SequenceHead(eqx.Module):
-    """Scores of labels for a whole sequence: `linear(dropout(pool(x)))`."""
+    """Scores of labels for a whole sequence: `linear(dropout(pool(x)))`.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> head = ef.SequenceHead(8, labels=3, key=jax.random.key(0))
+        >>> head(jnp.ones((2, 5, 8))).shape
+        (2, 3)
+    """
 
     class Config(Config):
         """How many labels, how the sequence becomes a vector, dropout before the projection."""
@@ -297,7 +343,14 @@ class SequenceHead(eqx.Module):
 
 
 class LabelHead(eqx.Module):
-    """Scores of labels for every token: `linear(dropout(norm(act(dense(x)))))`."""
+    """Scores of labels for every token: `linear(dropout(norm(act(dense(x)))))`.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> head = ef.LabelHead(8, labels=3, key=jax.random.key(0))
+        >>> head(jnp.ones((2, 5, 8))).shape
+        (2, 5, 3)
+    """
 
     class Config(Config):
         """How many labels, dropout before the projection, and a layer and a norm before that."""

@@ -16,6 +16,12 @@ class Origin(Config):
         settings: the text of `config.json`.
         directory: where it was read, for the tokenizer and other files beside it; None for a model
             that no directory holds, such as a preset's.
+
+    Example:
+        >>> import eqxformer as ef, json
+        >>> config = ef.preset("gpt2")
+        >>> json.loads(config.origin.settings)["model_type"], config.origin.directory
+        ('gpt2', None)
     """
 
     settings: str

@@ -12,7 +12,19 @@ from eqxformer.optimizers.schedules import Schedule
 
 
 class ClipByNorm(Config):
-    """Scales all gradients down together so that their global norm is at most `limit`."""
+    """Scales all gradients down together so that their global norm is at most `limit`.
+
+    `g * min(1, limit / norm(g))` with the norm of all numbers together (Pascanu et al. 2013).
+
+    Arguments:
+        limit: the largest norm.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> clip = ef.ClipByNorm(1.0).build()
+        >>> clip.update(jnp.array([3.0, 4.0]), clip.init(None))[0]
+        Array([0.6, 0.8], dtype=float32)
+    """
 
     limit: float
 
@@ -25,7 +37,17 @@ class ClipByNorm(Config):
 
 
 class ClipByValue(Config):
-    """Clips every single gradient to `[-limit, limit]`."""
+    """Clips every single gradient to `[-limit, limit]`.
+
+    Arguments:
+        limit: the largest absolute value.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> clip = ef.ClipByValue(1.0).build()
+        >>> clip.update(jnp.array([3.0, -0.5]), clip.init(None))[0]
+        Array([ 1. , -0.5], dtype=float32)
+    """
 
     limit: float
 
@@ -38,7 +60,17 @@ class ClipByValue(Config):
 
 
 class Optimizer(Config):
-    """Settings of an optimizer; `build(steps)` makes the optax chain."""
+    """Settings of an optimizer; `build(steps)` makes the optax chain.
+
+    Example:
+        >>> import eqxformer as ef, optax
+        >>> class SignDescent(ef.Optimizer):
+        ...     learning_rate: float = 0.1
+        ...     def build(self, steps):
+        ...         return optax.sign_sgd(self.learning_rate)
+        >>> SignDescent(0.5).rate(step=1, of=10)
+        0.5
+    """
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax chain for a run of `steps` steps, which schedules end at."""
@@ -204,7 +236,21 @@ def _each_copy(transform: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent, with heavy-ball momentum when `momentum` is above 0."""
+    """Stochastic gradient descent, with heavy-ball momentum when `momentum` is above 0.
+
+    `m = momentum * m + gradient`, then `weight = weight - learning_rate * m` (Polyak 1964).
+
+    Arguments:
+        learning_rate: a number, or a schedule.
+        momentum: decay of the sum of gradients.
+        clip: as for `AdamW`.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> optimizer = ef.SGD(0.5).build(steps=10)
+        >>> optimizer.update(jnp.array([2.0]), optimizer.init(jnp.array([1.0])))[0]
+        Array([-1.], dtype=float32)
+    """
 
     learning_rate: float | Schedule = 0.1
     momentum: float = 0.0

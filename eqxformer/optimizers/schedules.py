@@ -11,7 +11,17 @@ from eqxformer.config import Config
 
 
 class Schedule(Config):
-    """A learning rate that changes from step to step; `build(steps)` makes it a function."""
+    """A learning rate that changes from step to step; `build(steps)` makes it a function.
+
+    Example:
+        >>> import eqxformer as ef, jax.numpy as jnp
+        >>> class Halfway(ef.Schedule):
+        ...     peak: float
+        ...     def build(self, steps):
+        ...         return lambda step: jnp.where(step < steps // 2, self.peak, self.peak / 4)
+        >>> [ef.AdamW(Halfway(peak=1.0)).rate(step, of=100) for step in (1, 50, 51)]
+        [1.0, 1.0, 0.25]
+    """
 
     @property
     def ends(self) -> bool:
@@ -67,7 +77,22 @@ class WarmupCosine(Schedule):
 
 
 class WarmupLinear(Schedule):
-    """Linear to `peak` in `warmup` steps, then linear down to `final` at the last step."""
+    """Linear to `peak` in `warmup` steps, then linear down to `final` at the last step.
+
+    `peak * (step + 1) / (warmup + 1)`, and from step `warmup` on
+    `peak + (final - peak) * (step - warmup) / (steps - warmup)`.
+
+    Arguments:
+        peak: the highest rate.
+        warmup: steps until it is reached.
+        final: the rate at the end of the run.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> rate = ef.WarmupLinear(peak=1.0, warmup=9, final=0.1).build(steps=109)
+        >>> [round(float(rate(step)), 3) for step in (0, 8, 9, 59, 109)]
+        [0.1, 0.9, 1.0, 0.55, 0.1]
+    """
 
     peak: float
     warmup: int = 0
@@ -128,7 +153,22 @@ class WarmupStableDecay(Schedule):
 
 
 class WarmupExponential(Schedule):
-    """Linear from `start` to `peak` in `warmup` steps, then times `factor` every `every` steps."""
+    """Linear from `start` to `peak` in `warmup` steps, then times `factor` every `every` steps.
+
+    From step `warmup` on it is `peak * factor ** ((step - warmup) / every)`.
+
+    Arguments:
+        peak: the highest rate.
+        warmup: steps until it is reached.
+        start: where the warm-up begins.
+        factor, every: what the rate is times after so many steps.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> rate = ef.WarmupExponential(peak=1.0, warmup=10, factor=0.5, every=20).build(steps=100)
+        >>> [round(float(rate(step)), 3) for step in (10, 30, 50)]
+        [1.0, 0.5, 0.25]
+    """
 
     peak: float
     warmup: int = 0
@@ -162,6 +202,17 @@ class InverseSquareRoot(Schedule):
     Vaswani et al. 2017, who also scale it by `1 / sqrt(dim * warmup)`. In the last `cooldown`
     steps, but not before the warm-up is over, it is times the share of these that is left, down
     to 0 (Zhai et al. 2022, section 3.4).
+
+    Arguments:
+        peak: the highest rate.
+        warmup: steps until it is reached.
+        cooldown: steps at the end in which it goes down to 0; 0 for none.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> rate = ef.InverseSquareRoot(peak=1.0, warmup=100).build(steps=10_000)
+        >>> [round(float(rate(step)), 3) for step in (100, 400, 10_000)]
+        [1.0, 0.5, 0.1]
     """
 
     peak: float

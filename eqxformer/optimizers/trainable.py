@@ -15,6 +15,14 @@ class Trainable(Config):
     Arrays of integers never are. `Only` and `Except` name arrays by their paths in the parameter
     table, in which `*` stands for any one name or number and `**` for any number of names. A path
     that leads to a part means all that is in it.
+
+    Example:
+        >>> import eqxformer as ef, jax
+        >>> class Biases(ef.Trainable):
+        ...     def wanted(self, name):
+        ...         return name.endswith("bias")
+        >>> ef.count(Biases().of(ef.MLP(8, hidden=16, key=jax.random.key(0))))
+        24
     """
 
     def wanted(self, name: str) -> bool:

@@ -22,6 +22,12 @@ class Cut(Config):
             axis first, anywhere it divides.
         least: axes that an array must have to be cut; those in front that only count copies of it
             are not counted: layers, experts, the heads of a norm with gains for each.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> rules = ef.Rules(cuts=(ef.Cut("tensor", ("hidden",)),))
+        >>> tuple(rules.place(("dim", "hidden"), (64, 256), {"tensor": 2}, {}).spec)
+        (None, 'tensor')
     """
 
     axis: str
