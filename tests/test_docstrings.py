@@ -31,6 +31,18 @@ def test_every_public_name_says_what_it_is():
     assert not silent
 
 
+def test_every_public_name_has_an_example():
+    """But the errors, whose page shows them raised, and the names of types."""
+    exempt = {name for name in public_names() if _is_error(getattr(ef, name))}
+    exempt |= {"Answer", "Question", "Step"}
+    without = [n for n in public_names() if ">>>" not in (getattr(ef, n).__doc__ or "")]
+    assert not set(without) - exempt
+
+
+def _is_error(part):
+    return inspect.isclass(part) and issubclass(part, BaseException)
+
+
 def test_every_public_method_says_what_it_is():
     """An override may leave that to the method it implements, which `getdoc` finds."""
     silent = [

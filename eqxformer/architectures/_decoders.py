@@ -10,7 +10,8 @@ from eqxformer.checkpoints.settings import THEIR_ACTIVATIONS, Settings
 from eqxformer.layers.linear import Linear
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.models.encoder import Encoder, EncoderWithHead
-from eqxformer.models.heads import LabelHead, LinearHead, Pooling, SequenceHead, TiedHead
+from eqxformer.models.heads import LinearHead, TiedHead
+from eqxformer.models.label_heads import LabelHead, Pooling, SequenceHead
 
 # Buffers that older versions wrote beside the weights.
 BUFFERS = (

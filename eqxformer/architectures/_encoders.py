@@ -10,14 +10,8 @@ from eqxformer.checkpoints.settings import Settings
 from eqxformer.layers.activations import Activation
 from eqxformer.layers.linear import Linear
 from eqxformer.models.encoder import Encoder, EncoderWithHead
-from eqxformer.models.heads import (
-    LabelHead,
-    LinearHead,
-    MaskedLMHead,
-    Pooling,
-    SequenceHead,
-    TiedHead,
-)
+from eqxformer.models.heads import LinearHead, MaskedLMHead, TiedHead
+from eqxformer.models.label_heads import LabelHead, Pooling, SequenceHead
 
 Body = Callable[[Settings], Encoder.Config]
 Rate = Callable[[Settings], float]

@@ -18,14 +18,8 @@ from eqxformer.models.audio import AudioEncoder
 from eqxformer.models.encoder import Encoder, EncoderWithHead
 from eqxformer.models.encoder_decoder import EncoderDecoder
 from eqxformer.models.encoder_decoder_with_head import EncoderDecoderWithHead
-from eqxformer.models.heads import (
-    LabelHead,
-    LinearHead,
-    Pooling,
-    SequenceHead,
-    TiedHead,
-    TokenHead,
-)
+from eqxformer.models.heads import LinearHead, TiedHead, TokenHead
+from eqxformer.models.label_heads import LabelHead, Pooling, SequenceHead
 
 HEAD = (
     turned("decoder.head.linear.weight", "lm_head.weight"),

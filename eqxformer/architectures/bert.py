@@ -25,7 +25,7 @@ from eqxformer.layers.norms import LayerNorm
 from eqxformer.layers.positions import LearnedPositions
 from eqxformer.models.embedding import InputEmbedding, TypeEmbedding
 from eqxformer.models.encoder import Encoder
-from eqxformer.models.heads import Pooling
+from eqxformer.models.label_heads import Pooling
 
 
 def config(settings: Settings, *, pooler: str = "bert.pooler.dense") -> Encoder.Config:

@@ -14,7 +14,7 @@ from eqxformer.checkpoints.rope import describe_rotary, rotary
 from eqxformer.checkpoints.settings import Settings
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.models.encoder import Encoder
-from eqxformer.models.heads import Pooling
+from eqxformer.models.label_heads import Pooling
 
 
 def config(settings: Settings) -> DecoderLM.Config:

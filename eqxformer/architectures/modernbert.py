@@ -12,7 +12,8 @@ from eqxformer.checkpoints.rules import fused, same, turned, under
 from eqxformer.checkpoints.settings import THEIR_ACTIVATIONS, Settings
 from eqxformer.layers.norms import LayerNorm
 from eqxformer.models.encoder import Encoder
-from eqxformer.models.heads import MaskedLMHead, Pooling, SequenceHead
+from eqxformer.models.heads import MaskedLMHead
+from eqxformer.models.label_heads import Pooling, SequenceHead
 
 WORDS = {"hidden_act": "hidden_activation", "rms_norm_eps": "norm_eps"}
 TAKEN = {"cls": "first", "mean": "mean"}

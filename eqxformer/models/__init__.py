@@ -7,15 +7,8 @@ from eqxformer.models.embedding import InputEmbedding, TypeEmbedding
 from eqxformer.models.encoder import Encoder, EncoderWithHead
 from eqxformer.models.encoder_decoder import EncoderDecoder
 from eqxformer.models.encoder_decoder_with_head import EncoderDecoderWithHead
-from eqxformer.models.heads import (
-    LabelHead,
-    LinearHead,
-    MaskedLMHead,
-    Pooling,
-    SequenceHead,
-    TiedHead,
-    TokenHead,
-)
+from eqxformer.models.heads import LinearHead, MaskedLMHead, TiedHead, TokenHead
+from eqxformer.models.label_heads import LabelHead, Pooling, SequenceHead
 from eqxformer.models.origin import Origin
 
 __all__ = [

@@ -16,7 +16,8 @@ from eqxformer.layers.masks import Causal, Mask, check_batch, ordered, valid_key
 from eqxformer.layers.norms import Norm, build_norm
 from eqxformer.models.decoder_lm import build_bias, check_reads_positions, check_sizes
 from eqxformer.models.embedding import InputEmbedding, places
-from eqxformer.models.heads import LabelHead, Pooling, SequenceHead, TokenHead
+from eqxformer.models.heads import TokenHead
+from eqxformer.models.label_heads import LabelHead, Pooling, SequenceHead
 from eqxformer.models.origin import Origin, unknown
 
 

@@ -14,7 +14,8 @@ from eqxformer.keys import split
 from eqxformer.layers.masks import Mask, Padding
 from eqxformer.models.encoder import Encoder
 from eqxformer.models.encoder_decoder import EncoderDecoder
-from eqxformer.models.heads import LabelHead, SequenceHead, TiedHead, TokenHead
+from eqxformer.models.heads import TiedHead, TokenHead
+from eqxformer.models.label_heads import LabelHead, SequenceHead
 from eqxformer.models.origin import Origin, unknown
 
 

@@ -18,7 +18,8 @@ from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.models.embedding import InputEmbedding, TypeEmbedding
 from eqxformer.models.encoder import Encoder
 from eqxformer.models.encoder_decoder import EncoderDecoder
-from eqxformer.models.heads import LinearHead, Pooling, TiedHead
+from eqxformer.models.heads import LinearHead, TiedHead
+from eqxformer.models.label_heads import Pooling
 
 
 def gpt(

@@ -11,7 +11,7 @@ from typing import Any
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.settings import Settings
 from eqxformer.checkpoints.tensor_files import contained, read_json, read_json_list, shown
-from eqxformer.models.heads import Pooling
+from eqxformer.models.label_heads import Pooling
 
 MODULES = "modules.json"
 CONFIG = "config.json"

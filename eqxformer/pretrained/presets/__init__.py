@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.settings import Settings
-from eqxformer.models.heads import Pooling
+from eqxformer.models.label_heads import Pooling
 from eqxformer.models.origin import Origin
 from eqxformer.pretrained.checkpoint import architecture_of, read_tree
 
