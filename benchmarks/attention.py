@@ -74,8 +74,9 @@ def measure(length: int, name: str, options: argparse.Namespace) -> dict[str, An
     except RuntimeError as error:
         print(f"  left out: {error}")
         return {"batch": batch, "left_out": str(error)}
-    for result in found.values():
-        calls, _ = result.pop("calls"), result.pop("numbers")
+    for who, result in found.items():
+        calls = result.pop("calls")
+        del result["numbers"]
         result["median"] /= calls
         result["quartiles"] = [each / calls for each in result["quartiles"]]
         result["flops_per_second"] = result["flops"] / result["median"]
@@ -91,7 +92,7 @@ def measure(length: int, name: str, options: argparse.Namespace) -> dict[str, An
 
 def check_numbers(found: dict[str, dict[str, Any]], dtype: str) -> None:
     """Refuses to compare candidates that do not compute the same."""
-    tolerance = TOLERANCES.get((dtype, harness.machine()["platform"]), 0.1)
+    tolerance = TOLERANCES.get((dtype, harness.jax_platform()), 0.1)
     first, *others = found
     right = np.asarray(found[first]["numbers"])
     for who in others:

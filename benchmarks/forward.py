@@ -94,8 +94,10 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def check_logits(found: dict[str, dict[str, Any]], dtype: str) -> None:
     """Refuses to compare models that do not compute the same."""
-    tolerance = TOLERANCES.get((dtype, harness.machine()["platform"]), 0.1)
-    first, *others = (name for name in found if "logits" in found[name])
+    tolerance = TOLERANCES.get((dtype, harness.jax_platform()), 0.1)
+    first, *others = [name for name in found if "logits" in found[name]] or [None]
+    if first is None:
+        sys.exit("None of the candidates can be measured here.")
     right = np.asarray(found[first]["logits"])
     for name in others:
         error = np.abs(np.asarray(found[name]["logits"]) - right).max()

@@ -8,6 +8,7 @@ the one before go to sleep, and a quick repetition comes after one that is not t
 caches to itself.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -49,6 +50,15 @@ def needs(*packages: str) -> None:
     if missing:
         print("absent", json.dumps(f"{' and '.join(missing)} not installed"), flush=True)
         raise SystemExit(0)
+
+
+@functools.cache
+def jax_platform() -> str:
+    """Where JAX computes: cpu, gpu or tpu. Another process finds out, so as to leave it free."""
+    command = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    environment = ENVIRONMENT | os.environ
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()[-1]
 
 
 def torch_device() -> str:
@@ -198,14 +208,11 @@ def compare(
     Those that are not installed are printed and left out. One that dies is a `CandidateFailed`, as
     is that none is left. `check` sees everybody's facts before anything is timed, and may raise.
     """
-    share_device()
-    import jax
-
+    where = {PLATFORM: jax_platform()}
     with ExitStack() as stack:
         running = {}
         facts: dict[str, dict[str, Any]] = {}
         for name, command in candidates.items():  # one warms up at a time
-            where = {PLATFORM: jax.default_backend()}
             candidate = stack.enter_context(Candidate(name, command, environment=where))
             told = candidate.facts()
             if told is not None:

@@ -37,7 +37,7 @@ def replaced_directory(
         directory: what is made or replaced; missing parents are made.
         overwrite: replace what is there. Files that the new directory does not have stay, but for
             old weights, `model.safetensors`, its shards and their index.
-        but: names of other files that do not stay.
+        but: names of other files and directories that do not stay.
 
     Raises `FileExistsError` for a directory that is not empty unless `overwrite`,
     `NotADirectoryError` for a file, and `ValueError` for a directory that cannot be renamed: where
@@ -87,12 +87,13 @@ def replaced_directory(
 def hidden_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """A new directory beside `target` to write to, which is removed in the end.
 
-    Those that killed processes left there are removed first.
+    Those that killed processes left there are removed too, when all went well: until then the only
+    whole files may be in one of them.
     """
-    _sweep(target)
     fresh, lock = _fresh(target)
     try:
         yield fresh
+        _sweep(target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         if lock is not None:
@@ -187,13 +188,15 @@ def _carry(old: pathlib.Path, new: pathlib.Path, but: Collection[str], *, top: b
     """
     for path in old.iterdir():
         there = new / path.name
+        if top and path.name in but:
+            continue
         if path.is_dir() and not path.is_symlink():
             if not os.path.lexists(there):
                 there.mkdir()
                 shutil.copymode(path, there)
             if there.is_dir() and not there.is_symlink():
                 _carry(path, there, (), top=False)
-        elif top and (path.name in but or _WEIGHTS.fullmatch(path.name)):
+        elif top and _WEIGHTS.fullmatch(path.name):
             continue
         elif not os.path.lexists(there):
             _link(path, there)

@@ -20,7 +20,7 @@ from eqxformer.pretrained.save import carry_files
 from eqxformer.sharding import Placement, Rules, make_mesh
 from eqxformer.training.differences import differences
 from eqxformer.training.experiment import Experiment, Recipe, Task
-from eqxformer.training.processes import join, told_by_first
+from eqxformer.training.processes import all_or_none, join, told_by_first
 from eqxformer.training.recipes import RECIPES, recipe
 from eqxformer.training.run_directory import TOKENIZER, RunDirectory
 from eqxformer.training.start import Start, check_fits
@@ -170,7 +170,9 @@ def create(
             carry_files(config, hidden, but=(TOKENIZER,))
             return str(hidden)
 
-        RunDirectory(Path(told_by_first(begin))).save(model)
+        hidden = RunDirectory(Path(told_by_first(begin)))
+        with all_or_none():
+            hidden.save(model)
         told_by_first(stack.close)  # none goes on before the directory is in its place
     return RunDirectory(out)
 

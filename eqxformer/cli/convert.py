@@ -39,7 +39,11 @@ Examples:
     help="The type of the weights; as they are if not given.",
 )
 @click.option("--shard-size", help="The most a file of weights may hold.  [default: 5GB]")
-@click.option("--overwrite", is_flag=True, help="Replace what is in DST.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace the model in DST, its tokenizer and what else says how it is used.",
+)
 @click.option(
     "--to",
     "form",

@@ -184,6 +184,9 @@ def _conduct(
     save = Save(run.save, every=experiment.validate_every)
     own = task.callbacks(experiment, run.path)
     evaluate = Evaluate(lambda model: task.evaluate(model, experiment))
+    identity = experiment.identity()
+    # A schedule that is found not to end with the run may have been thought to when it began.
+    shown = ONLY_SHOWN if "steps" in identity else (*ONLY_SHOWN, "experiment.steps")
     trainer = Trainer(
         model,
         feed(task.batches(experiment), ahead=2),
@@ -207,8 +210,8 @@ def _conduct(
         checkpoints=Checkpoints(
             run.checkpoints,
             every=experiment.checkpoint_every or experiment.validate_every,
-            identity={"experiment": experiment.identity(), "data": task.about},
-            only_shown=ONLY_SHOWN,
+            identity={"experiment": identity, "data": task.about},
+            only_shown=shown,
             warn=console.print,
         ),
         placement=placement,
@@ -221,15 +224,16 @@ def _conduct(
             console.print(f"\n{task.conclude(evaluate.values, experiment)}\n")
             console.print(f"{task.sample(trainer.outcome, experiment, trainer.step)}\n")
     except NonFiniteLoss as error:
-        raise Failure(f"{error} The model of step {save.step} is in {run.path}.") from error
+        raise Failure(f"{_told(error)} The model of step {save.step} is in {run.path}.") from error
     except (CheckpointNotWritten, DamagedCheckpoints) as error:
-        raise Failure(str(error)) from error
+        raise Failure(_told(error)) from error
     except ValueError as error:
-        raise Mistake(str(error)) from error
+        raise Mistake(_told(error)) from error
     except OSError as error:
-        raise Failure(f"{run.path} cannot be written: {error.strerror}.") from error
-    except KeyboardInterrupt:
+        raise Failure(f"{run.path} cannot be written: {error.strerror or error}.") from error
+    except KeyboardInterrupt as error:
         trainer.signal = signal.SIGINT
+        console.print("\n".join(_notes(error)), end="\n" * bool(_notes(error)))
     if trainer.signal is not None:
         console.print(f"Interrupted; the model of step {save.step:,} is saved.")
         words = ("eqxformer", "train", "--out", str(run.path), "--resume")
@@ -237,6 +241,15 @@ def _conduct(
     words = ("eqxformer", "generate", str(run.path), "--prompt", experiment.prompt)
     console.print(f"Run:  {run.path}\nNext: {' '.join(map(_quoted, words))}")
     return 0 if trainer.signal is None else 128 + trainer.signal
+
+
+def _told(error: BaseException) -> str:
+    """What an error says, and what failed beside it."""
+    return " ".join([str(error), *_notes(error)])
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 def _callbacks(

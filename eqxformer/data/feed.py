@@ -19,7 +19,8 @@ class Feed(abc.ABC):
 
     `fingerprint` says what the data is, or is None where nobody knows. It is part of the position,
     so that no feed goes on with other data in the belief that they are the same. `shares` is how
-    many processes bring a share of each batch; this one's is what `next_batch` gives.
+    many processes bring a share of each batch; this one's is what `next_batch` gives. `alike` says
+    that all of them stand at the same place then, so that others may go on, in any number.
 
     Example:
         >>> import eqxformer as ef
@@ -40,6 +41,7 @@ class Feed(abc.ABC):
 
     fingerprint: str | None = None
     shares: int = 1
+    alike: bool = False
 
     @abc.abstractmethod
     def next_batch(self) -> Any:
@@ -150,6 +152,8 @@ def _feed(batches: Any, ahead: int, fingerprint: str | None) -> Feed:
 
 class StepFeed(Feed):
     """The batches of a function of the step; its position is the number of the next step."""
+
+    alike = True
 
     def __init__(
         self, batches: Callable[[int], Any], ahead: int = 0, fingerprint: str | None = None

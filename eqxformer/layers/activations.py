@@ -1,5 +1,6 @@
 """Activations by name."""
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from eqxformer.layers.wide import widen
+from eqxformer.layers.wide import wide_dtype, widen
 
 Activation = Literal[
     "relu", "relu_squared", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "sigmoid"
@@ -20,8 +21,7 @@ def gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     Through `lax.erf`: on a CPU the `erfc` that `jax.nn.gelu` uses takes twice as long. In float32:
     where `x` is below zero, nearly all of the sum cancels.
     """
-    wide = widen(x)
-    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+    return _wide(lambda x: x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)), x)
 
 
 def gelu_tanh(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
@@ -29,7 +29,14 @@ def gelu_tanh(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
 
     In float32: float16 does not hold the cube of 41, nor the slope of that of 148.
     """
-    return jax.nn.gelu(widen(x), approximate=True).astype(x.dtype)
+    return _wide(functools.partial(jax.nn.gelu, approximate=True), x)
+
+
+def _wide(function: Callable[[Array], Array], x: Array) -> Array:
+    """The function in float32, of which nothing but `x`, in its own type, is kept for gradients."""
+    if x.dtype == wide_dtype(x):
+        return function(x)
+    return jax.checkpoint(lambda x: function(widen(x)).astype(x.dtype), prevent_cse=False)(x)
 
 
 def quick_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:

@@ -70,7 +70,7 @@ class SoftmaxThenTopK(Routing):
         >>> import eqxformer as ef, jax.numpy as jnp
         >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
         >>> weights, ids, _ = ef.SoftmaxThenTopK(normalize=False).choose(logits, top=2)
-        >>> print(weights, ids)
+        >>> print(weights.round(3), ids)
         [[0.5  0.25]] [[0 1]]
     """
 
@@ -123,7 +123,7 @@ class SigmoidTopK(Routing):
         >>> import eqxformer as ef, jax.numpy as jnp
         >>> logits = jnp.array([[0.0, 2.0, -2.0]])
         >>> weights, ids, _ = ef.SigmoidTopK(scale=2.0).choose(logits, top=2)
-        >>> print(weights.sum(), ids)
+        >>> print(weights.sum().round(3), ids)
         2.0 [[1 0]]
     """
 
@@ -261,6 +261,8 @@ class Experts(FeedForward):
         *,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "*batch seq dim"], RouterLosses]:
+        if type(self).run is not Experts.run:  # one of your own, which is asked as ever
+            return self.run(x, key=key)
         return self._routed(x, valid, key)
 
     def _routed(

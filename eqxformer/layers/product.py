@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from eqxformer.constraints import mesh_sizes
-from eqxformer.layers.wide import wide_dtype
 
 PIECES = 8  # of a single row's product
 
@@ -60,6 +59,8 @@ def _apart(y: Array) -> Array:
 def _one_row(row: Array, weight: Array) -> Array:
     """The sum of the pieces' products, rounded once: a small type would round each of them."""
     pieces = weight.reshape(PIECES, -1, weight.shape[1])
-    rows, kind = row.reshape(PIECES, -1), wide_dtype(row)
-    parts = jnp.einsum("pi,pio->po", rows, pieces, preferred_element_type=kind)
-    return parts.sum(0).astype(row.dtype)
+    kind = jnp.promote_types(row.dtype, weight.dtype)
+    wide = jnp.promote_types(kind, jnp.float32)
+    rows = row.reshape(PIECES, -1)
+    parts = jnp.einsum("pi,pio->po", rows, pieces, preferred_element_type=wide)
+    return parts.sum(0).astype(kind)

@@ -27,8 +27,8 @@ class Scaling(Config):
         >>> class TwiceAsSlow(ef.Scaling):
         ...     def frequencies(self, base, width, length):
         ...         return base ** (-np.arange(0.0, width, 2) / width) / 2
-        >>> TwiceAsSlow().frequencies(10_000.0, 4, jnp.array(8)).tolist()
-        [0.5, 0.005]
+        >>> print(TwiceAsSlow().frequencies(10_000.0, 4, jnp.array(8)))
+        [0.5   0.005]
     """
 
     by_length: ClassVar[bool] = False

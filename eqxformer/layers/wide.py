@@ -31,7 +31,7 @@ def stays_wide(tree: Any, path: tuple[Any, ...]) -> bool:
         if isinstance(key, GetAttrKey):
             if key.name in getattr(type(tree), "in_float32", ()):
                 return True
-            tree = getattr(tree, key.name)
+            tree = getattr(tree, key.name, None)
         elif isinstance(key, SequenceKey | DictKey):
             tree = tree[key.idx if isinstance(key, SequenceKey) else key.key]
         else:

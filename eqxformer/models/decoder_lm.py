@@ -19,6 +19,7 @@ from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.feed_forward import RouterLosses
 from eqxformer.layers.masks import Causal, Mask, check_batch, ordered, valid_keys
 from eqxformer.layers.norms import LayerNorm, Norm, build_norm
+from eqxformer.layers.wide import stays_wide
 from eqxformer.models.embedding import InputEmbedding, places
 from eqxformer.models.heads import TiedHead, TokenHead
 from eqxformer.models.origin import Origin, unknown
@@ -395,6 +396,10 @@ def _each_cache(function: Callable[[Cache], Cache], blocks: tuple[Any, ...]) -> 
 
 
 def _number_type(blocks: Stack) -> DTypeLike:
-    """The type of the blocks' first array of numbers; float32 where they have none."""
-    leaves = jax.tree.leaves(eqx.filter(blocks, eqx.is_inexact_array))
-    return leaves[0].dtype if leaves else jnp.float32
+    """The type of the blocks' first array of numbers; float32 where they have none.
+
+    Those that stay in float32 whatever the others are do not count, where there are others.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(blocks, eqx.is_inexact_array))
+    usual = [leaf for path, leaf in leaves if not stays_wide(blocks, path)]
+    return (usual or [leaf for _, leaf in leaves] or [jnp.zeros((), jnp.float32)])[0].dtype

@@ -145,7 +145,7 @@ class WarmupStableDecay(Schedule):
 
         def rate(step: ArrayLike) -> Float[Array, ""]:
             begin = max(steps - self.decay, self.warmup)
-            done = _share_after(step, begin, steps) if self.decay else jnp.zeros(())
+            done = _share_after(step, begin, steps) if self.decay else jnp.zeros((), jnp.float32)
             falling = self.peak + (self.final - self.peak) * done
             return _warmed_up(step, self.warmup, 0.0, self.peak, falling)
 

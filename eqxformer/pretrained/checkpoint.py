@@ -98,7 +98,8 @@ class Checkpoint:
         """
         where = by_name(sharding, self.skeleton)
         arrays: dict[str, Array] = {}
-        wide = _wide(self.skeleton) if dtype is not None and jnp.dtype(dtype).itemsize < 4 else ()
+        small = dtype is not None and jnp.dtype(dtype).itemsize < 4
+        wide = kept_wide(self.skeleton) if small else ()
         largest = sorted(self.bindings, key=lambda b: -sum(map(np.prod, b.shapes)))
         for binding in largest:
             # No name outlives its use here: what is read and what is moved would both stay.
@@ -186,8 +187,8 @@ def skeleton(config: Any, where: str) -> Any:
         raise CheckpointError(f"{where} describes no model: {error}") from error
 
 
-def _wide(skeleton: Any) -> set[str]:
-    """The names of the arrays that stay in float32."""
+def kept_wide(skeleton: Any) -> set[str]:
+    """The names of the arrays that stay in float32 where a model is in a smaller type."""
     model = unrolled(skeleton)
     leaves = jax.tree_util.tree_leaves_with_path(model)
     return {name(path) for path, _ in leaves if stays_wide(model, path)}

@@ -29,7 +29,7 @@ from eqxformer.checkpoints.tensor_files import (
 from eqxformer.config import Config
 from eqxformer.models.encoder import Encoder
 from eqxformer.models.origin import Origin
-from eqxformer.pretrained.checkpoint import CONFIG
+from eqxformer.pretrained.checkpoint import CONFIG, kept_wide
 from eqxformer.pretrained.express import Expression, expression
 from eqxformer.pretrained.sentences import MODULES, describe_pooling
 
@@ -59,7 +59,8 @@ CARRIED = (
 TEMPLATES = "additional_chat_templates"  # a directory of those beside chat_template.jinja
 # What an older model's directory may say of how another one is used.
 _OF_ANOTHER = ("modules.json", "generation_config.json")
-OLD = tuple(dict.fromkeys((*CARRIED, *_OF_ANOTHER)))  # all that says how an older model is used
+# All that says how an older model is used.
+OLD = tuple(dict.fromkeys((*CARRIED, TEMPLATES, *_OF_ANOTHER)))
 
 
 def save_pretrained(
@@ -113,7 +114,9 @@ def write_pretrained(
     arrays, known = _checked(model), expected(model)
     written = expression(model.config, known, model_type)
     bindings = written.bindings(model.config, known)
-    settings = {**written.settings, **_dtype(written.settings, arrays.values())}
+    wide = kept_wide(shapes(model.config))
+    usual = [array for path, array in arrays.items() if path not in wide]
+    settings = {**written.settings, **_dtype(written.settings, usual)}
     shard_bytes, arrays = parse_size(shard_size), gathered(arrays)
     text = written.text if settings == written.settings else None
     text = json.dumps(settings, indent=2) + "\n" if text is None else text

@@ -59,7 +59,7 @@ class RunDirectory:
             try:
                 hidden = stack.enter_context(replaced_directory(path))
             except OSError as error:
-                raise ValueError(f"`{path}` cannot be made: {error.strerror}.") from None
+                raise ValueError(f"`{path}` cannot be made: {error.strerror or error}.") from None
             write_text(hidden / RUN, json.dumps(about, indent=2) + "\n")
             write_text(hidden / TOKENIZER, tokenizer.to_json() + "\n")
             yield cls(hidden)

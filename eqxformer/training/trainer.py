@@ -12,7 +12,7 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
-from eqxformer.data.feed import Feed, StepFeed, feed
+from eqxformer.data.feed import Feed, feed
 from eqxformer.inspect.watch import Watch
 from eqxformer.losses.objective import LossFunction
 from eqxformer.losses.tokens import NextToken
@@ -120,9 +120,23 @@ class Trainer:
         if self.skips < 0:
             raise ValueError(f"`skips` must not be negative; got {self.skips}.")
         check_microbatch(self.microbatch)
-        # What the user made stands somewhere, and every `fit` is to begin there.
-        stands = isinstance(self.batches, Feed) or hasattr(self.batches, "__next__")
-        self._first = feed(self.batches).position() if stands else None
+        self._first = self._stands()
+
+    def _stands(self) -> Any:
+        """Where what the user made stands, at which every `fit` begins; None where nothing can be.
+
+        So it is of a function or a dataset, of which each `fit` makes a feed of its own, and of an
+        iterator whose state is not plain JSON, which goes on where it is.
+        """
+        if isinstance(self.batches, Feed):
+            return self.batches.position()
+        if not hasattr(self.batches, "__next__"):
+            return None
+        found = feed(self.batches)
+        try:
+            return found.position()
+        except (TypeError, ValueError):
+            return None
 
     @property
     def _callbacks(self) -> Sequence[Callback]:
@@ -152,7 +166,7 @@ class Trainer:
             self._check_shares(self._feed.shares)
             if self._feed is not self.batches:
                 stack.push(_closing(self._feed.close, "the feed"))
-            if self._first is not None:
+            if self._first is not None and self._feed.position() != self._first:
                 self._feed.move_to(self._first)
             asked = stack.enter_context(stop_requests())
             if self.placement is not None:
@@ -314,7 +328,7 @@ class Trainer:
         A function of the step stands at the same one in all, however many there are.
         """
         position = self._feed.position()
-        same = self._feed.shares == 1 or isinstance(self._feed, StepFeed)
+        same = self._feed.shares == 1 or self._feed.alike
         return position if same else told_by_each(position)
 
     def _move_feed(self, progress: dict[str, Any]) -> None:
@@ -322,7 +336,7 @@ class Trainer:
         position, now = progress["feed"], self._feed.shares
         then = progress.get("shares", now)
         several = isinstance(position, list)
-        if then != now and (several or not isinstance(self._feed, StepFeed)):
+        if then != now and (several or not self._feed.alike):
             raise ValueError(
                 f"The checkpoint is of batches in shares of {then} processes, each of which stands "
                 f"somewhere in its own; got shares of {now}. Go on with {then} processes, or begin "

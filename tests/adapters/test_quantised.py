@@ -11,7 +11,7 @@ from eqxformer.layers.linear import Groups
 from tests.adapters.made import KINDS, adapted, plain, small
 from tests.helpers.compare import same_bits
 from tests.helpers.hot import drawn, normal
-from tests.helpers.models import close, logits, tokens
+from tests.helpers.models import close, filled, logits, tokens
 
 LINEAR = drawn(ef.Linear.Config(), 64, 48)
 QUANTISED = ef.QuantisedLinear.of(LINEAR)
@@ -144,3 +144,12 @@ def test_scales_are_multiplied_unrounded_in_bfloat16():
     product = np.asarray(x @ bare.weight.astype(jnp.bfloat16), np.float32)
     expected = jnp.asarray(product * np.asarray(bare.scale)).astype(jnp.bfloat16)
     assert same_bits(bare(x), expected)
+
+
+def test_a_quantised_model_that_computes_in_a_small_type_remembers_in_it():
+    config = ef.families.gpt(vocab=11, dim=8, layers=1, heads=2, context=8)
+    model = ef.quantise(filled(config), to="blocks")
+    small = ef.Precision(compute="bfloat16").computing(model)
+    cache = small.init_cache((2,), slots=4)
+    kept = [leaf for leaf in jax.tree.leaves(cache) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert {leaf.dtype.name for leaf in kept} == {"bfloat16"}

@@ -49,7 +49,7 @@ def trained(tmp_path_factory, worker_id):
     with FileLock(f"{place}.lock"):
         if (place / "rot13.out").exists():  # what is written last
             return place
-        place.mkdir()
+        place.mkdir(exist_ok=True)
         (place / "text.txt").write_text(TEXT)
         more = ["--data", str(place / "text.txt"), "--set", "sample_every=3"]
         more += ["--set", "prompt=7 times"]

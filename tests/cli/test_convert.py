@@ -118,10 +118,13 @@ def test_a_tokenizer_never_lies_beside_the_weights_of_another_model(command, her
         (ours / "tokenizer.json").write_text(text)
         (here / "out").mkdir(exist_ok=True)
         (here / "out/vocab.json").write_text("of an older model")
+        (here / "out/additional_chat_templates").mkdir(exist_ok=True)
+        (here / "out/additional_chat_templates/tool.jinja").write_text("of an older model")
         assert command("convert", "ours", "out", "--to", form, "--overwrite")[0] == 0
         there = here / "out/tokenizer.json"
         assert (there.read_text() if there.exists() else '{"type": "x"}') == text
         assert not (here / "out/vocab.json").exists()
+        assert not (here / "out/additional_chat_templates").exists()
 
 
 def test_our_own_format_in_another_type(command, here, ours):

@@ -9,6 +9,8 @@ import signal
 
 import pytest
 
+import eqxformer as ef
+from eqxformer.cli.train import _told
 from eqxformer.training import run_directory
 from eqxformer.training.checkpoints import Checkpoints
 from eqxformer.training.run_directory import RunDirectory
@@ -122,6 +124,25 @@ def test_a_run_may_get_more_steps_where_its_rate_does_not_end(command, here, tra
     with contextlib.closing(Checkpoints(here / "longer/checkpoints", every=1).open()):
         assert "Another process is training" in command(*longer, "--steps=9")[2]
     assert json.loads((here / "longer/run.json").read_text())["experiment"]["steps"] == 3
+
+
+def test_a_run_goes_on_whose_schedule_was_once_thought_to_end_with_it(
+    command, here, trained, monkeypatch
+):
+    rate = json.dumps({"type": "WarmupStableDecay", "peak": 0.01})
+    steady = ["--set", f"optimizer.learning_rate={rate}", "--data", trained / "text.txt"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ef.WarmupStableDecay, "ends", True)
+        assert command("train", *SMALL, *steady, "--steps=2", "--out", here / "run")[0] == 0
+    code, out, err = command("train", "--out", here / "run", "--resume", "--steps=3")
+    assert (code, "Going on from step 2." in out) == (0, True), err
+
+
+def test_what_failed_beside_an_error_is_told_with_it():
+    error = ValueError("The loss is NaN.")
+    assert _told(error) == "The loss is NaN."
+    error.add_note("Then the checkpoints could not be closed.")
+    assert _told(error) == "The loss is NaN. Then the checkpoints could not be closed."
 
 
 CHANGES = {

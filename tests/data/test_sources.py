@@ -293,6 +293,16 @@ def test_what_workers_are_sent_of_a_file_is_its_name(monkeypatch, tmp_path):
     assert kept[0].tolist() == [7, 8]
 
 
+def test_a_file_that_has_become_another_is_refused_when_it_is_mapped_again():
+    write("ids/a.bin", np.array([1, 2, 0], np.uint16).tobytes())
+    documents = of_ids(0)
+    sent = pickle.dumps(documents)
+    assert documents[0].tolist() == [1, 2, 0]
+    write("ids/a.bin", np.array([1, 2, 3, 0], np.uint16).tobytes())
+    with pytest.raises(ValueError, match=r"a.bin` has changed since it was opened; open it anew"):
+        pickle.loads(sent)[0]
+
+
 def test_more_files_than_may_be_open_are_read():
     resource = pytest.importorskip("resource")
     for number in range(150):

@@ -286,3 +286,15 @@ def test_an_expert_with_parameters_outside_linear_maps_is_refused():
 
     with pytest.raises(NotImplementedError, match="`norm.weight`"):
         ef.Experts.Config(4, 2, Normed.Config()).build(4, key=jax.random.key(0))
+
+
+def test_a_run_of_ones_own_is_what_a_block_asks():
+    class Doubled(ef.Experts):
+        def run(self, x, *, key=None):
+            y, losses = super().run(x, key=key)
+            return 2.0 * y, losses
+
+    config = ef.Experts.Config(3, 2, GATED)
+    usual, own = (cls(8, config, key=jax.random.key(0)) for cls in (ef.Experts, Doubled))
+    x, valid = normal(0, 1, 3, 8), jnp.array([[True, True, False]])
+    np.testing.assert_array_equal(own.run_valid(x, valid)[0], 2.0 * usual.run_valid(x, valid)[0])

@@ -109,6 +109,13 @@ def test_activations_equal_their_formulas_in_value_and_gradient(name):
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+def test_a_gelu_keeps_nothing_wider_than_its_input_for_the_gradient(name):
+    _, back = jax.vjp(ef.activation(name), jnp.linspace(-3.0, 3.0, 64, dtype=jnp.bfloat16))
+    kept = [leaf for leaf in jax.tree.leaves(back) if getattr(leaf, "size", 0) > 1]
+    assert {leaf.dtype.name for leaf in kept} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_a_gelu_in_a_small_type_is_rounded_once_in_value_and_gradient(name, dtype):
     """Also far out, where float16 holds no cube, and below zero, where all but a little cancels."""

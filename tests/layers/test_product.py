@@ -127,6 +127,14 @@ def test_a_single_row_is_cut_in_pieces_without_copying_the_weight():
     assert program.memory_analysis().temp_size_in_bytes < weight.nbytes / 8
 
 
+def test_a_single_row_of_a_small_type_meets_a_wide_weight_as_several_do():
+    weight, rows = normal(1, 16, 8), normal(0, 2, 1, 16).astype(jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):
+        one, several = product(rows[:1], weight), product(rows, weight)
+    assert one.dtype == several.dtype == jnp.float32
+    np.testing.assert_allclose(one[0], several[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("weights", "reductions"),
     [

@@ -212,6 +212,9 @@ def test_the_router_of_experts_stays_in_float32_where_a_small_type_is_asked_for(
         exact = ef.named_arrays(whole)
         assert all(np.array_equal(arrays[name], exact[name]) for name in wide)
     assert logits(model, jnp.array([[1, 2]])).dtype == jnp.float16
+    ef.save_pretrained(model, tmp_path / "small")
+    said = json.loads((tmp_path / "small/config.json").read_text())
+    assert said.get("dtype", said.get("torch_dtype")) == "float16"
 
 
 def test_arrays_go_where_a_sharding_says_as_they_are_read(tiny):

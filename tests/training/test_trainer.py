@@ -381,6 +381,31 @@ def test_an_iterator_that_was_given_is_left_open_and_every_fit_begins_where_it_s
     np.testing.assert_array_equal(next(iterator).tokens, WINDOWS.build(TOKENS)(4).tokens)
 
 
+def test_an_iterator_whose_state_is_no_json_is_trained_on_where_it_stands():
+    class Batches:
+        number = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self.number += 1
+            return WINDOWS.build(TOKENS)(self.number - 1)
+
+        def get_state(self):
+            return {"number": np.int64(self.number)}
+
+        def set_state(self, state):
+            raise AssertionError("nobody has moved it")
+
+    batches, log = Batches(), Log()
+    trainer(log, batches=batches, steps=2).fit()
+    assert batches.number == 2
+    expected = Log()
+    trainer(expected, steps=2).fit()
+    assert [r.values["loss"] for r in log.records] == [r.values["loss"] for r in expected.records]
+
+
 def test_the_loss_curve_is_a_png(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "loss.png"
