@@ -60,7 +60,7 @@ def _one_row(row: Array, weight: Array) -> Array:
     """The sum of the pieces' products, rounded once: a small type would round each of them."""
     pieces = weight.reshape(PIECES, -1, weight.shape[1])
     kind = jnp.promote_types(row.dtype, weight.dtype)
-    wide = jnp.promote_types(kind, jnp.float32)
+    wide = jnp.float64 if kind == jnp.float64 else jnp.float32
     rows = row.reshape(PIECES, -1)
     parts = jnp.einsum("pi,pio->po", rows, pieces, preferred_element_type=wide)
     return parts.sum(0).astype(kind)
