@@ -29,9 +29,11 @@ def script(monkeypatch, tmp_path):
         spec.loader.exec_module(module)
         saved = {}
 
-        def compare(candidates, *, repetitions):
+        def compare(candidates, *, repetitions, check=lambda facts: None):
             found = {each: answer(module, command) for each, command in candidates.items()}
-            return {each: facts for each, facts in found.items() if facts is not None}
+            found = {each: facts for each, facts in found.items() if facts is not None}
+            check(found)
+            return found
 
         def write(path, name, results):
             saved[name] = json.loads(json.dumps(results))
@@ -95,7 +97,7 @@ def test_forward_passes_agree_and_are_compared(script, monkeypatch):
     tiny = task.Size("gpt", 11, dim=8, layers=1, heads=2, hidden=8, seq=8, batch=2)
     monkeypatch.setitem(task.SIZES, "vpj", tiny)
     arguments = ["--sizes", "vpj", "--batch", "1", "--candidates", "eqxformer", "plain equinox"]
-    (found,) = script("forward", *arguments)["forward"].values()
+    (found,) = script("forward", *arguments)["forward-batch1"].values()
     assert list(found["candidates"]) == ["eqxformer", "plain equinox"]
     assert found["size"]["batch"] == 1
     for facts in found["candidates"].values():

@@ -349,9 +349,9 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(sm
     assert subprocess.run(command, **options).returncode == 9
     (left,) = tmp_path.iterdir()
     with native.hidden_directory(tmp_path / native.WEIGHTS) as hidden:
-        assert not left.exists()
         ef.save(small, tmp_path)
         assert hidden.exists()
+        assert not left.exists()
     assert {path.name for path in tmp_path.iterdir()} == {native.CONFIG, native.WEIGHTS}
 
 

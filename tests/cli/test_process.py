@@ -46,11 +46,12 @@ def test_help_is_there_before_anything_heavy_is_imported():
     assert done.stdout.endswith("[]\n")
 
 
-def test_help_is_no_error():
-    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, env=QUICK)
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "-h"]])
+def test_help_is_no_error(arguments):
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=QUICK)
     assert done.returncode == 0
     assert done.stderr == ""
-    assert done.stdout.startswith("Usage: eqxformer")
+    assert done.stdout.startswith(" ".join(["Usage: eqxformer", *arguments[:-1]]))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_help_is_no_error():
     [
         (["--help"], r"Usage: eqxformer .*"),
         ([], r"Usage: eqxformer .*"),
-        (["train", "-h"], r"Usage: eqxformer train .*"),
+        (["train", "--help"], r"Usage: eqxformer train .*"),
         (["generate", "--help"], r"Usage: eqxformer generate .*"),
         (["--version"], r"eqxformer, version \S+\n"),
     ],

@@ -293,7 +293,7 @@ def test_cuts_are_a_setting_of_the_command_line(tmp_path, capsys):
     data = write_directory(tmp_path / "par", COUNTS)
     words = ["train", "translate", "--data", str(data), "--set", "tokenizer.vocab=90", "--dry-run"]
     assert run([*words, "--set", 'cuts={"type": "BPEDropout", "ways": 3}']) == 0
-    assert "cuts=BPEDropout(ways=3)" in capsys.readouterr().out
+    assert "cuts=BPEDropout(rate=0.1, ways=3)" in capsys.readouterr().out
 
 
 def test_a_tokenizer_that_cannot_be_cut_in_several_ways_is_refused_before_anything_is_made(
