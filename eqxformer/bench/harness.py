@@ -66,10 +66,9 @@ def torch_device() -> str:
 
     Bows out where that is a GPU that PyTorch does not see: nothing is compared across devices.
     """
-    import torch
-
     if os.environ.get(PLATFORM, "cpu") == "cpu":
         return "cpu"
+    torch: Any = importlib.import_module("torch")
     if not torch.cuda.is_available():
         print("absent", json.dumps("PyTorch sees no GPU"), flush=True)
         raise SystemExit(0)
