@@ -4,7 +4,9 @@ Names are imported when first used: `import eqxformer` itself loads nothing, so 
 `eqxformer.check_shapes()` can come first.
 """
 
+import functools
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from eqxformer import checks
@@ -59,12 +61,35 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"eqxformer.{name}")
     if not name.startswith("_"):
         for room in _ROOMS:
-            module = importlib.import_module(f"eqxformer.{room}")
-            if name in module.__all__:
-                return getattr(module, name)
+            if _may_have(room, name):
+                module = importlib.import_module(f"eqxformer.{room}")
+                if name in module.__all__:
+                    return getattr(module, name)
     raise AttributeError(f"module 'eqxformer' has no attribute {name!r}")
 
 
+def _may_have(room: str, name: str) -> bool:
+    """Whether a room's `__all__` can have a name: it stands in the source, which is soon read.
+
+    A room that has not to be imported saves up to a tenth of a second.
+    """
+    source = _source(room)
+    return source is None or f'"{name}"' in source
+
+
+@functools.cache
+def _source(room: str) -> str | None:
+    """The text of a room's first file; None where there is bytecode alone."""
+    spec = importlib.util.find_spec(f"eqxformer.{room}")
+    loader = None if spec is None else spec.loader
+    return loader.get_source(f"eqxformer.{room}") if hasattr(loader, "get_source") else None
+
+
 def __dir__() -> list[str]:
-    rooms = (importlib.import_module(f"eqxformer.{room}") for room in _ROOMS)
+    rooms = _import_rooms()
     return sorted({*globals(), *_SINGLE, *(name for room in rooms for name in room.__all__)})
+
+
+def _import_rooms() -> list[Any]:
+    """All that this library has, imported; for those who must know every type of config."""
+    return [importlib.import_module(f"eqxformer.{room}") for room in _ROOMS]

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
+import importlib
 import inspect
 import json
 import math
@@ -113,8 +114,8 @@ class Config:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The config tree that `to_dict` wrote.
 
-        Only types already registered (imported) can be named: nothing is imported or executed.
-        Raises `ValueError` for unknown types and keys, `TypeError` for values of a wrong type.
+        Types of this library can be named, and those of your own that are imported; nothing that
+        `values` name is imported or executed. Raises `ValueError` for unknown types and keys, `TypeError` for values of a wrong type.
         """
         config = _from_plain(values, 0)
         if not isinstance(config, cls):
@@ -325,7 +326,7 @@ def _from_plain(value: Any, depth: int) -> Any:
     if not isinstance(value, Mapping):
         return value
     name = value.get("type")
-    cls = Config.registry.get(name) if isinstance(name, str) else None
+    cls = _type_named(name)
     if cls is None:
         raise ValueError(
             f"`{name}` is not a known type of config.{nearest(name, Config.registry)} Known are "
@@ -338,6 +339,16 @@ def _from_plain(value: Any, depth: int) -> Any:
     if missing:
         raise ValueError(f"{cls.type_name} needs {', '.join(f'`{m}`' for m in missing)}.")
     return cls(**{k: _from_plain(v, depth + 1) for k, v in given.items()})
+
+
+def _type_named(name: Any) -> type[Config] | None:
+    """The type of this name; if there is none yet, all that this library has is imported first."""
+    if not isinstance(name, str):
+        return None
+    if name not in Config.registry:
+        importlib.import_module("eqxformer")._import_rooms()
+        importlib.import_module("eqxformer.training.recipes")
+    return Config.registry.get(name)
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import eqxformer
+from eqxformer.training.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "eqxformer"
@@ -135,6 +136,23 @@ def test_importing_eqxformer_loads_no_extra_and_no_part():
     assert found == "[]\n"
     found = python("import sys, eqxformer; print('eqxformer.layers' in sys.modules)")
     assert found == "False\n"
+
+
+def test_a_name_imports_no_room_that_does_not_offer_it():
+    source = "import sys, eqxformer; eqxformer.TrainState; print('eqxformer.adapters' in sys.modules)"
+    assert python(source) == "False\n"
+
+
+def test_a_config_of_any_part_is_read_where_none_has_been_imported():
+    texts = [eqxformer.AdamW().to_json(), eqxformer.LoRA(rank=2).to_json()]
+    texts.append(RECIPES["rot13"].prepare(None).experiment.to_json())
+    source = f"""
+import eqxformer
+assert not eqxformer.Config.registry
+for text in {texts}:
+    print(eqxformer.Config.from_json(text).type_name)
+"""
+    assert python(source).split() == ["AdamW", "LoRA", "Rot13Experiment"]
 
 
 def test_every_public_name_is_there_without_the_extras():
