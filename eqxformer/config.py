@@ -115,7 +115,8 @@ class Config:
         """The config tree that `to_dict` wrote.
 
         Types of this library can be named, and those of your own that are imported; nothing that
-        `values` name is imported or executed. Raises `ValueError` for unknown types and keys, `TypeError` for values of a wrong type.
+        `values` name is imported or executed. Raises `ValueError` for unknown types and keys,
+        `TypeError` for values of a wrong type.
         """
         config = _from_plain(values, 0)
         if not isinstance(config, cls):
