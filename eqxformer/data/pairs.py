@@ -209,8 +209,10 @@ class Pairs(Data):
             pairs: those to learn from, all of which fit.
             seed: what the order follows from.
             share: the part of every batch that is made here; all of it by default.
+
+        Raises `ValueError` for pairs that are too long, and for none at all.
         """
-        widths, steps = best_widths(pairs.widths, self.buckets), self.steps(pairs, epochs=1)
+        widths, steps = self._widths(pairs), self.steps(pairs, epochs=1)
         own = {width: share.rows(self._rows(width)) for width in widths}
 
         @functools.lru_cache(maxsize=2)
@@ -225,14 +227,30 @@ class Pairs(Data):
         return StepBatches(batch, lambda: digest(self.to_dict(), seed, pairs.digest()), share)
 
     def steps(self, pairs: TokenPairs, epochs: int) -> int:
-        """Steps after which `epochs` epochs are through."""
-        widths = best_widths(pairs.widths, self.buckets)
-        return epochs * len(self._plan(pairs, widths, None))
+        """Steps after which `epochs` epochs are through; errors as in `build`."""
+        return epochs * len(self._plan(pairs, self._widths(pairs), None))
 
     def in_turn(self, pairs: TokenPairs) -> list[PairBatch]:
-        """Batches that have every pair exactly once, for validation."""
-        widths = best_widths(pairs.widths, self.buckets)
-        return [pairs.batch(rows, width) for width, rows in self._plan(pairs, widths, None)]
+        """Batches that have every pair exactly once, for validation; errors as in `build`."""
+        plan = self._plan(pairs, self._widths(pairs), None)
+        return [pairs.batch(rows, width) for width, rows in plan]
+
+    def _widths(self, pairs: TokenPairs) -> tuple[int, ...]:
+        """The widths of batches, into which all pairs must fit."""
+        widths = pairs.widths
+        if not len(widths):
+            raise ValueError(
+                "Batches need at least one pair; got none. Call `fitting` first, which says how "
+                "many do not fit."
+            )
+        widest = int(np.argmax(widths))
+        if widths[widest] > min(self.longest, self.tokens):
+            raise ValueError(
+                "No side of a pair may have more than `longest` tokens, or `tokens`; got "
+                f"{widths[widest]:,} on line {pairs.lines[widest]:,}, longest={self.longest}, "
+                f"tokens={self.tokens}. Call `fitting` first, which refuses or drops such pairs."
+            )
+        return best_widths(widths, self.buckets)
 
     def _plan(
         self, pairs: TokenPairs, widths: Sequence[int], random: np.random.Generator | None

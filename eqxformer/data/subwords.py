@@ -147,12 +147,7 @@ class SubwordTraining(Config):
         if not texts:
             raise ValueError("There is no text to learn a vocabulary from.")
         made = self.learned(texts)
-        found = made.get_vocab_size(with_added_tokens=True)
-        if found > self.vocab:
-            raise ValueError(
-                f"`vocab` must be at least {found}, for every character of the texts and "
-                f"{len(SPECIALS)} special tokens; got {self.vocab}."
-            )
+        _check_holds(self.vocab, made.get_vocab_size(with_added_tokens=True))
         return Subwords(made.to_str())
 
     def learned(self, texts: list[str]) -> Any:
@@ -201,9 +196,11 @@ class Unigram(SubwordTraining):
     def learned(self, texts: list[str]) -> Any:
         """The `tokenizers.Tokenizer` of these texts."""
         package = _tokenizers()
-        made = _over_bytes(package, package.models.Unigram())
+        made, options = _over_bytes(package, package.models.Unigram()), _options(package, self)
+        # With fewer, tokenizers raises a plain Exception that does not say how many it needs.
+        _check_holds(self.vocab, len(options["initial_alphabet"]) + len(SPECIALS))
         trainer = package.trainers.UnigramTrainer(
-            **_options(package, self), unk_token=UNKNOWN, shrinking_factor=0.75
+            **options, unk_token=UNKNOWN, shrinking_factor=0.75
         )
         made.train_from_iterator(texts, trainer)
         return made
@@ -232,6 +229,15 @@ class WordBPE(SubwordTraining):
         options = {**_options(package, self), "initial_alphabet": []}
         made.train_from_iterator(texts, package.trainers.BpeTrainer(**options))
         return made
+
+
+def _check_holds(vocab: int, least: int) -> None:
+    """Raises `ValueError` for a vocabulary too small for all characters and special tokens."""
+    if vocab < least:
+        raise ValueError(
+            f"`vocab` must be at least {least}, for every character of the texts and "
+            f"{len(SPECIALS)} special tokens; got {vocab}."
+        )
 
 
 def _over_bytes(package: Any, model: Any) -> Any:

@@ -91,7 +91,8 @@ class Placement:
 
         Raises `ValueError` for arrays that the rules cannot cut; see `Rules.uneven`.
         """
-        model = getattr(tree, "model", tree)
+        # A model may have a part of that name as well, but no optimizer beside it.
+        model = getattr(tree, "model", tree) if hasattr(tree, "optimizer") else tree
         specs = mirrored(tree, dict(self._checked(model)))
         return jax.tree.map(self._sharding, specs, is_leaf=_is_spec)
 

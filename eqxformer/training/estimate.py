@@ -18,6 +18,7 @@ from eqxformer.checkpoints.names import is_array, unrolled
 from eqxformer.checkpoints.rebuild import shapes
 from eqxformer.config import Config, paths
 from eqxformer.constraints import ROWS
+from eqxformer.layers.abstract_attention import AbstractAttention
 from eqxformer.losses.chunked import CHUNK
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.models.encoder import Encoder
@@ -30,7 +31,7 @@ from eqxformer.sharding.rules import Place
 from eqxformer.training.kept import kept
 from eqxformer.training.precision import Precision
 from eqxformer.training.step import abstract_state
-from eqxformer.training.traffic import Share, body, sent, sides
+from eqxformer.training.traffic import Share, body, outermost, scored_vocab, sent, share_of, sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Estimate:
         block: activations of the block that is at work.
         scores: attention scores in float32 and their gradient, of one block, or of all where none
             is computed again. A fused kernel has none.
-        logits: those of a chunk of tokens, and their gradient.
+        logits: those of a chunk of tokens, and their gradient; 0 where tokens are not scored.
         sent: what it sends to others in a step, by the axis of the mesh and the purpose.
         whole: what the mesh should cut and cannot; see `Placement.whole`.
 
@@ -115,11 +116,10 @@ def estimate(
     state = abstract_state(skeleton, optimizer.build(1), placement, precision=precision)
     weights, places = held(state.model), placement.places(unrolled(skeleton))
     tokens = share.rows * share.length
-    blocks = sum(len(side.blocks) for side in sides(config))
-    saved = kept(_laid_out(config, remat), precision)
-    every = saved if remat is None else kept(_laid_out(config, None), precision)
-    heads = max(getattr(part, "heads", 0) for part in paths(config).values())
-    scores = 2 * 4 * heads * tokens * length // share.tensor
+    saved = kept(_laid_out(config, remat), precision, share.tensor)
+    every = saved if remat is None else kept(_laid_out(config, None), precision, share.tensor)
+    heads = [_heads(block, share.tensor) for side in sides(config) for block in side.blocks]
+    scored = share_of(scored_vocab(config), share.tensor)
     number = jnp.dtype(precision.compute).itemsize
     return Estimate(
         weights=weights,
@@ -127,9 +127,9 @@ def estimate(
         optimizer=held(state.optimizer),
         computing=_computing(places, placement.sizes, precision, weights),
         kept=saved.bytes(tokens, share.tensor),
-        block=every.beyond(saved, blocks).bytes(tokens, share.tensor),
-        scores=scores * (blocks if remat is None else 1),
-        logits=3 * 4 * min(tokens, CHUNK) * getattr(sides(config)[-1], "vocab", 0) // share.tensor,
+        block=every.beyond(saved, max(len(heads), 1)).bytes(tokens, share.tensor),
+        scores=2 * 4 * tokens * length * (sum(heads) if remat is None else max(heads, default=0)),
+        logits=3 * 4 * min(tokens, CHUNK) * scored,
         sent=sent(config, places, placement.sizes, share, number),
         whole=placement.whole(skeleton),
     )
@@ -159,6 +159,12 @@ def _share(sizes: Mapping[str, int], batch: int, length: int) -> Share:
         length // sizes.get("sequence", 1),
         sizes.get("tensor", 1),
     )
+
+
+def _heads(block: Config, tensor: int) -> int:
+    """Heads of a device in all attentions of a block, counted as often as they are run."""
+    found = outermost(block, AbstractAttention.Config)
+    return sum(runs * share_of(attention.heads, tensor) for attention, runs in found)
 
 
 def _laid_out(config: Any, remat: Remat) -> Any:

@@ -22,7 +22,7 @@ from eqxformer.losses.cross_entropy import Loss
 from eqxformer.losses.objective import LossFunction
 from eqxformer.optimizers.averaged import average_in
 from eqxformer.optimizers.trainable import Trainable
-from eqxformer.sharding.mirror import beside, everywhere
+from eqxformer.sharding.mirror import beside, everywhere, on_mesh
 from eqxformer.sharding.placement import Placement
 from eqxformer.training.accumulation import accumulated, check_microbatch, check_splits
 from eqxformer.training.flat import Flat, Spread
@@ -92,9 +92,11 @@ class TrainState(eqx.Module):
 
         The arrays are copied: a step gives the memory of its state away, and `model` and `key`
         stay yours. `trains` says which arrays are trained, all by default; `precision` in which
-        type these are kept.
+        type these are kept. Of a model that lies on a mesh, arrays that do not, such as adapters
+        that it got since, are put there, whole on every device.
         """
         model = jax.tree.map(lambda leaf: _copied(leaf) if eqx.is_array(leaf) else leaf, model)
+        model = _on_one_mesh(model)
         trained, frozen = eqx.partition(model, trains.mask(model))
         trained = precision.kept(trained)
         model, memory = eqx.combine(trained, frozen), beside(optimizer.init, trained)
@@ -113,6 +115,12 @@ def _copied(array: Array | np.ndarray) -> Array:
     if isinstance(array, Tracer | np.ndarray) or not array.is_fully_addressable:
         return jnp.copy(array)
     return jax.device_put(array, may_alias=False)
+
+
+def _on_one_mesh(model: Any) -> Any:
+    """The model with all arrays on the mesh that some of them lie on, if any does."""
+    loose, rest = eqx.partition(model, lambda leaf: eqx.is_array(leaf) and not on_mesh(leaf))
+    return eqx.combine(everywhere(loose, like=rest), rest)
 
 
 def abstract_state(

@@ -161,6 +161,25 @@ def test_no_pair_at_all_is_refused():
         Pairs(tokens=128, longest=2, unfit="drop").fitting(TOKENS)
 
 
+MAKES = {
+    "build": lambda data, pairs: data.build(pairs),
+    "steps": lambda data, pairs: data.steps(pairs, epochs=1),
+    "in_turn": lambda data, pairs: data.in_turn(pairs),
+}
+
+
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
+def test_batches_are_made_only_of_pairs_that_fit(make):
+    widths = unfit().widths
+    message = rf"more than `longest` tokens, or `tokens`; got {widths[11]} on line 12, longest=20"
+    with pytest.raises(ValueError, match=rf"{message}, tokens=192\. Call `fitting` first"):
+        make(DATA, unfit())
+    with pytest.raises(ValueError, match=r"got \d+ on line \d+, longest=20, tokens=4\. Call"):
+        make(DATA.edit(tokens=4), TOKENS)
+    with pytest.raises(ValueError, match=r"at least one pair; got none\. Call `fitting` first"):
+        make(DATA, TOKENS.only(np.zeros(len(PAIRS), bool)))
+
+
 def test_padding_that_is_the_end_is_refused():
     class Same(Subwords):
         @property

@@ -98,6 +98,9 @@ def test_a_vocabulary_that_cannot_hold_every_character_is_refused():
         ByteLevelBPE(vocab=100).train(TEXTS)
     with pytest.raises(ValueError, match=r"`vocab` must be at least \d+, .* got 9"):
         WordBPE(vocab=9).train(TEXTS)
+    for vocab in (1, 200, 259):
+        with pytest.raises(ValueError, match=rf"`vocab` must be at least 260, .* got {vocab}"):
+            Unigram(vocab=vocab).train(TEXTS)
     with pytest.raises(ValueError, match="`vocab` must be positive"):
         WordBPE(vocab=0)
 

@@ -1,5 +1,7 @@
 """Models, states and batches on a mesh: what each device holds, and that nothing else changes."""
 
+from typing import Annotated
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -87,6 +89,35 @@ def test_moments_lie_as_their_parameters(name, spread):
     of_matrix = ((32, 64), P("fsdp"))
     of_factors = {((32,), P("fsdp")), ((64,), P()), ((1,), P())}
     assert found == ({of_matrix, *of_factors} if name == "adafactor" else {of_matrix})
+
+
+class Reward(eqx.Module):
+    """A model of one's own, with a field of the name that a state's model has."""
+
+    model: ef.DecoderLM
+    score: Annotated[ef.Linear, ef.Axes(in_dim="dim", out_dim="hidden")]
+
+
+def test_a_model_with_a_part_called_model_lies_whole_on_no_device():
+    config = CONFIG.edit(blocks=CONFIG.blocks[:1])
+
+    def make(key, width=16):
+        one, other = jax.random.split(key)
+        return Reward(config.build(key=one), ef.Linear(32, width, key=other))
+
+    placement = placed("fsdp=2,tensor=4")
+    put = placement.put(make(jax.random.key(0)))
+    state = placement.put(
+        ef.TrainState.create(put, ef.SGD(momentum=0.9).build(1), key=jax.random.key(1))
+    )
+    for made in (put, placement.init(make, jax.random.key(0)), state.model):
+        assert made.score.weight.sharding.spec == P("fsdp", "tensor")
+        assert made.model.blocks[0].attention.query.weight.sharding.spec == P("fsdp", "tensor")
+    assert where(state.model) == where(put)
+    with pytest.raises(
+        ValueError, match=r"score.weight.*: hidden=18 is not a multiple of tensor=4"
+    ):
+        placement.put(make(jax.random.key(0), 18))
 
 
 def test_a_state_is_made_as_its_abstract_one_says(spread):
