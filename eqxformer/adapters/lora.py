@@ -130,8 +130,8 @@ class Adapter(eqx.Module):
         """The adapted maps of stacked experts as one: a function of rows and of their `base`."""
 
     def delta(self) -> Float[Array, "in_dim out_dim"]:
-        """What is added to the weight: `scale * down @ up`, in float32."""
-        down, up = (part.weight.astype(jnp.float32) for part in (self.down, self.up))
+        """What is added to the weight: `scale * down @ up`, in float32 at least."""
+        down, up = (widen(part.weight) for part in (self.down, self.up))
         return self.config.factor * (down @ up)
 
 
@@ -156,10 +156,10 @@ class LowRank(Adapter):
         return base(x) + added(self.down, self.up, self.config.factor, x)
 
     def merged(self, base: Linear) -> Linear:
-        return _moved(base, self.delta())
+        return _moved(base, self, 1.0)
 
     def unmerged(self, merged: Linear) -> Linear:
-        return _moved(merged, -self.delta())
+        return _moved(merged, self, -1.0)
 
     def grouped(self, groups: Groups) -> Callable[..., Array]:
         down, up = self.down.grouped(groups), self.up.grouped(groups)
@@ -201,8 +201,8 @@ class Decomposed(Adapter):
         return y if plain.bias is None else y + along_last(plain.bias, y)
 
     def merged(self, base: Linear) -> Linear:
-        turned, lengths = _moved(base, self.delta()), self._lengths(base)
-        weight = turned.weight.astype(jnp.float32) * along_last(lengths, turned.weight)
+        weight = _sum(base.weight, self)
+        weight = weight * along_last(self._lengths(base).astype(weight.dtype), weight)
         return Linear.of(weight.astype(base.weight.dtype), base.bias)
 
     def unmerged(self, merged: Linear) -> Linear:
@@ -217,7 +217,7 @@ class Decomposed(Adapter):
     def _lengths(self, base: Linear) -> Float[Array, " out_dim"]:
         """What each output is multiplied by; a direction of zeros has none and stays zero."""
         adapter, base = jax.tree.map(jax.lax.stop_gradient, (self, base))
-        norm = norms(base.weight.astype(jnp.float32) + adapter.delta())
+        norm = norms(_sum(base.weight, adapter))
         magnitude = self.magnitude.astype(jnp.float32)
         return magnitude / jnp.where(norm == 0.0, 1.0, norm)
 
@@ -278,7 +278,12 @@ def _maps(down: Array, base: Linear) -> tuple[Linear, Linear]:
     return Linear.of(down, None), Linear.of(up, None)
 
 
-def _moved(linear: Linear, delta: Array) -> Linear:
-    """The map with `delta` added to its weight, which keeps its type."""
-    weight = linear.weight.astype(jnp.float32) + delta
+def _moved(linear: Linear, adapter: Adapter, times: float) -> Linear:
+    """The map with the `delta` of an adapter added to its weight, which keeps its type."""
+    weight = _sum(linear.weight, adapter, times)
     return Linear.of(weight.astype(linear.weight.dtype), linear.bias)
+
+
+def _sum(weight: Array, adapter: Adapter, times: float = 1.0) -> Array:
+    """A weight and the `delta` of an adapter, not yet rounded to the type of the weight."""
+    return widen(weight) + times * in_type(adapter, wide_dtype(weight)).delta()

@@ -13,7 +13,7 @@ CONFIG = "adapter_config.json"
 
 # Keys that say nothing about what an adapted model computes; dropout acts in training alone.
 _INERT = (
-    *("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode"),
+    *("auto_mapping", "base_model_name_or_path", "eva_config", "fan_in_fan_out", "inference_mode"),
     *("layers_pattern", "lora_dropout", "megatron_core", "merge_weights", "peft_version"),
     *("qalora_group_size", "revision", "runtime_config", "task_type"),
 )
@@ -21,14 +21,14 @@ _INERT = (
 # with the values that turn them off.
 _ONLY: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none",),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
+    "init_lora_weights": (True, False, "eva", "gaussian", "orthogonal"),
     "loftq_config": ({},),
     "target_parameters": ([],),
-    **dict.fromkeys(("ensure_weight_tying", "lora_bias", "use_bdlora", "use_qalora"), (False,)),
+    **dict.fromkeys(("lora_bias", "use_bdlora", "use_qalora"), (False,)),
     **dict.fromkeys(
         (
             *("alora_invocation_tokens", "arrow_config", "corda_config", "enable_lora"),
-            *("eva_config", "kasa_config", "layer_replication", "lora_ga_config"),
+            *("kasa_config", "layer_replication", "lora_ga_config"),
             *("megatron_config", "monteclora_config", "trainable_token_indices", "velora_config"),
         ),
         (None,),
@@ -48,6 +48,7 @@ class Described:
         targets: the ends of names of modules with adapters; None where it is not a list of them.
         saved: the ends of names of modules that are stored whole.
         restricted: whether some targets have no adapter, since they are in other layers, say.
+        tied: whether a token table that is saved whole is replaced in the head too.
     """
 
     lora: LoRA
@@ -56,6 +57,7 @@ class Described:
     targets: tuple[str, ...] | None
     saved: tuple[str, ...]
     restricted: bool
+    tied: bool
 
     def of(self, module: str) -> LoRA:
         """The adapter of a module."""
@@ -78,6 +80,7 @@ def described(values: Mapping[str, Any], where: str) -> Described:
     for key, allowed in _ONLY.items():
         settings.only(key, *allowed)
     kind = DoRA if settings.flag("use_dora", False) else LoRA
+    restricting = [settings.get(key, None) for key in _RESTRICTING]
     found = Described(
         kind(
             rank=settings.size("r", 8),
@@ -88,7 +91,8 @@ def described(values: Mapping[str, Any], where: str) -> Described:
         _pattern(settings, "alpha_pattern", _positive),
         _names(settings, "target_modules"),
         _names(settings, "modules_to_save") or (),
-        any(settings.get(key, None) is not None for key in _RESTRICTING),
+        any(each is not None for each in restricting),
+        settings.flag("ensure_weight_tying", False),
     )
     settings.check_all_read("adapters of LoRA")
     return found

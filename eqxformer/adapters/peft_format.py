@@ -11,18 +11,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from eqxformer.adapters.choosing import is_linear, places
 from eqxformer.adapters.lora import Adapter, DoRA, norms
 from eqxformer.adapters.peft_config import CONFIG, settings_of
 from eqxformer.adapters.peft_modules import Module, modules_of
-from eqxformer.adapters.peft_reading import PREFIX, WEIGHTS, Adapted
+from eqxformer.adapters.peft_reading import PREFIX, WEIGHTS, Adapted, saves
+from eqxformer.adapters.peft_tied import TiedTable, tied_table
 from eqxformer.adapters.surgery import adapters_of, over_stack, with_adapters
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.names import leads_to, named_arrays, with_names
-from eqxformer.checkpoints.placing import gathered, one_writes
+from eqxformer.checkpoints.placing import gathered, one_writes, place
 from eqxformer.checkpoints.rebuild import expected, shapes, with_arrays
 from eqxformer.checkpoints.rules import Binding
 from eqxformer.checkpoints.tensor_files import replaced_directory, write_file
@@ -30,6 +30,7 @@ from eqxformer.config import Config
 from eqxformer.layers.linear import AbstractLinear
 from eqxformer.pretrained.express import Expression, expression
 from eqxformer.pretrained.locate import locate
+from eqxformer.sharding.mirror import on_mesh
 
 _TASKS = {"CausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
 _TASKS |= {"ConditionalGeneration": "SEQ_2_SEQ_LM", "MTModel": "SEQ_2_SEQ_LM"}
@@ -41,6 +42,7 @@ class Known(NamedTuple):
     written: Expression
     bindings: list[Binding]
     modules: dict[str, Module]
+    tied: TiedTable | None
 
 
 def save_adapters(
@@ -67,9 +69,10 @@ def save_adapters(
         base_model: what PEFT is told of where the base model is: an id of the Hub, say.
         overwrite: whether a directory that is there and not empty is replaced.
 
-    Raises `ValueError` for a model without adapters, and for adapters of two kinds;
-    `CheckpointError` for a model that no architecture expresses; `NotImplementedError` for adapters
-    beside experts, which are no modules there; and `FileExistsError`.
+    Raises `ValueError` for a model without adapters, for adapters of two kinds, and for parts that
+    PEFT cannot hold whole, such as most tied token tables; `CheckpointError` for a model that no
+    architecture expresses; `NotImplementedError` for adapters beside experts, which are no modules
+    there; and `FileExistsError`.
 
     Example:
         >>> import eqxformer as ef, jax, tempfile
@@ -91,10 +94,9 @@ def save_adapters(
     used = _modules_with(adapters, known)
     lengths = _lengths(model, adapters, used)
     found = {module.name: module.together(adapters, lengths) for module in used}
-    stored = dict(_whole_tensors(model, whole, known.bindings))
-    saved = sorted({name.rpartition(".")[0] for name in stored})
+    stored, saved, about = _beside(model, whole, known)
     loras = {name: lora for name, (lora, _) in found.items()}
-    about = {"base_model_name_or_path": base_model, "task_type": _task(known.written.class_name)}
+    about |= {"base_model_name_or_path": base_model, "task_type": _task(known.written.class_name)}
     turned = all(module.turned for module in used)
     settings = settings_of(loras, saved, turned=turned, about=about)
     for name, (_, tensors) in found.items():
@@ -136,8 +138,9 @@ def load_adapters(
         revision: a branch, tag or commit on the Hub.
 
     Raises `CheckpointError` for everything that is wrong with the files, before numbers are read:
-    settings that are not known, or not supported and not turned off, and tensors that are missing,
-    left over or misshapen. Other errors as in `with_adapters`.
+    settings that are not known, or not supported and not turned off, tensors that are missing, left
+    over or misshapen, and a token table that is not replaced in the head tied to it. Other errors
+    as in `with_adapters`.
 
     Example:
         >>> import eqxformer as ef, jax, tempfile
@@ -152,7 +155,7 @@ def load_adapters(
     """
     known = known_as(model, model_type)
     files = Adapted(locate(directory, revision=revision), known.written.task.prefix)
-    files.account(known.modules, known.bindings)
+    files.account(known.modules, known.bindings, known.tied)
     arrays = files.whole(known.bindings)
     adapters = files.adapters(known.modules)
     return with_adapters(_with_whole(model, arrays), adapters)
@@ -167,7 +170,8 @@ def known_as(model: Any, model_type: str | None) -> Known:
     arrays = expected(skeleton)
     written = expression(config, arrays, model_type)
     bindings = written.bindings(config, arrays)
-    return Known(written, bindings, modules_of(bindings, places(skeleton)))
+    modules = modules_of(bindings, places(skeleton))
+    return Known(written, bindings, modules, tied_table(config, written, bindings))
 
 
 def _modules_with(adapters: Mapping[str, Adapter], known: Known) -> list[Module]:
@@ -206,6 +210,29 @@ def _norms(linear: AbstractLinear) -> Any:
     return norms(linear.plain().weight)
 
 
+def _beside(
+    model: Any, whole: tuple[str, ...], known: Known
+) -> tuple[dict[str, np.ndarray], list[str], dict[str, Any]]:
+    """The tensors of what is written whole, the names of their modules, and what else to say."""
+    stored = dict(_whole_tensors(model, whole, known.bindings))
+    saved = sorted({name.rpartition(".")[0] for name in stored})
+    for name in (name for binding in known.bindings for name in binding.theirs):
+        if name not in stored and saves(saved, name):
+            raise ValueError(
+                f"{', '.join(saved)} cannot be written whole without {name}, which PEFT takes to "
+                "be one of these by its end; name its part in `whole` too."
+            )
+    tied = known.tied
+    if tied is None or tied.name not in stored:
+        return stored, saved, {}
+    if tied.copy is None:
+        raise ValueError(
+            f"{tied.name} cannot be written whole beside adapters: this model uses it twice, and "
+            "PEFT would replace one use alone. `merge` the model and save it whole."
+        )
+    return {**stored, tied.copy: stored[tied.name]}, saved, {"ensure_weight_tying": True}
+
+
 def _whole_tensors(
     model: Any, whole: tuple[str, ...], bindings: list[Binding]
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -240,8 +267,14 @@ def _with_whole(model: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         there = known.get(path)
         if there is None or there.shape != numbers.shape:
             raise ValueError(f"`{path}` cannot be replaced: it has an adapter or int8 weights.")
-    new = {path: jnp.asarray(numbers, known[path].dtype) for path, numbers in arrays.items()}
+    new = {path: _like(known[path], numbers) for path, numbers in arrays.items()}
     return with_arrays(model, {**known, **new})
+
+
+def _like(array: Any, numbers: np.ndarray) -> Any:
+    """Numbers in the type of an array, and on the mesh that it lies on, if it does."""
+    where = array.sharding if on_mesh(array) else None
+    return place(numbers.astype(array.dtype, copy=False), where)
 
 
 def _sources(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Any, Any, Any]]:

@@ -8,7 +8,9 @@ import numpy as np
 from eqxformer.adapters.lora import Adapter
 from eqxformer.adapters.peft_config import CONFIG, described, ends
 from eqxformer.adapters.peft_modules import DOWN, MAGNITUDE, UP, Module
+from eqxformer.adapters.peft_tied import TiedTable
 from eqxformer.checkpoints.errors import CheckpointError
+from eqxformer.checkpoints.moves import Shape
 from eqxformer.checkpoints.rules import Binding
 from eqxformer.checkpoints.settings import nearest
 from eqxformer.checkpoints.stored import Stored
@@ -35,38 +37,39 @@ class Adapted:
         self.files = TensorFiles.open_one(folder, WEIGHTS)
         self.stored = Stored(_Bare(self.files), prefix)
 
-    def account(self, modules: Mapping[str, Module], bindings: Iterable[Binding]) -> None:
-        """Raises `CheckpointError` with all that is missing, left over or misshapen."""
+    def account(
+        self,
+        modules: Mapping[str, Module],
+        bindings: Iterable[Binding],
+        tied: TiedTable | None,
+    ) -> None:
+        """Raises `CheckpointError` with all that is missing, left over or misshapen.
+
+        Arguments:
+            tied: the token table that the model uses twice, if it has one.
+        """
         there = [module for module in modules.values() if self._has_some(module)]
         wanted = {
             f"{module.name}.{kind}": shape
             for module in there
             for kind, shape in module.tensors(self.described.of(module.name)).items()
         }
-        for binding in bindings:
-            of = binding.their_shapes()
-            wanted |= {name: of[name] for name in of if _within(name, self.described.saved)}
-        found = {name: self.stored.find(name) for name in wanted}
-        used = set(found.values())
-        left = [PREFIX + name for name in self.stored.names if name not in used]
-        left += [name for name in self.files.names if not name.startswith(PREFIX)]
-        lines = [f"missing: {name} {wanted[name]}" for name, at in found.items() if at is None]
-        lines += [
-            f"unexpected: {name} {self.files.shape(name)}"
-            f"{nearest(name, (PREFIX + known for known in wanted))}"
-            for name in sorted(left)[: _MOST + 1]
-        ]
-        lines += [
-            f"shape: {name} is {self.stored.shape(name)}, expected {wanted[name]}"
-            for name, at in found.items()
-            if at is not None and self.stored.shape(name) != wanted[name]
-        ]
+        whole, lines = self._saved(there, bindings)
+        copy = self._copy(tied) if tied is not None and tied.name in whole else None
+        if tied is not None and copy is not None:
+            whole[copy] = whole[tied.name]
+        lines += self._differences({**wanted, **whole})
         lines += self._targets(modules, {module.name for module in there})
         if lines:
             more = [f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
             raise CheckpointError(
                 f"{self.where}: the tensors beside it are not those that it describes for this "
                 "model:\n  " + "\n  ".join([*lines[:_MOST], *more])
+            )
+        if tied is not None and copy is not None and not self.stored.equal(tied.name, copy):
+            raise CheckpointError(
+                f"{self.where}: the tensors {tied.name} and {copy} must be equal, since the model "
+                "uses one table as both; they differ."
             )
 
     def adapters(self, modules: Mapping[str, Module]) -> dict[str, Adapter]:
@@ -96,18 +99,83 @@ class Adapted:
     def _has_some(self, module: Module) -> bool:
         return any(self.stored.find(f"{module.name}.{kind}") is not None for kind in _KINDS)
 
+    def _saved(
+        self, there: Iterable[Module], bindings: Iterable[Binding]
+    ) -> tuple[dict[str, Shape], list[str]]:
+        """The shapes of what must be there whole, and a line for each array that is so in part."""
+        wanted: dict[str, Shape] = {}
+        lines, inner = [], set(self._inner(there))
+        for binding in bindings:
+            of, saved = binding.their_shapes(), self.described.saved
+            some = {name: of[name] for name in of if name in inner or saves(saved, name)}
+            wanted |= some
+            if some and len(some) < len(of):
+                lines.append(
+                    f"in part: {next(iter(some))} is saved without "
+                    f"{next(name for name in of if name not in some)}, which is one array with it"
+                )
+        return wanted, lines
+
+    def _inner(self, there: Iterable[Module]) -> Iterator[str]:
+        """The weights and biases of maps with adapters that are there too, as PEFT stores a head's.
+
+        From now on they are found under these names, those that they have without adapters.
+        """
+        for module in there:
+            for kind in ("weight", "bias"):
+                stored = f"{module.name}.base_layer.{kind}"
+                if self.stored.find(stored) is not None:
+                    self.stored.call(f"{module.name}.{kind}", stored)
+                    yield f"{module.name}.{kind}"
+
+    def _copy(self, tied: TiedTable) -> str:
+        """The tensor in which PEFT has stored a table again that it has replaced in the head too.
+
+        Raises `CheckpointError` for a table that it has replaced in one place alone.
+        """
+        if tied.copy is not None and self.described.tied:
+            return tied.copy
+        train = "" if tied.copy is None else ", or train again with `ensure_weight_tying`"
+        raise CheckpointError(
+            f"{self.where}: `modules_to_save` has {tied.name}, which this model uses twice; PEFT "
+            "has replaced one use alone, and the other keeps the old table. Load into a base that "
+            "is not tied, with `tie_word_embeddings` false in its config.json and a head of its "
+            f"own in its file{train}."
+        )
+
+    def _differences(self, wanted: Mapping[str, Shape]) -> list[str]:
+        """A line for every tensor that is missing, left over or misshapen."""
+        found = {name: self.stored.find(name) for name in wanted}
+        used = set(found.values())
+        left = [PREFIX + name for name in self.stored.names if name not in used]
+        left += [name for name in self.files.names if not name.startswith(PREFIX)]
+        lines = [f"missing: {name} {wanted[name]}" for name, at in found.items() if at is None]
+        lines += [
+            f"unexpected: {name} {self.files.shape(name)}"
+            f"{nearest(name, (PREFIX + known for known in wanted))}"
+            for name in sorted(left)[: _MOST + 1]
+        ]
+        lines += [
+            f"shape: {name} is {self.stored.shape(name)}, expected {wanted[name]}"
+            for name, at in found.items()
+            if at is not None and self.stored.shape(name) != wanted[name]
+        ]
+        return lines
+
     def _targets(self, modules: Iterable[str], there: set[str]) -> Iterator[str]:
         """Where a list of targets and the modules with adapters disagree."""
         if self.described.targets is None:
             return
-        targets = set(self.described.targets)
+        targets, saved = set(self.described.targets), set(self.described.saved)
         hit = {end for name in there for end in ends(name)}
-        yield from (f"no tensors for the target {end!r}" for end in sorted(targets - hit))
+        if not targets & hit:  # PEFT reads past a target that names no module, but not past all
+            yield from (f"no tensors for the target {end!r}" for end in sorted(targets))
         for name in modules:
             meant = bool(targets & ends(name))
             if name in there and not meant:
                 yield f"no target means {name}, which has tensors"
-            if meant and name not in there and not self.described.restricted:
+            left_out = self.described.restricted or _is_in(name, saved)
+            if meant and name not in there and not left_out:
                 yield f"no tensors for {name}, which a target means"
 
 
@@ -128,7 +196,16 @@ class _Bare:
         return self.files.read(PREFIX + name)
 
 
-def _within(tensor: str, modules: Iterable[str]) -> bool:
-    """Whether a tensor is in one of some modules, which are called by the ends of their names."""
-    words, known = tensor.split("."), set(modules)
-    return any(known & ends(".".join(words[:i])) for i in range(1, len(words)))
+def saves(modules: Iterable[str], tensor: str) -> bool:
+    """Whether a tensor is in one of the modules that these names mean to `modules_to_save`.
+
+    To PEFT all modules are meant whose names end so, within a word too: `norm` means `layer_norm`.
+    """
+    words, names = tensor.split("."), tuple(modules)
+    return any(".".join(words[:i]).endswith(names) for i in range(1, len(words)))
+
+
+def _is_in(module: str, modules: set[str]) -> bool:
+    """Whether a module is, or is in, one of these, called by whole words: without adapter."""
+    words = module.split(".")
+    return any(modules & ends(".".join(words[:i])) for i in range(1, len(words) + 1))

@@ -92,6 +92,37 @@ def test_a_length_learned_in_float32_counts_though_bfloat16_does_not_hold_it():
     assert float(size(longer, x) / size(base, x)) == pytest.approx(1.01, abs=5e-4)
 
 
+def test_a_merged_weight_of_dora_is_rounded_once():
+    model = adapted(Holder(cast(drawn(ef.Linear.Config(), 64, 64), jnp.bfloat16)), KINDS["DoRA"])
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), model)
+    wanted = ef.merge(exact).linear.weight.astype(jnp.bfloat16)
+    assert same_bits(ef.merge(model).linear.weight, wanted)
+
+
+@pytest.mark.parametrize("lora", [KINDS["LoRA"], KINDS["DoRA"]], ids=["LoRA", "DoRA"])
+def test_merging_in_float64_loses_nothing(lora):
+    with jax.enable_x64(True):
+        base = jnp.asarray(np.random.default_rng(0).standard_normal((5, 7)))
+        start = eqx.tree_at(lambda m: m.weight, LINEAR, base)
+        model = adapted(Holder(start), lora)
+        found = ef.merge(model).linear.weight
+        down, up = (np.asarray(part.weight, np.float64) for part in lora_of(model))
+        wanted = np.asarray(base) + lora.factor * (down @ up)
+        if lora is KINDS["DoRA"]:
+            lengths = np.linalg.norm(wanted, axis=0)
+            wanted = wanted / lengths * np.asarray(model.linear.lora.magnitude)
+        assert found.dtype == jnp.float64
+        # Lengths are computed in float32, as they are in every call.
+        tolerance = 1e-6 if lora is KINDS["DoRA"] else 1e-14
+        np.testing.assert_allclose(found, wanted, rtol=tolerance)
+        directions = (np.asarray(a) / np.linalg.norm(a, axis=0) for a in (found, wanted))
+        np.testing.assert_allclose(*directions, rtol=1e-13)
+
+
+def lora_of(model):
+    return model.linear.lora.down, model.linear.lora.up
+
+
 @pytest.mark.parametrize("lora", [KINDS["LoRA"], KINDS["DoRA"]], ids=["LoRA", "DoRA"])
 def test_vmap_over_an_adapted_map_changes_nothing(lora):
     x, linear = normal(1, 3, 2, 5), one(lora)

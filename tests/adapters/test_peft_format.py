@@ -1,8 +1,5 @@
 """Adapters on disk: what is written is read again, and what does not fit is refused by name."""
 
-import functools
-import json
-
 import equinox as eqx
 import jax
 import numpy as np
@@ -10,23 +7,24 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import eqxformer as ef
-from eqxformer.adapters.peft_format import known_as
-from eqxformer.adapters.peft_reading import Adapted
 from tests.adapters.made import KINDS, adapted, learned
+from tests.adapters.on_disk import (
+    GPT2,
+    LLAMA,
+    PREFIX,
+    PROJECTIONS,
+    Q_PROJ,
+    account,
+    edit,
+    edit_tensors,
+    load,
+    made,
+    settings,
+)
 from tests.helpers.compare import same_bits
 from tests.helpers.hostile import refused
 from tests.helpers.models import filled
 from tests.helpers.safetensors import write_raw
-
-LLAMA = filled(ef.families.llama(vocab=11, dim=8, layers=2, heads=2, hidden=5))
-GPT2 = filled(ef.families.gpt(vocab=11, dim=8, layers=1, heads=2, context=8))
-PREFIX = "base_model.model."
-Q_PROJ = "model.layers.0.self_attn.q_proj"
-
-
-@functools.cache
-def made(kind="LoRA", to="**.attention"):
-    return adapted(LLAMA, KINDS[kind], to)
 
 
 @pytest.fixture
@@ -34,37 +32,6 @@ def folder(tmp_path):
     """The adapters of the small Llama on disk."""
     ef.save_adapters(made(), tmp_path / "adapters", model_type="llama")
     return tmp_path / "adapters"
-
-
-def load(folder, model=LLAMA):
-    return ef.load_adapters(model, folder, model_type="llama")
-
-
-@functools.cache
-def known():
-    return known_as(LLAMA, "llama")
-
-
-def account(folder):
-    """What `load_adapters` does before it reads numbers, without tracing the model anew."""
-    opened = Adapted(folder, known().written.task.prefix)
-    opened.account(known().modules, known().bindings)
-    return opened.adapters(known().modules)
-
-
-def settings(folder):
-    return json.loads((folder / "adapter_config.json").read_text())
-
-
-def edit(folder, *removed, **changed):
-    values = {k: v for k, v in {**settings(folder), **changed}.items() if k not in removed}
-    (folder / "adapter_config.json").write_text(json.dumps(values))
-
-
-def edit_tensors(folder, *removed, **changed):
-    path = folder / "adapter_model.safetensors"
-    tensors = {k: v for k, v in load_file(path).items() if k.removeprefix(PREFIX) not in removed}
-    save_file({**tensors, **{PREFIX + k: v for k, v in changed.items()}}, path)
 
 
 @pytest.mark.parametrize("kind", ["rsLoRA", "DoRA"])
@@ -223,6 +190,10 @@ def test_settings_that_would_change_what_is_computed_are_refused_by_name(folder,
     [
         {"lora_dropout": 0.5, "inference_mode": False, "peft_version": "0.9", "task_type": None},
         {"target_modules": ".*attn.*", "layers_to_transform": [0, 1], "megatron_core": "x"},
+        {"exclude_modules": ["up_proj"], "target_modules": [*PROJECTIONS, "up_proj"]},
+        {"exclude_modules": ".*up_proj", "ensure_weight_tying": True},
+        {"target_modules": [*PROJECTIONS, "c_attn"]},
+        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}},
         {"fan_in_fan_out": True, "revision": "main", "init_lora_weights": "gaussian"},
         {"alpha_pattern": {r"^model\.layers\.9\.x": 2, "9.k_proj": 3}, "loftq_config": {}},
     ],
@@ -245,7 +216,7 @@ def test_settings_that_are_absent_have_pefts_defaults(folder):
         (
             [f"{Q_PROJ}.lora_A.weight", f"{Q_PROJ}.lora_B.weight"],
             {},
-            f"no tensors for the target '{Q_PROJ}'",
+            f"no tensors for {Q_PROJ}, which a target means",
         ),
         ([], {f"{Q_PROJ}.lora_C.weight": 2}, f"unexpected: {PREFIX}{Q_PROJ}.lora_C.weight"),
         (

@@ -15,6 +15,7 @@ from tests.adapters.made import ADAPTERS, KINDS, SMALL, adapted, plain
 from tests.helpers.compare import same_bits
 from tests.helpers.hot import cast
 from tests.helpers.models import block, close, decoder, filled, logits, tokens
+from tests.sharding.meshes import placed, where
 
 
 def size(tree):
@@ -63,6 +64,52 @@ def test_a_mesh_cuts_adapters_and_int8_weights_by_their_axis_words():
     assert query.base.weight.dtype == jnp.int8
     assert query.lora.down.weight.sharding.spec == PartitionSpec("fsdp")
     assert query.lora.up.weight.sharding.spec == PartitionSpec(None, ("tensor", "fsdp"))
+
+
+LLAMA = ef.families.llama(vocab=16, dim=8, layers=3, heads=4, kv_heads=2, hidden=24)
+
+
+def with_new_adapters(base, folder):
+    """Just added, the second maps still zero."""
+    return ef.add_lora(base, ef.LoRA(rank=2), to="**.query", key=jax.random.key(1))
+
+
+def with_loaded_adapters(base, folder):
+    """Loaded, with a head and norms that were saved whole."""
+    if not folder.exists():
+        other = filled(LLAMA, seed=5)
+        model = adapted(other, KINDS["LoRA"], "**.query")
+        ef.save_adapters(model, folder, whole=("head", "**.pre_norm", "norm"))
+    return ef.load_adapters(base, folder)
+
+
+@pytest.mark.parametrize("change", [with_new_adapters, with_loaded_adapters])
+def test_adapters_that_a_model_on_a_mesh_gets_train_as_on_one_device(change, tmp_path):
+    config = LLAMA.edit(layout=ef.Scanned())
+    placement = placed("fsdp=2,tensor=2")
+    optimizer = ef.AdamW(3e-2, epsilon=1e-2).build(steps=3)
+    step, batch = ef.make_step(ef.NextToken(), optimizer), ef.TokenBatch(tokens(4, 9) % 16)
+
+    def run(base, batch):
+        model = change(base, tmp_path / "adapters")
+        state = ef.TrainState.create(model, optimizer, key=jax.random.key(2), trains=ADAPTERS)
+        lies, losses = where(state), []
+        for _ in range(3):
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+        assert where(state) == lies
+        return model, state, losses
+
+    base = ef.rebuild(filled(LLAMA), config)
+    _, alone, expected = run(base, batch)
+    model, spread, losses = run(placement.put(base), placement.batch(batch))
+    assert losses[2] < losses[0]
+    close(jnp.array(losses), jnp.array(expected), 1e-5)
+    for one, other in zip(*map(jax.tree.leaves, (spread.model, alone.model)), strict=True):
+        close(one, other, 1e-5)
+    kept = ef.without_adapters(model)
+    assert where(kept) == where(placement.put(base))
+    assert {sharding.mesh for sharding in where(spread)} == {placement.mesh}
 
 
 def products(jaxpr):

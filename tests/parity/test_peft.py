@@ -121,16 +121,75 @@ def test_our_model_computes_what_adapters_of_peft_do(name, kind, stored, tmp_pat
     assert same_bits(again, model)
 
 
-def test_a_classifier_that_peft_trained_beside_its_adapters_comes_with_them(stored, tmp_path):
-    name = "bert-sequence"
-    config = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+def both_ways(name, config, stored, folder, *, whole=()):
+    """What peft trains is loaded into ours, and what we then save into peft: equal results."""
     base = base_of(name, stored)
     made = peft.get_peft_model(base, config).eval()
     move_trained(made)
-    made.save_pretrained(tmp_path / "theirs")
-    model = ef.load_adapters(ef.from_pretrained(stored(name)[1]), tmp_path / "theirs")
+    made.save_pretrained(folder / "theirs")
+    model = ef.load_adapters(ef.from_pretrained(stored(name)[1]), folder / "theirs")
     assert_equal_results(name, model, base)
-    ef.save_adapters(model, tmp_path / "ours", whole=("head.linear",))
+    ef.save_adapters(model, folder / "ours", whole=whole)
     new = base_of(name, stored)
-    load_into(new, tmp_path / "ours")
+    load_into(new, folder / "ours")
     assert_equal_results(name, model, new)
+
+
+SETTINGS = {
+    "without some": ("llama", {"exclude_modules": ["k_proj", "layers.0.self_attn.q_proj"]}, ()),
+    "without a pattern": ("llama", {"exclude_modules": r".*\.1\..*"}, ()),
+    "in one layer": ("llama", {"layers_to_transform": [1]}, ()),
+    "a target of others": ("llama", {"target_modules": ["q_proj", "c_attn"]}, ()),
+    "eva": ("llama", {"init_lora_weights": "eva"}, ()),
+    "all norms": ("llama", {"modules_to_save": ["norm"]}, ("norm", "**.pre_norm")),
+    "head": ("llama", {"target_modules": ["q_proj", "lm_head"]}, ()),
+    "a target in what is saved": (
+        "roberta-sequence",
+        {"target_modules": ["query", "dense"], "task_type": "SEQ_CLS"},
+        ("head",),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*eva.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*`save_embedding_layers`:UserWarning")
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings_of_peft_mean_here_what_they_mean_there(case, stored, tmp_path):
+    name, options, whole = SETTINGS[case]
+    config = peft.LoraConfig(**{"r": 2, "target_modules": ["q_proj", "k_proj"], **options})
+    both_ways(name, config, stored, tmp_path, whole=whole)
+
+
+TABLE = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("llama-tied", "embedding"), ("whisper", "decoder.embedding.tokens")]
+)
+def test_a_token_table_that_peft_keeps_tied_is_replaced_in_the_head_too(
+    name, part, stored, tmp_path
+):
+    config = peft.LoraConfig(r=2, ensure_weight_tying=True, **TABLE)
+    both_ways(name, config, stored, tmp_path, whole=(part,))
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_a_table_that_peft_replaced_in_one_place_loads_into_an_untied_base_alone(stored, tmp_path):
+    name = "llama-tied"
+    base = base_of(name, stored)
+    made = peft.get_peft_model(base, peft.LoraConfig(r=2, **TABLE)).eval()
+    move_trained(made)
+    made.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ef.CheckpointError, match="Load into a base that is not tied"):
+        ef.load_adapters(ef.from_pretrained(stored(name)[1]), tmp_path / "theirs")
+    untied = base_of(name, stored)
+    untied.config.tie_word_embeddings = False
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.detach().clone())
+    store(untied, tmp_path / "untied")
+    model = ef.load_adapters(ef.from_pretrained(tmp_path / "untied"), tmp_path / "theirs")
+    assert_equal_results(name, model, base)
+
+
+def test_a_classifier_that_peft_trained_beside_its_adapters_comes_with_them(stored, tmp_path):
+    config = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    both_ways("bert-sequence", config, stored, tmp_path, whole=("head.linear",))
