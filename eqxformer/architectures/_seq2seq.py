@@ -9,6 +9,7 @@ import numpy as np
 from eqxformer.architectures._decoders import QUESTIONS
 from eqxformer.architectures._encoders import label_names
 from eqxformer.checkpoints.architecture import Architecture, Task
+from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.rules import Rules, reshaped, turned, under, unprefixed, within
 from eqxformer.checkpoints.settings import Settings
 from eqxformer.checkpoints.stored import Computed
@@ -65,6 +66,7 @@ def seq2seq(
     writers: tuple[str, ...] = ("ForConditionalGeneration",),
     encoder: str | None = None,
     labelled: Labelled | None = None,
+    own_head: tuple[str, ...] = ("tie_word_embeddings",),
     ignored: tuple[str, ...] = (),
     describe: Callable[[Any], Mapping[str, Any]] | None = None,
     computed: Callable[[Settings], Mapping[str, Computed]] = lambda _: {},
@@ -77,6 +79,7 @@ def seq2seq(
         writers: how the names of the classes end that have a head.
         encoder: how the name of the class ends that is the encoder alone, if there is one.
         labelled: the classes with a head of labels, if there are any.
+        own_head: settings that are false where the head is another thing than the token table.
         ignored: patterns of tensors without use.
         describe: the settings of both sides, or of an encoder alone.
         computed: tensors that transformers stores though they follow from the settings.
@@ -89,12 +92,17 @@ def seq2seq(
         scale: Any = getattr(tree.decoder.head, "scale", 1.0)
         return tree.edit("decoder", head=TiedHead.Config(scale=scale))
 
+    def headless(settings: Settings) -> EncoderDecoder.Config:
+        """What a file without a head holds, where that was the token table."""
+        _refuse_lost(settings, own_head, name + "Model", name + writers[0])
+        return bare(settings)
+
     def computed_bare(settings: Settings) -> dict[str, Computed]:
         return {key.removeprefix(prefix): table for key, table in computed(settings).items()}
 
     tasks = {name + each: Task(config, of, prefix, ignored, computed=computed) for each in writers}
     tasks[name + "Model"] = Task(
-        bare, lambda tree: unprefixed(of(tree), prefix), prefix, ignored, computed=computed_bare
+        headless, lambda tree: unprefixed(of(tree), prefix), prefix, ignored, computed=computed_bare
     )
     if encoder is not None:
 
@@ -110,6 +118,23 @@ def seq2seq(
         tasks[name + "ForSequenceClassification"] = _sequence(bare, of, prefix, labelled, ignored)
         tasks[name + "ForQuestionAnswering"] = _questions(bare, of, prefix, labelled, ignored)
     return Architecture(model_type, tasks, None if describe is None else _describing(describe))
+
+
+def _refuse_lost(settings: Settings, own_head: tuple[str, ...], bare: str, whole: str) -> None:
+    """Raises `CheckpointError` for a model that had a head of its own, which its class has not.
+
+    Arguments:
+        own_head: as of `seq2seq`.
+        bare, whole: the names of the class without a head and of the one with it.
+    """
+    for key in own_head:
+        if settings.values.get(key) is False:
+            raise CheckpointError(
+                f"{settings.where}: `architectures` names {bare}, which has no head, and `{key}` "
+                "is false: the model's head was another thing than its token table. Convert the "
+                f"model again as {whole}, or name that in `architectures` where the file has the "
+                f"head; where the states alone are wanted, remove `{key}`."
+            )
 
 
 def _sequence(

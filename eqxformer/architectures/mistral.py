@@ -13,6 +13,7 @@ def config(settings: Settings) -> DecoderLM.Config:
     settings.suppose(num_key_value_heads=8)
     settings.only("attention_bias", False)
     settings.only("mlp_bias", False)
+    settings.skip("max_sequence_length")  # of some old files
     tree = llama.tree_of(settings, rotary(settings))
     return windowed_throughout(settings, tree, absent=4096)
 

@@ -15,6 +15,7 @@ def config(settings: Settings) -> DecoderLM.Config:
     settings.only("attention_bias", False)
     settings.only("mlp_bias", False)
     settings.only("use_mrope", False)
+    settings.skip("dual_chunk_attention_config")  # how other programs read very long texts
     tree = llama.tree_of(settings, rotary(settings))
     for name in ("query", "key", "value"):
         tree = tree.edit(f"blocks.*.attention.{name}", bias=True)

@@ -21,6 +21,7 @@ def config(settings: Settings) -> DecoderLM.Config:
 def normed(settings: Settings) -> DecoderLM.Config:
     """Llama's tree with norms of queries and keys."""
     settings.only("mlp_bias", False)
+    settings.skip("dual_chunk_attention_config")  # how other programs read very long texts
     tree = llama.tree_of(settings, rotary(settings))
     return tree.edit("blocks.*.attention", qk_norm=tree.norm)
 

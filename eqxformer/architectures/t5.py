@@ -15,6 +15,8 @@ from eqxformer.models.encoder_decoder import EncoderDecoder
 from eqxformer.models.heads import LinearHead
 
 LABELLED = Labelled(start=0, end=1, prefix="transformer.")
+# Version 5 always says that the head is tied, and by the scale whether that was meant.
+OWN_HEAD = ("tie_word_embeddings", "scale_decoder_outputs")
 # Old files have a bias of the cross-attention that was never used.
 IGNORED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
@@ -137,6 +139,7 @@ ARCHITECTURE = seq2seq(
     writers=("ForConditionalGeneration", "WithLMHeadModel"),
     encoder="EncoderModel",
     labelled=LABELLED,
+    own_head=OWN_HEAD,
     ignored=IGNORED,
     describe=describe,
 )

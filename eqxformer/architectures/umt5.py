@@ -22,6 +22,7 @@ ARCHITECTURE = seq2seq(
     t5.rules,
     encoder="EncoderModel",
     labelled=t5.LABELLED,
+    own_head=t5.OWN_HEAD,
     ignored=t5.IGNORED,
     describe=t5.describe,
 )

@@ -6,7 +6,7 @@ that it takes gradients over just as it takes weights, and writing undoes readin
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -146,7 +146,7 @@ class Stacked(Move):
 
     def read(self, theirs: Sequence[np.ndarray], ours: Sequence[Shape]) -> list[np.ndarray]:
         (shape,) = ours
-        out = np.empty(shape, theirs[0].dtype)
+        out = np.empty(shape, holding({tensor.dtype for tensor in theirs}))
         for place, tensor in zip(out, theirs, strict=True):
             place[...] = self.each.read([tensor], [shape[1:]])[0]
         return [out]
@@ -158,6 +158,14 @@ class Stacked(Move):
     def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
         (shape,) = ours
         return self.each.shapes([shape[1:]]) * shape[0]
+
+
+def holding(dtypes: Collection[np.dtype]) -> np.dtype:
+    """The smallest floating-point type with all numbers of several: of bfloat16 and float16, say,
+    float32."""
+    widest = max(dtypes, key=lambda each: each.itemsize)
+    as_wide = [each for each in dtypes if each.itemsize == widest.itemsize]
+    return widest if len(as_wide) == 1 else np.dtype(np.float32)
 
 
 def turn(array: np.ndarray) -> np.ndarray:

@@ -147,6 +147,7 @@ def _factor(words: Settings, settings: Settings, original: int) -> float:
 
 
 def _yarn(words: Settings, settings: Settings) -> Scaling:
+    words.skip("finetuned")  # whether the model was trained with it
     original = _original(words, settings)
     factor = _factor(words, settings, original)
     ours = YaRN(

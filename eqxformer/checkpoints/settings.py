@@ -36,7 +36,8 @@ INERT = frozenset(
     exponential_decay_length_penalty remove_invalid_values output_scores return_dict_in_generate
     normalize_before_logits task_specific_params finetuning_task id2label label2id problem_type
     num_labels _num_labels transformers.js_config unsloth_version unsloth_fixed
-    sbert_ce_default_activation_function sentence_transformers language name
+    sbert_ce_default_activation_function sentence_transformers language name name_or_path model_name
+    custom_pipelines xla_device attn_implementation use_flash_attention_2 _flash_attn_2_enabled
     """.split()  # noqa: SIM905
 )
 
@@ -52,8 +53,11 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "quick_gelu": "quick_gelu",
     "silu": "silu",
@@ -288,8 +292,9 @@ class Settings:
         return CheckpointError(f"{self.where}: `{key}` must be {expected}; got {text}.")
 
     def unread(self) -> list[str]:
-        """The keys that were neither read nor are known to make no difference."""
-        return sorted(set(self.values) - self._read - INERT - set(NEUTRAL))
+        """The keys that were neither read nor make no difference, as null makes none."""
+        said = {key for key, value in self.values.items() if value is not None}
+        return sorted(said - self._read - INERT - set(NEUTRAL))
 
     def check_all_read(self, architecture: str) -> None:
         """Raises `CheckpointError` with all keys that are left over, and the nearest known ones."""

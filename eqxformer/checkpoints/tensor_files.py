@@ -22,6 +22,7 @@ from eqxformer.checkpoints._writing import INDEX, WEIGHTS, parse_size, write_fil
 from eqxformer.checkpoints.errors import CheckpointError, MissingFile
 
 __all__ = [
+    "CONVERSION",
     "INDEX",
     "WEIGHTS",
     "TensorFiles",
@@ -31,11 +32,18 @@ __all__ = [
     "read_json_list",
     "read_json_text",
     "replaced_directory",
+    "shard_names",
     "shown",
     "write_file",
     "write_tensors",
 ]
 
+# How pickles become what is read here, in whole; AutoModel would be the easy mistake.
+CONVERSION = (
+    "with the class that `architectures` in its config.json names, such as AutoModelForCausalLM, "
+    "AutoModelForSeq2SeqLM, AutoModelForMaskedLM or AutoModelForSequenceClassification, and "
+    "`save_pretrained` of transformers; AutoModel drops the head"
+)
 _MAX_INDEX = 12 * 2**20  # bytes: some 120,000 tensors in all
 _MAX_LISTED = 20
 _SHARD = re.compile(r"[^/\\:]{1,200}\.safetensors")
@@ -137,6 +145,14 @@ class TensorFiles:
         return array
 
 
+def shard_names(directory: str | os.PathLike[str]) -> list[str]:
+    """The files that `model.safetensors.index.json` names, which need not be there, sorted.
+
+    Raises `CheckpointError` for an index that names anything but files beside it.
+    """
+    return sorted(set(_weight_map(pathlib.Path(directory)).values()))
+
+
 def _in_file(folder: pathlib.Path, name: str) -> dict[str, _Place]:
     path = contained(folder, name)
     stamp, spans = read_header(path)
@@ -194,9 +210,10 @@ def _instead(folder: pathlib.Path, wanted: str = WEIGHTS) -> str:
     if others:
         return f"{_first(others)} would have to be named {wanted}."
     if pickles:
+        how = CONVERSION if wanted == WEIGHTS else "with `save_pretrained` of what wrote it"
         return (
             f"{_first(pickles)} is a pickle, which can run code and is never opened; convert it to "
-            "safetensors where you trust it (`save_pretrained` of transformers writes that)."
+            f"safetensors where you trust it: {how}."
         )
     return f"There is {_first(there)}." if there else "The directory is empty."
 

@@ -5,7 +5,7 @@ import fnmatch
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,6 +32,51 @@ CONFIG = "config.json"
 _LIMIT = 4 * 2**20  # bytes of a config.json; the largest known have some hundred kB
 
 
+class Said:
+    """What the settings in a checkpoint's directory say, which needs no tensors beside them.
+
+    Arguments:
+        directory: where `config.json` lies, and the files of a pooling if there is one.
+
+    Raises `CheckpointError` for settings that are not there, or of a model that is not known.
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory, self.where = directory, str(directory / CONFIG)
+        self.text, self.values = read_settings(directory)
+        self.architecture = architecture_of(self.values, self.where)
+        self.pooling = pooling_of(directory)
+        if self.pooling is not None:
+            self._leave_out_head()
+        self.class_name, self.task = self.architecture.task(Settings(self.values, where=self.where))
+
+    def tree(self, stored: Stored | None) -> Any:
+        """The config tree that is described; every key is accounted for, or a `CheckpointError`.
+
+        Arguments:
+            stored: the tensors, by which some settings are understood; None where none are there.
+        """
+        settings = Settings(self.values, stored=stored, where=self.where)
+        config = read_tree(self.architecture, self.task.config, settings)
+        return config if self.pooling is None else self._pooled(config)
+
+    def _leave_out_head(self) -> None:
+        """The states alone are what is pooled, whatever head is named."""
+        body = self.architecture.body
+        if body is not None and self.values.get("architectures") != [body]:
+            self.values = {**self.values, "architectures": [body]}
+            self.text = json.dumps(self.values, indent=2) + "\n"
+
+    def _pooled(self, config: Any) -> Encoder.Config:
+        """The encoder with the pooling that the directory names."""
+        if not isinstance(config, Encoder.Config):
+            raise CheckpointError(
+                f"{self.directory}: {self.class_name} has no states of its own that can be pooled, "
+                "as the modules beside it ask."
+            )
+        return config.edit(pooling=self.pooling)
+
+
 class Checkpoint:
     """A checkpoint directory in the format of transformers, read but for the tensors' numbers.
 
@@ -53,39 +98,16 @@ class Checkpoint:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = pathlib.Path(directory)
-        self.text, values = read_settings(self.directory)
-        self.architecture = architecture_of(values, self.directory / CONFIG)
-        self.pooling = pooling_of(self.directory)
-        if self.pooling is not None:
-            self.text, values = self._without_head(values)
+        said = Said(self.directory)
+        self.text, self.architecture, self.pooling = said.text, said.architecture, said.pooling
+        self.class_name, self.task = said.class_name, said.task
         self.files = TensorFiles.open(self.directory)
-        settings = Settings(values, where=str(self.directory / CONFIG))
-        self.class_name, self.task = self.architecture.task(settings)
-        self.stored = settings.stored = Stored(self.files, self.task.prefix)
-        config = read_tree(self.architecture, self.task.config, settings)
-        if self.pooling is not None:
-            config = self._pooled(config)
+        self.stored = Stored(self.files, self.task.prefix)
+        config = said.tree(self.stored)
         self.config = config.edit(origin=Origin(self.text, str(self.directory.resolve())))
-        self.skeleton = skeleton(self.config, settings.where)
+        self.skeleton = skeleton(self.config, said.where)
         self.bindings = bind(self.task.rules(self.config), expected(self.skeleton))
         self._account()
-
-    def _without_head(self, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Settings of the states alone: these are what is pooled, whatever head is named."""
-        body = self.architecture.body
-        if body is None or values.get("architectures") == [body]:
-            return self.text, values
-        values = {**values, "architectures": [body]}
-        return json.dumps(values, indent=2) + "\n", values
-
-    def _pooled(self, config: Any) -> Encoder.Config:
-        """The encoder with the pooling that the directory names."""
-        if not isinstance(config, Encoder.Config):
-            raise CheckpointError(
-                f"{self.directory}: {self.class_name} has no states of its own that can be pooled, "
-                "as the modules beside it ask."
-            )
-        return config.edit(pooling=self.pooling)
 
     def model(self, *, dtype: DTypeLike | None = None, sharding: Where = None) -> Any:
         """The model with its numbers, read tensor by tensor, the largest first.
@@ -133,11 +155,21 @@ class Checkpoint:
             if found[name] is not None and self.stored.shape(name) != shape
         ]
         lines += [f"asked for {times} times: {name}" for name, times in used.items() if times > 1]
+        lines += self._mixed(found)
         if lines:
             raise CheckpointError(
                 f"{self.directory}: the tensors are not those of the {self.class_name} that "
                 f"{CONFIG} describes:\n  " + "\n  ".join(lines)
             )
+
+    def _mixed(self, found: Mapping[str, str | None]) -> Iterator[str]:
+        """Tensors that make one array and are of several types, of which some have no fractions."""
+        for binding in self.bindings:
+            there = [found[each] for each in binding.theirs if len(binding.theirs) > 1]
+            types = {self.files.dtype(each) for each in there if each is not None}
+            if len(types) > 1 and not all(jnp.issubdtype(each, jnp.floating) for each in types):
+                names = " and ".join(sorted(map(str, types)))
+                yield f"types: {', '.join(binding.theirs[:3])} make one array and are {names}"
 
 
 def read_settings(directory: pathlib.Path) -> tuple[str, dict[str, Any]]:

@@ -14,8 +14,9 @@ from eqxformer.checkpoints.placing import Where
 from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.locate import locate
 from eqxformer.pretrained.sentences import in_lower_case, longest_text
+from eqxformer.pretrained.tokens import add_listed, instead
 
-_TOKENIZER = ("*.json", "*.model", "*.spm")  # what is downloaded for a tokenizer alone
+_TOKENIZER = ("*.json", "*.txt", "*.model", "*.spm")  # what is downloaded for a tokenizer alone
 
 
 def from_pretrained(
@@ -77,11 +78,13 @@ def load_any(folder: pathlib.Path, dtype: DTypeLike | None = None) -> Any:
 def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = None) -> Any:
     """The `tokenizers.Tokenizer` of a checkpoint, from its `tokenizer.json` as it stands.
 
-    That of a directory of sentence-transformers cuts texts where `sentence_bert_config.json` says,
-    and makes them lower case if it says so, as that library does.
+    Tokens that are only listed in files beside it, such as `tokenizer_config.json`, are added as in
+    transformers. That of a directory of sentence-transformers cuts texts where
+    `sentence_bert_config.json` says, and makes them lower case if it says so, as that library does.
 
     Needs the package tokenizers, which the extra `hub` brings. Raises `MissingFile` for a
-    checkpoint without that file: one with a sentencepiece model only must be converted once.
+    checkpoint without that file, which can mostly be converted once, and `CheckpointError` for one
+    that is wrong or does not fit what is beside it.
 
     Arguments:
         source: a directory, or an id of the Hub.
@@ -98,14 +101,7 @@ def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = Non
     folder = locate(source, revision=revision, patterns=_TOKENIZER)
     path = folder / "tokenizer.json"
     if not path.is_file():
-        others = [f.name for f in sorted(folder.iterdir()) if f.suffix in (".model", ".spm")]
-        hint = (
-            f"It has {', '.join(others)}, which is of sentencepiece. transformers converts it: "
-            "AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
-            if others
-            else "Its tokenizer is not in this directory."
-        )
-        raise MissingFile(f"There is no tokenizer.json in {folder}. {hint}")
+        raise MissingFile(f"There is no tokenizer.json in {folder}. {instead(folder)}")
     try:
         from tokenizers import Tokenizer, normalizers
     except ImportError:
@@ -116,6 +112,7 @@ def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = Non
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exceptions
         raise CheckpointError(f"{path} is no tokenizer: {error}.") from None
+    add_listed(tokenizer, folder)
     longest = longest_text(folder)
     if longest is not None:
         tokenizer.enable_truncation(**{**(tokenizer.truncation or {}), "max_length": longest})

@@ -1,21 +1,29 @@
 """Where a checkpoint is: a directory, or the Hub's, downloaded."""
 
+import glob
 import os
 import pathlib
 import re
 from collections.abc import Sequence
 
 from eqxformer.checkpoints.errors import MissingFile
+from eqxformer.checkpoints.tensor_files import CONVERSION, INDEX, WEIGHTS, shard_names
+from eqxformer.pretrained.checkpoint import CONFIG, Said, is_native
 
-# What is downloaded: never a pickle, nothing that is code.
-PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.codes", "*.jinja")
+# What is downloaded: never a pickle, nothing that is code. Weights are asked for by their names,
+# since many a repository has them several times, in several types and for several programs.
+_SETTINGS = ("*.json",)
+_BESIDE = ("*.txt", "*.model", "*.spm", "*.codes", "*.jinja")
+_ADAPTERS = "adapter_model.safetensors"
+_OF_ADAPTERS = "adapter_config.json"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def locate(
     source: str | os.PathLike[str],
     *,
     revision: str | None = None,
-    patterns: Sequence[str] = PATTERNS,
+    patterns: Sequence[str] | None = None,
 ) -> pathlib.Path:
     """The directory of a checkpoint: `source` itself, or where the Hub's of this id now lies.
 
@@ -23,9 +31,12 @@ def locate(
         source: a directory, or an id such as `google/flan-t5-small`; a directory of that name
             goes first. Ids need huggingface-hub, the extra `hub`.
         revision: a branch, tag or commit on the Hub.
-        patterns: which files of a checkpoint on the Hub are downloaded.
+        patterns: which files of a checkpoint on the Hub are downloaded. If None, first its
+            settings and, where these are of a model that is known, the weights and what else
+            belongs to it.
 
-    Raises `MissingFile` where there is neither.
+    Raises `MissingFile` where there is neither, or no safetensors on the Hub, and `CheckpointError`
+    for settings that are refused.
     """
     path = pathlib.Path(source).expanduser()
     if path.is_dir():
@@ -34,11 +45,42 @@ def locate(
         raise MissingFile(f"{path} is a file; a checkpoint is the directory it lies in.")
     if not isinstance(source, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
         raise MissingFile(f"There is no directory {path}.")
+    if patterns is None:
+        return _whole(source, revision)
+    return _downloaded(source, revision, patterns)
+
+
+def _whole(source: str, revision: str | None) -> pathlib.Path:
+    """A checkpoint or adapters on the Hub with all that is read of them."""
+    folder = _downloaded(source, revision, _SETTINGS)
+    adapters = os.path.lexists(folder / _OF_ADAPTERS)
+    if not adapters and not os.path.lexists(folder / CONFIG):
+        return folder  # whoever reads it says what it needs
+    if not adapters and not is_native(folder):
+        Said(folder).tree(None)
+    if _COMMIT.fullmatch(folder.name):
+        revision = folder.name  # a branch may move meanwhile
+    folder = _downloaded(source, revision, (*_SETTINGS, *_BESIDE, WEIGHTS, _ADAPTERS))
+    if os.path.lexists(folder / WEIGHTS):
+        return folder
+    if os.path.lexists(folder / INDEX):
+        return _downloaded(source, revision, [glob.escape(name) for name in shard_names(folder)])
+    if adapters:
+        return folder
+    raise MissingFile(
+        f"`{source}` has no {WEIGHTS} on the Hub, nor {INDEX}, and pickles are never downloaded. "
+        f"Convert it once {CONVERSION}. Or name a revision that has them, such as that of the "
+        'Hub\'s own conversion: revision="refs/pr/N".'
+    )
+
+
+def _downloaded(source: str, revision: str | None, patterns: Sequence[str]) -> pathlib.Path:
+    """Where files of a repository of the Hub now lie."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise MissingFile(
-            f"There is no directory {path}. If it is an id of the Hugging Face Hub, install what "
+            f"There is no directory {source}. If it is an id of the Hugging Face Hub, install what "
             "downloads it: pip install 'eqxformer[hub]'."
         ) from None
     try:
@@ -46,6 +88,6 @@ def locate(
     except Exception as error:  # also what is below: requests' errors, httpx's or others
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingFile(
-            f"There is no directory {path}, and the Hub did not give `{source}`: {first}"
+            f"There is no directory {source}, and the Hub did not give `{source}`: {first}"
         ) from None
     return pathlib.Path(found)

@@ -45,6 +45,8 @@ CARRIED = (
     "merges.txt",
     "chat_template.jinja",
     "tokenizer.model",
+    "tekken.json",
+    "normalizer.json",
     "spiece.model",
     "sentencepiece.bpe.model",
     "source.spm",

@@ -33,6 +33,8 @@ _SWITCHES = {
 def pooling_of(directory: pathlib.Path) -> Pooling.Config | None:
     """The pooling and normalisation that `modules.json` names; None where there is no such file.
 
+    Nor do cross-encoders and SPLADE's have one, which are a transformer with its own head.
+
     Raises `CheckpointError` for other modules, another order of them, a pooling of several kinds or
     of one that is not supported, and for a transformer that is not in the directory itself.
     """
@@ -44,9 +46,14 @@ def pooling_of(directory: pathlib.Path) -> Pooling.Config | None:
     kinds = [kind for kind, _ in modules]
     if kinds == ["Transformer"] and _task(directory) == "sequence-classification":
         return None  # a cross-encoder, whose scores are those of its head
+    if _is_sparse(directory, kinds) and modules[0][1] in ("", "."):
+        return None  # SPLADE, which takes of every token the scores of its head
     if kinds not in _SUPPORTED:
         expected = " or ".join(", ".join(each) for each in _SUPPORTED)
-        raise CheckpointError(f"{path}: the modules must be {expected}; got {', '.join(kinds)}.")
+        raise CheckpointError(
+            f"{path}: the modules must be {expected}; got {', '.join(kinds)}. A copy of the "
+            f"directory without {MODULES} is read as the transformer alone."
+        )
     (_, first), (_, second), *normalize = modules
     if first not in ("", "."):
         raise CheckpointError(f"{path}: the transformer must lie beside this file, not in {first}.")
@@ -55,6 +62,14 @@ def pooling_of(directory: pathlib.Path) -> Pooling.Config | None:
         _check_normalize(directory, folder)
     take: Any = _taken(directory, second)
     return Pooling.Config(take, unit_length=bool(normalize))
+
+
+def _is_sparse(directory: pathlib.Path, kinds: list[str]) -> bool:
+    """Whether the modules begin with a head for masked tokens, by its name before version 6 or as
+    the transformer's task."""
+    if kinds[:2] == ["Transformer", "SpladePooling"]:
+        return _task(directory) == "fill-mask"
+    return kinds[:1] == ["MLMTransformer"]
 
 
 def longest_text(directory: pathlib.Path) -> int | None:

@@ -36,6 +36,43 @@ def test_mistral_has_a_window_unless_its_settings_say_null():
     assert each(tree("mixtral", num_local_experts=2), "window") == [None] * 4
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("mistral", {"max_sequence_length": 4096}),
+        ("qwen2", {"dual_chunk_attention_config": {"chunk_size": 262144, "local_size": 8192}}),
+        ("qwen3", {"dual_chunk_attention_config": {"chunk_size": 262144, "local_size": 8192}}),
+        ("llama", {"name_or_path": "someone/llama", "model_name": "llama", "_name_or_path": "."}),
+        ("llama", {"use_flash_attention_2": True, "_flash_attn_2_enabled": True}),
+        ("llama", {"attn_implementation": "sdpa", "xla_device": True}),
+        ("llama", {"custom_pipelines": {"text": {"impl": "text.Pipeline"}}}),
+        ("llama", {"nobody_knows_this": None}),
+        ("llama", {"rope_scaling": {"type": "default", "nobody_knows_this": None}}),
+    ],
+)
+def test_keys_that_make_no_difference_are_known(kind, words):
+    assert tree(kind, **words) == tree(kind)
+
+
+@pytest.mark.parametrize("words", [{"_nobody_knows_this": 1}, {"nobody_knows_this": False}])
+def test_keys_that_nobody_knows_are_still_refused(words):
+    with pytest.raises(CheckpointError, match="nobody_knows_this"):
+        tree("llama", **words)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("gelu_python", "gelu"), ("gelu_python_tanh", "gelu_tanh"), ("gelu_accurate", "gelu_tanh")],
+)
+def test_other_ways_to_compute_a_gelu_are_that_gelu(theirs, ours):
+    assert tree("llama", hidden_act=theirs).blocks[0].feed_forward.activation == ours
+
+
+def test_a_gelu_that_is_cut_off_is_another_function():
+    with pytest.raises(CheckpointError, match="`hidden_act` must be one of"):
+        tree("llama", hidden_act="gelu_10")
+
+
 def test_qwen_has_windows_in_later_layers_once_they_are_used():
     words = {"sliding_window": 7, "max_window_layers": 3}
     for kind in ("qwen2", "qwen3"):

@@ -373,6 +373,8 @@ def test_pickles_are_never_opened(beside, tmp_path, monkeypatch):
             f"No {WEIGHTS} in {tmp_path}",
             "'pytorch_model.bin', 'training_args.bin', ... is a pickle, which can run code and is "
             "never opened; convert it to safetensors",
+            "the class that `architectures` in its config.json names",
+            "AutoModel drops the head",
             kind=MissingFile,
         )
     else:

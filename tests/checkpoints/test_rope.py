@@ -98,6 +98,11 @@ def test_a_description_is_read_as_what_it_describes(kind):
         assert rotary(Settings(words), fraction=1.0) == wanted
 
 
+def test_whether_a_model_was_trained_with_its_yarn_makes_no_difference():
+    for trained in (True, False):
+        assert rotary(new_words("yarn", finetuned=trained)) == meant("yarn")
+
+
 @every_kind
 def test_every_word_is_accounted_for(kind):
     """A word that is none of the kind's is an error, so that none can be ignored."""

@@ -1,7 +1,9 @@
 """Rules and moves: what they write is read again bit for bit, and what cannot be is refused."""
 
 import dataclasses
+import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -110,6 +112,27 @@ def test_a_stack_keeps_the_order_of_its_entries():
     whole = np.arange(12).reshape(3, 2, 2)
     tensors = m.Stacked(m.Same()).write([whole])
     assert [tensor.tolist() for tensor in tensors] == whole.tolist()
+
+
+@pytest.mark.parametrize(
+    ("stored", "kept"),
+    [
+        (["float32", "float32"], "float32"),
+        (["bfloat16", "float32"], "float32"),
+        (["float16", "float32", "bfloat16"], "float32"),
+        (["bfloat16", "float16"], "float32"),  # neither has the numbers of the other
+        (["float8_e4m3fn", "bfloat16"], "bfloat16"),
+        (["bfloat16", "bfloat16"], "bfloat16"),
+    ],
+)
+def test_a_stack_of_several_types_keeps_every_number(stored, kept):
+    for types in itertools.permutations(stored):
+        tensors = [np.full((2, 2), 1 + 2**-3, jnp.dtype(each)) for each in types]
+        tensors[0] = np.full((2, 2), float(jnp.finfo(types[0]).smallest_normal), tensors[0].dtype)
+        (whole,) = m.Stacked(m.Same()).read(tensors, [(len(types), 2, 2)])
+        assert whole.dtype == jnp.dtype(kept)
+        for entry, tensor in zip(whole, tensors, strict=True):
+            assert np.array_equal(entry.astype(np.float64), tensor.astype(np.float64))
 
 
 # A small model: two blocks of an attention, experts and a norm, and a head.

@@ -5,6 +5,7 @@ import transformers as hf
 
 import eqxformer as ef
 from eqxformer.pretrained import Checkpoint
+from eqxformer.pretrained.checkpoint import Said
 from tests.parity.cases import CASES
 from tests.parity.live import store
 
@@ -28,6 +29,7 @@ def test_every_tensor_of_every_class_is_read(kind, name, tmp_path):
     store(cls(cls.config_class(**CASES[kind].settings)), tmp_path)
     checkpoint = Checkpoint(tmp_path)
     assert (checkpoint.architecture.model_type, checkpoint.class_name) == (kind, name)
+    assert type(Said(tmp_path).tree(None)) is type(checkpoint.config)
     names = {name for b in checkpoint.bindings for name in b.theirs} | checkpoint.stored.repeats
     left = set(checkpoint.files.names) - {checkpoint.stored.find(name) for name in names}
     assert left == (

@@ -217,6 +217,37 @@ def test_the_router_of_experts_stays_in_float32_where_a_small_type_is_asked_for(
     assert said.get("dtype", said.get("torch_dtype")) == "float16"
 
 
+@pytest.fixture
+def experts(tmp_path):
+    """A mixture of three experts, and where its checkpoint lies."""
+    mixture = ef.Experts.Config(3, 2, ef.GatedMLP.Config(hidden=5), ef.TopKThenSoftmax())
+    whole = filled(MODEL.config.edit("blocks.*", feed_forward=mixture))
+    ef.save_pretrained(whole, tmp_path / "experts", model_type="mixtral")
+    return whole, tmp_path / "experts"
+
+
+def test_experts_that_are_stored_in_several_types_are_not_rounded_to_the_first_ones(experts):
+    whole, folder = experts
+    name = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
+    rounded = load_file(folder / "model.safetensors")[name].astype(ml_dtypes.bfloat16)
+    edit_tensors(folder, **{name.replace(".", "__"): rounded})
+    gate = ef.from_pretrained(folder).blocks[0].feed_forward.experts.gate.weight
+    assert np.array_equal(gate[0], rounded.astype(np.float32).T)
+    assert np.array_equal(gate[1:], whole.blocks[0].feed_forward.experts.gate.weight[1:])
+
+
+def test_numbers_with_and_without_fractions_are_not_made_one_array(experts):
+    folder = experts[1]
+    name = "model.layers.0.block_sparse_moe.experts.1.w1.weight"
+    whole = load_file(folder / "model.safetensors")[name].astype(np.int8)
+    edit_tensors(folder, **{name.replace(".", "__"): whole})
+    message = (
+        r"types: model\.layers\.0.*\.0\.w1\.weight, .* make one array and are float32 and int8"
+    )
+    with pytest.raises(ef.CheckpointError, match=message):
+        ef.from_pretrained(folder)
+
+
 def test_arrays_go_where_a_sharding_says_as_they_are_read(tiny):
     mesh = Mesh(np.array(jax.devices()[:2]), ("model",))
 

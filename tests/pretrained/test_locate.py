@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import re
 import sys
 import types
 
@@ -9,6 +10,7 @@ import pytest
 
 import eqxformer as ef
 from eqxformer.pretrained.locate import locate
+from tests.pretrained.tiny import edit_settings
 
 
 class HfHubHTTPError(Exception):
@@ -40,10 +42,11 @@ def hub(monkeypatch, tiny):
 def test_an_id_is_downloaded_at_the_revision_asked_for(hub, tiny, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert locate("someone/tiny", revision="v2") == tiny
-    ((name, revision, patterns),) = hub
-    assert (name, revision) == ("someone/tiny", "v2")
-    assert "*.safetensors" in patterns
-    assert not any("bin" in p or "pt" in p or p.endswith(".py") for p in patterns)
+    assert {(name, revision) for name, revision, _ in hub} == {("someone/tiny", "v2")}
+    patterns = [each for _, _, patterns in hub for each in patterns]
+    assert any(fnmatch.fnmatch("model.safetensors", each) for each in patterns)
+    for name in ("pytorch_model.bin", "consolidated.pt", "modeling_tiny.py", "a/model.safetensors"):
+        assert not any(fnmatch.fnmatch(name, each) for each in patterns)
 
 
 def test_a_model_comes_from_the_hub(hub, monkeypatch, tmp_path):
@@ -60,6 +63,7 @@ def test_a_tokenizer_and_a_template_are_downloaded_without_the_weights(hub, monk
         assert not any(fnmatch.fnmatch("model.safetensors", each) for each in patterns)
         assert any(fnmatch.fnmatch("tokenizer_config.json", each) for each in patterns)
     assert len(hub) == 2
+    assert any(fnmatch.fnmatch("vocab.txt", each) for each in hub[0][2])
 
 
 def test_a_directory_goes_before_an_id_of_the_same_name(hub, tiny, monkeypatch):
@@ -110,6 +114,47 @@ def test_a_tokenizer_of_sentencepiece_alone_says_how_it_is_converted(tiny):
         ef.load_tokenizer(tiny)
     (tiny / "spiece.model").write_bytes(b"")
     with pytest.raises(ef.CheckpointError, match=r"spiece\.model.*sentencepiece.*save_pretrained"):
+        ef.load_tokenizer(tiny)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["vocab.txt"], "It has vocab.txt. transformers converts it"),
+        (["vocab.json", "merges.txt"], "It has vocab.json and merges.txt. transformers converts"),
+        (["vocab.json"], "Its tokenizer is not in this directory."),
+    ],
+)
+def test_a_tokenizer_in_other_files_says_how_it_is_converted(tiny, files, said):
+    for name in files:
+        (tiny / name).write_text("{}")
+    with pytest.raises(ef.CheckpointError, match=re.escape(said)):
+        ef.load_tokenizer(tiny)
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "name"),
+    [
+        (["source.spm", "vocab.json"], {}, "MarianTokenizer"),
+        (["sentencepiece.bpe.model", "vocab.json"], {"model_type": "m2m_100"}, "M2M100Tokenizer"),
+        ([], {"tokenizer_class": "ByT5Tokenizer"}, "ByT5Tokenizer"),
+        (["vocab.txt"], {"tokenizer_class": "BertJapaneseTokenizer"}, "BertJapaneseTokenizer"),
+    ],
+)
+def test_a_tokenizer_that_is_never_written_as_json_says_so(tiny, files, settings, name):
+    edit_settings(tiny, **settings)
+    for each in files:
+        (tiny / each).write_text("{}")
+    with pytest.raises(ef.CheckpointError, match=f"has its {name} in Python alone") as caught:
+        ef.load_tokenizer(tiny)
+    assert "save_pretrained" not in str(caught.value)
+
+
+def test_the_class_that_settings_name_goes_before_that_of_the_model(tiny):
+    """NLLB is an M2M-100 whose tokenizer is written as JSON."""
+    edit_settings(tiny, model_type="m2m_100", tokenizer_class="NllbTokenizer")
+    (tiny / "sentencepiece.bpe.model").write_bytes(b"")
+    with pytest.raises(ef.CheckpointError, match="transformers converts it"):
         ef.load_tokenizer(tiny)
 
 

@@ -145,6 +145,13 @@ def test_the_tokenizer_and_generation_settings_are_carried_along(tiny, tmp_path)
     assert all((tmp_path / "out" / n).read_text() == text for n, text in beside.items())
 
 
+@pytest.mark.parametrize("name", ["normalizer.json", "tekken.json"])
+def test_what_whisper_and_mistral_need_for_texts_is_carried_along(name, tiny, tmp_path):
+    (tiny / name).write_text('{"colour": "color"}')
+    ef.save_pretrained(ef.from_pretrained(tiny), tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == '{"colour": "color"}'
+
+
 def test_templates_with_names_are_carried_along(tiny, tmp_path):
     (tiny / "additional_chat_templates").mkdir()
     (tiny / "chat_template.jinja").write_text("plain")
