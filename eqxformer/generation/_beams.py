@@ -28,7 +28,8 @@ class Settings(eqx.Module):
 
     def ranked(self, scores: Float[Array, "*any"], length: Array) -> Float[Array, "*any"]:
         """Sums of log-probabilities, divided by a power of the length."""
-        return scores / length.astype(scores.dtype) ** self.length_penalty
+        power = self.length_penalty.astype(scores.dtype)
+        return scores / length.astype(scores.dtype) ** power
 
 
 class Finished(eqx.Module):
@@ -39,10 +40,10 @@ class Finished(eqx.Module):
     scores: Float[Array, "rows beams"]
 
     @staticmethod
-    def none(seen: Seen, beams: int) -> "Finished":
-        """No text yet."""
-        rows, slots = seen.tokens.shape
-        missing = jnp.full((rows, beams), -jnp.inf)
+    def none(seen: Seen, scores: Float[Array, "rows beams"]) -> "Finished":
+        """No text yet of as many as there are scores."""
+        (rows, beams), slots = scores.shape, seen.tokens.shape[1]
+        missing = jnp.full_like(scores, -jnp.inf)
         return Finished(
             jnp.zeros((rows, beams, slots), jnp.int32), jnp.zeros((rows, beams), jnp.int32), missing
         )
@@ -100,12 +101,12 @@ def advance(
     """A step of all groups, one after the other; a later one avoids the tokens of the earlier."""
     rows, beams, vocab = total.shape
     size = beams // settings.groups
-    taken, found = jnp.zeros((rows, vocab)), []
+    taken, found = jnp.zeros((rows, vocab), total.dtype), []
     for group in range(settings.groups):
         part = slice(group * size, (group + 1) * size)
         values = total[:, part]
         if group:
-            lost = settings.diversity_penalty * taken
+            lost = settings.diversity_penalty.astype(taken.dtype) * taken
             values = values - jnp.broadcast_to(lost[:, None], values.shape)
         candidates = _candidates(settings, stop, seen, values, beams, part.start)
         before = jax.tree.map(lambda x, part=part: x[:, part], finished)
@@ -170,5 +171,5 @@ def _is_done(settings: Settings, step: Array, best: Array, scores: Array) -> Arr
 
 def flat_beams(beams: Int[Array, "rows some"], count: int) -> Int[Array, " flat"]:
     """Where these of the `count` beams of each row are, counted over all rows."""
-    rows = jnp.arange(beams.shape[0])[:, None]
+    rows = jnp.arange(beams.shape[0], dtype=beams.dtype)[:, None]
     return (rows * count + beams).reshape(-1)

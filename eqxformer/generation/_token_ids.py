@@ -73,7 +73,7 @@ class Phrases(eqx.Module):
         longest = self.before.array.shape[-1]
         newest, there = newest_tokens(seen, longest)
         same = (newest[:, None] == self.before.array[None]) & there[:, None]
-        counts = jnp.arange(longest)[None] >= longest - self.sizes[:, None]
+        counts = jnp.arange(longest, dtype=jnp.int32)[None] >= longest - self.sizes[:, None]
         return (same | ~counts[None]).all(-1)
 
 
@@ -88,7 +88,7 @@ def newest_tokens(
     seen: Seen, count: int
 ) -> tuple[Int[Array, "rows count"], Bool[Array, "rows count"]]:
     """The last `count` tokens of each row, the newest at the end, and which of them are there."""
-    places = seen.length[:, None] - count + jnp.arange(count)[None]
+    places = seen.length[:, None] - count + jnp.arange(count, dtype=jnp.int32)[None]
     tokens = jnp.take_along_axis(seen.tokens, jnp.maximum(places, 0), axis=1)
     return tokens, places >= 0
 

@@ -25,7 +25,7 @@ from eqxformer.generation.decode import Choices, check_choices
 from eqxformer.generation.following import joined, parted, take_rows
 from eqxformer.generation.generate import begun, filler
 from eqxformer.generation.prefill import Frames, Start, as_given
-from eqxformer.generation.processors import Processor, Seen
+from eqxformer.generation.processors import Processor, Seen, wide
 from eqxformer.generation.prompts import Prompts, bucket, slots_for
 from eqxformer.generation.samplers import Greedy, nothing_to_choose
 from eqxformer.generation.state import GenerationState, Model
@@ -91,7 +91,7 @@ def beam_search(
     processor: Processor | None = None,
     valid: Bool[Array, "rows seq"] | None = None,
     start: Start | None = None,
-    stop: int | tuple[int, ...] | Stop = (),
+    stop: int | tuple[int, ...] | Stop | None = (),
     slots: int | None = None,
     chunk: int | None = None,
 ) -> Hypotheses:
@@ -160,7 +160,7 @@ def _choices(
     rows: int,
     new: int,
     processor: Any,
-    stop: int | tuple[int, ...] | Stop,
+    stop: int | tuple[int, ...] | Stop | None,
 ) -> Choices:
     """The processors as a sampler that draws nothing, and the stop, checked against the model."""
     if processor is not None and not isinstance(processor, Processor):
@@ -246,12 +246,14 @@ def _begin(
     followers = choices.sampler.begin(rows * beams), choices.stop.begin(rows * beams)
     memories, rest = parted(followers)
     first = jnp.arange(beams) % (beams // settings.groups) == 0
-    scores = jnp.where(first, 0.0, -jnp.inf)
+    kind = wide(state.logits).dtype  # pyright: ignore[reportArgumentType]
+    scores = jnp.where(first, jnp.zeros((), kind), -jnp.inf)
+    scores = jnp.broadcast_to(scores, (rows, beams))
     carry = Carry(
         step=jnp.asarray(0, jnp.int32),
         seen=seen,
-        scores=jnp.broadcast_to(scores, (rows, beams)),
-        finished=Finished.none(state.seen, beams),
+        scores=scores,
+        finished=Finished.none(state.seen, scores),
         done=jnp.zeros((rows, settings.groups), bool),
         stuck=jnp.zeros(rows, bool),
         memories=memories,

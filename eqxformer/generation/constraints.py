@@ -46,7 +46,7 @@ class NoRepeatNGram(Processor):
         if starts < 1:
             return logits
         newest, _ = newest_tokens(seen, before)
-        same = jnp.arange(starts)[None] + before < seen.length[:, None]
+        same = jnp.arange(starts, dtype=jnp.int32)[None] + before < seen.length[:, None]
         for i in range(before):
             same &= seen.tokens[:, i : i + starts] == newest[:, i : i + 1]
         return ban(logits, seen.tokens[:, before:], same)

@@ -15,7 +15,13 @@ from eqxformer.generation.following import joined, parted, where_rows
 from eqxformer.generation.long_texts import check_growth
 from eqxformer.generation.prefill import read_newest
 from eqxformer.generation.processors import Processor, Seen
-from eqxformer.generation.samplers import Greedy, Sampler, as_sampler, nothing_to_choose
+from eqxformer.generation.samplers import (
+    Greedy,
+    Sampler,
+    as_sampler,
+    drawing_apart,
+    nothing_to_choose,
+)
 from eqxformer.generation.state import (
     GenerationState,
     Model,
@@ -52,7 +58,7 @@ def decode(
     *,
     max_new_tokens: int,
     sampler: Sampler | Processor = Greedy(),
-    stop: int | tuple[int, ...] | Stop = (),
+    stop: int | tuple[int, ...] | Stop | None = (),
     key: Key[Array, "*rows"] | None = None,
 ) -> GenerationState:
     """The state after at most `max_new_tokens` more tokens in every row that is not finished.
@@ -78,8 +84,8 @@ def decode(
     """
     max_new_tokens = operator.index(max_new_tokens)
     choices = check_choices(model, state.rows, max_new_tokens, sampler, stop, key)
-    state = limited(model, state, max_new_tokens)
-    return run(model, choices, copied(read_newest(model, state)), max_new_tokens)
+    state = copied(limited(model, state, max_new_tokens))
+    return run(model, choices, read_newest(model, state), max_new_tokens)
 
 
 def limited(model: Model, state: GenerationState, new: int) -> GenerationState:
@@ -107,7 +113,7 @@ def check_choices(
     rows: int,
     new: int,
     sampler: Sampler | Processor,
-    stop: int | tuple[int, ...] | Stop,
+    stop: int | tuple[int, ...] | Stop | None,
     key: Key[Array, "*rows"] | None,
 ) -> Choices:
     """How tokens are chosen, checked against the model."""
@@ -125,10 +131,18 @@ def check_choices(
 
 
 def _typed(key: Any) -> Any:
-    """A key as `jax.random.key` makes it; those of `jax.random.PRNGKey` are arrays of numbers."""
-    if key is None or jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    return jax.random.wrap_key_data(key)
+    """A key as `jax.random.key` makes it, with which every row draws for itself.
+
+    Those of `jax.random.PRNGKey` are arrays of numbers.
+    """
+    if key is None:
+        return None
+    kind = getattr(key, "dtype", None)
+    if kind == jnp.uint32:
+        key = jax.random.wrap_key_data(key)
+    elif kind is None or not jnp.issubdtype(kind, jax.dtypes.prng_key):
+        raise ValueError(f"`key` must be a key, such as jax.random.key(0); got {key!r:.60}.")
+    return drawing_apart(key)
 
 
 def run(model: Model, choices: Choices, state: GenerationState, steps: int) -> GenerationState:
@@ -179,7 +193,7 @@ def _loop(
         return (carry.step < steps) & ~carry.done.all()
 
     done = state.finished | (state.seen.length >= state.seen.limit)
-    carry = Carry(jnp.asarray(0), state, memories, done, jnp.zeros(rows, bool))
+    carry = Carry(jnp.asarray(0, jnp.int32), state, memories, done, jnp.zeros(rows, bool))
     carry = choose(state.logits, carry)  # pyright: ignore[reportArgumentType]
     carry = jax.lax.while_loop(going, step, carry)
     return carry.state, carry.stuck

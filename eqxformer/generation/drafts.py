@@ -65,7 +65,10 @@ class Draft(eqx.Module):
     ahead: eqx.AbstractVar[int]
 
     def begin(self, model: Model, given: Given, slots: int, new: int, chunk: int | None) -> Any:
-        """What is remembered between proposals, a tree of arrays, once prompts are given."""
+        """What is remembered between proposals, a tree of arrays, once prompts are given.
+
+        They are copied, so that they may be arrays that the draft holds.
+        """
         return None
 
     @abc.abstractmethod
@@ -119,7 +122,7 @@ class DraftModel(Draft):
     ) -> tuple[Any, Any]:
         check_draft(self.model, model, given, given.rows.longest + new)
         if isinstance(self.model, EncoderDecoder):
-            # Arrays of its own: a loop writes over what it is given.
+            # Arrays of its own: the loop writes over those of the model and those of the draft.
             given = given._replace(source_mask=jax.tree.map(jnp.copy, given.source_mask))
         else:
             given = Given(given.rows, None, None)
@@ -152,7 +155,7 @@ class DraftModel(Draft):
             return carry, (token, None if keys is None else scores)
 
         # The last step only reads: otherwise, two tokens would be unread after all were kept.
-        steps = jnp.arange(self.ahead + 1)
+        steps = jnp.arange(self.ahead + 1, dtype=jnp.int32)
         (_, cache, _), (tokens, scores) = jax.lax.scan(step, (seen, cache, memories), steps)
         scores = None if scores is None else jnp.swapaxes(scores[:-1], 0, 1)
         return Proposal(tokens[:-1].T, room, scores), (cache, source)
@@ -193,7 +196,7 @@ class PromptLookup(Draft):
         if isinstance(encoder, AudioEncoder.Config) or encoder.vocab != model.config.decoder.vocab:
             return None
         length = given.source_mask.valid.sum(-1, dtype=jnp.int32)
-        return jnp.array(given.source), length
+        return given.source, length  # pyright: ignore[reportReturnType]
 
     def propose(
         self,
@@ -214,7 +217,7 @@ class PromptLookup(Draft):
         self, text: Int[Array, "rows places"], length: Int[Array, " rows"], seen: Seen, again: bool
     ) -> tuple[Int[Array, " rows"], Int[Array, "rows ahead"]]:
         """How many tokens of each row's end stand in `text` too, and what follows them there."""
-        places = jnp.arange(text.shape[1])[None]
+        places = jnp.arange(text.shape[1], dtype=jnp.int32)[None]
         same = jnp.broadcast_to(places < length[:, None] - 1, text.shape)
         matched = jnp.zeros(text.shape, jnp.int32)
         for back in range(self.ngram):
@@ -226,7 +229,8 @@ class PromptLookup(Draft):
             matched = matched + same.astype(jnp.int32)
         longest = matched.max(-1)
         last = jnp.where(matched == longest[:, None], places, -1).max(-1, keepdims=True)
-        steps, rest = jnp.arange(self.ahead)[None], length[:, None] - 1 - last
+        steps = jnp.arange(self.ahead, dtype=jnp.int32)[None]
+        rest = length[:, None] - 1 - last
         follow = last + 1 + (steps % jnp.maximum(rest, 1) if again else steps)
         tokens = jnp.take_along_axis(text, jnp.minimum(follow, text.shape[1] - 1), axis=1)
         return longest, jnp.where(follow < length[:, None], tokens, -1)

@@ -24,7 +24,7 @@ def generate(
     sampler: Sampler | Processor = Greedy(),
     valid: Valid | None = None,
     start: Start | None = None,
-    stop: int | tuple[int, ...] | Stop = (),
+    stop: int | tuple[int, ...] | Stop | None = (),
     slots: int | None = None,
     chunk: int | None = None,
     key: Key[Array, "*rows"] | None = None,

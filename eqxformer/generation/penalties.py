@@ -200,7 +200,7 @@ class ExponentialLengthPenalty(Processor):
 def _counts(logits: Array, seen: Seen, *, made: bool = False) -> Int[Array, "rows vocab"]:
     """How often each token stands in each row, of the whole row or of what was `made` alone."""
     rows, vocab = logits.shape
-    slot = jnp.arange(seen.tokens.shape[1])[None]
+    slot = jnp.arange(seen.tokens.shape[1], dtype=jnp.int32)[None]
     there = slot < seen.length[:, None]
     if made:
         there &= slot >= seen.prompt[:, None]

@@ -16,11 +16,13 @@ from eqxformer.generation.state import (
     GenerationState,
     Model,
     check_room,
+    copied,
     decoder_config,
     positions_of,
 )
 from eqxformer.layers.masks import Padding
 from eqxformer.models.audio import AudioEncoder
+from eqxformer.models.decoder_lm import ModelCache
 from eqxformer.models.encoder_decoder import EncoderDecoder
 
 Start = int | tuple[int, ...] | list[list[int]]
@@ -110,7 +112,8 @@ def append(
     unfinished = jax.device_put(np.zeros(state.rows, bool))
     state = GenerationState(_seen(tokens, after), state.cache, None, unfinished, state.source)
     rows = Rows(unread, lengths)
-    return _read_all(model, state, rows, reads(config, rows.longest, chunk, int(read.max())))
+    pieces = reads(config, rows.longest, chunk, int(read.max()))
+    return _read_all(model, copied(state), rows, pieces)
 
 
 def as_given(model: Model, prompts: Any, valid: Any, start: Start | None) -> Given:
@@ -139,13 +142,16 @@ def opened(
 
 
 def read_newest(model: Model, state: GenerationState) -> GenerationState:
-    """The state with each unfinished row's newest token read, so that there are logits."""
+    """The state with each unfinished row's newest token read, so that there are logits.
+
+    The cache of the given one is written over.
+    """
     if state.logits is not None:
         return state
     last = fetched(state.seen.length)[:, None] - 1
     newest = np.take_along_axis(fetched(state.seen.tokens), last, axis=1)
     going = ~fetched(state.finished)[:, None]
-    return _read(model, state, jax.device_put(newest), jax.device_put(going))
+    return _read_over(model, state, jax.device_put(newest), jax.device_put(going))
 
 
 def _source(model: EncoderDecoder, prompts: Any, valid: Any) -> tuple[Array, Padding | None]:
@@ -213,8 +219,9 @@ def _seen(tokens: np.ndarray, lengths: np.ndarray) -> Seen:
 def _read_all(
     model: Model, state: GenerationState, rows: Rows, pieces: list[tuple[int, int]]
 ) -> GenerationState:
+    """The state with all pieces read; the cache of the given one is written over."""
     for begin, size in pieces:
-        state = _read(model, state, *piece(rows, begin, size))
+        state = _read_over(model, state, *piece(rows, begin, size))
     return state
 
 
@@ -243,8 +250,18 @@ def _open(
     return _advance(model, GenerationState(seen, cache, None, finished, source[1]), tokens, valid)
 
 
-@eqx.filter_jit
-def _read(model: Model, state: GenerationState, tokens: Array, valid: Array) -> GenerationState:
+def _read_over(
+    model: Model, state: GenerationState, tokens: Array, valid: Array
+) -> GenerationState:
+    """The state with these tokens read into its cache, which nobody else may look at."""
+    rest = eqx.tree_at(lambda s: s.cache, state, None)
+    return _read((model, rest, tokens, valid), state.cache)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _read(given: tuple[Model, GenerationState, Array, Array], cache: ModelCache) -> GenerationState:
+    model, rest, tokens, valid = given
+    state = eqx.tree_at(lambda s: s.cache, rest, cache, is_leaf=lambda x: x is None)
     return _advance(model, state, tokens, valid)
 
 

@@ -164,7 +164,7 @@ def draw(logits: Float[Array, "rows vocab"], keys: Key[Array, " rows"]) -> Int[A
     by its share of that. `jax.random.categorical` would need a number for each id: at a vocabulary
     of 50,000, twenty times the time on a CPU. An id of probability zero is never drawn.
     """
-    rows, vocab = logits.shape
+    (rows, vocab), keys = logits.shape, drawing_apart(keys)
     weights = jnp.exp(below_largest(logits))
     blocks = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK))).reshape(rows, -1, BLOCK)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,), logits.dtype))(keys)
@@ -172,6 +172,25 @@ def draw(logits: Float[Array, "rows vocab"], keys: Key[Array, " rows"]) -> Int[A
     chosen = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     ids = block * BLOCK + _pick(chosen, uniform[:, 1:])
     return jnp.where(jnp.isfinite(logits.max(-1)), ids, -1)
+
+
+def drawing_apart(keys: Key[Array, "*rows"]) -> Key[Array, "*rows"]:
+    """The keys as such that under `vmap` each draws by itself alone, wherever it stands.
+
+    Those of `rbg` and `unsafe_rbg` do not: there, the first of them draws for all.
+    """
+    return _apart(keys) if jax.random.key_impl(keys) in ("rbg", "unsafe_rbg") else keys
+
+
+@jax.jit
+def _apart(keys: Key[Array, "*rows"]) -> Key[Array, "*rows"]:
+    """Keys of `threefry2x32`, in which all four words of each key are folded."""
+
+    def folded(words: Array) -> Array:
+        key = jax.random.wrap_key_data(words[:2], impl="threefry2x32")
+        return jax.random.fold_in(jax.random.fold_in(key, words[2]), words[3])
+
+    return jax.vmap(folded)(jax.random.key_data(keys).reshape(-1, 4)).reshape(keys.shape)
 
 
 def _pick(weights: Float[Array, "rows places"], uniform: Float[Array, "rows 1"]) -> Array:

@@ -77,7 +77,8 @@ class GenerationSettings:
         """The settings of a checkpoint: a directory, or an id of the Hugging Face Hub.
 
         Old checkpoints have them among the keys of their `config.json`, where they are looked for
-        if there is no `generation_config.json`.
+        if there is no `generation_config.json`. Beside a model in our own format, that file counts
+        too.
 
         Arguments:
             source, revision: as of `from_pretrained`.
@@ -201,9 +202,17 @@ def _start(said: Settings, model: dict[str, Any] | None) -> int | None:
     start = said.size("decoder_start_token_id", None, least=0)
     if model is None:
         return start
-    if model.get("is_encoder_decoder") is not True:
+    if not _has_targets(model):
         return None
     return said.size("bos_token_id", None, least=0) if start is None else start
+
+
+def _has_targets(model: dict[str, Any]) -> bool:
+    """Whether a `config.json`, of transformers or our own, is of an encoder-decoder."""
+    if model.get("format") == "eqxformer":
+        own = model.get("model")
+        return isinstance(own, dict) and own.get("type") == "EncoderDecoder"
+    return model.get("is_encoder_decoder") is True
 
 
 def _strings(said: Settings) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from eqxformer.generation.drafts import (
     KEEPING,
     REPLACING,
     Draft,
+    DraftModel,
     Keys,
     Proposal,
     as_draft,
@@ -113,7 +114,7 @@ def generate_speculative(
     sampler: Sampler | Processor = Greedy(),
     valid: Bool[Array, "rows seq"] | None = None,
     start: Start | None = None,
-    stop: int | tuple[int, ...] | Stop = (),
+    stop: int | tuple[int, ...] | Stop | None = (),
     slots: int | None = None,
     chunk: int | None = None,
     key: Key[Array, "*rows"] | None = None,
@@ -153,6 +154,8 @@ def generate_speculative(
     choices = check_choices(model, given.rows.count, max_new_tokens, sampler, stop, key)
     state = begun(model, given, max_new_tokens, slots, chunk, draft.ahead)
     memory = draft.begin(model, given, state.slots, max_new_tokens, chunk)
+    if not isinstance(draft, DraftModel):  # whose cache is new, and large
+        memory = jax.tree.map(jnp.copy, memory)  # the loop writes over it
     if max_new_tokens == 0:
         none = np.zeros(state.rows, np.int32)
         return Speculated(as_asked(prompts, state.new_tokens(), 0, choices.stop), none, none, 0)
@@ -181,7 +184,8 @@ def _loop(
         sampler, _ = joined(carry.going.memories, rest)
         proposal, drafted = draft.propose(carry.drafted, seen, room, sampler, keys)
         proposal = _trusted(proposal, room, decoder_config(model).vocab)
-        given = jnp.arange(draft.ahead + 1)[None] <= proposal.count[:, None]
+        places = jnp.arange(draft.ahead + 1, dtype=jnp.int32)[None]
+        given = places <= proposal.count[:, None]
         hidden, cache = model.read(
             jnp.concatenate([seen.newest()[:, None], proposal.tokens], axis=1),
             carry.cache,
@@ -197,7 +201,7 @@ def _loop(
     going = Going(state.seen, memories, state.finished, jnp.zeros(rows, bool), none)
     nothing = Proposal(jnp.zeros((rows, 1), jnp.int32), none, None)
     going = _keep(going, rest, state.logits[:, None], nothing, keys)  # pyright: ignore[reportOptionalSubscript]
-    carry = Carry(going, state.cache, drafted, none, jnp.asarray(0))
+    carry = Carry(going, state.cache, drafted, none, jnp.asarray(0, jnp.int32))
     carry = jax.lax.while_loop(lambda carry: ~carry.going.done.all(), step, carry)
     going = carry.going
     made = GenerationState(going.seen, carry.cache, None, going.finished, state.source)
@@ -206,7 +210,8 @@ def _loop(
 
 def _trusted(proposal: Proposal, room: Int[Array, " rows"], vocab: int) -> Proposal:
     """The proposal up to the first id that there is not, and to what there is room for."""
-    tokens, places = proposal.tokens, jnp.arange(proposal.tokens.shape[1])[None]
+    tokens = proposal.tokens
+    places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     known = (tokens >= 0) & (tokens < vocab) & (places < proposal.count[:, None])
     count = jnp.cumprod(known, axis=1, dtype=jnp.int32).sum(1, dtype=jnp.int32)
     return Proposal(jnp.where(known, tokens, 0), jnp.minimum(count, room), proposal.scores)
@@ -240,7 +245,7 @@ def _keep(
     def more(carry: tuple[Array, Array, Going]) -> Array:
         return (carry[0] < logits.shape[1]) & carry[1].any()
 
-    return jax.lax.while_loop(more, step, (jnp.asarray(0), ~going.done, going))[2]
+    return jax.lax.while_loop(more, step, (jnp.asarray(0, jnp.int32), ~going.done, going))[2]
 
 
 def _choose(

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from eqxformer.constraints import fetched
@@ -74,7 +75,18 @@ class GenerationState(eqx.Module):
         return self.take(jnp.repeat(jnp.arange(self.rows), times))
 
     def take(self, rows: Int[Array, " taken"]) -> "GenerationState":
-        """These rows, in this order; a row may be taken several times."""
+        """These rows, in this order; a row may be taken several times.
+
+        Raises `ValueError` for a row that there is not; as everywhere, -1 is the last one. Under
+        `jit`, where that cannot be seen, it is the nearest there is.
+        """
+        if not isinstance(rows, Tracer):
+            numbers = fetched(rows)
+            wrong = numbers[(numbers < -self.rows) | (numbers >= self.rows)]
+            if wrong.size:
+                raise ValueError(
+                    f"`rows` must be at least {-self.rows} and below {self.rows}; got {wrong[0]}."
+                )
         return _take(self, rows)
 
     def _between(self, begin: np.ndarray) -> list[list[int]]:

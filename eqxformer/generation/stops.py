@@ -106,9 +106,11 @@ class StopWhen(Stop):
         return found
 
 
-def as_stop(stop: "int | tuple[int, ...] | Stop") -> Stop:
-    """A condition as it is; ids as `StopIds`."""
-    return stop if isinstance(stop, Stop) else StopIds(stop)
+def as_stop(stop: "int | tuple[int, ...] | Stop | None") -> Stop:
+    """A condition as it is; ids as `StopIds`, and None as no ids."""
+    if isinstance(stop, Stop):
+        return stop
+    return StopIds(() if stop is None else stop)
 
 
 def _parts(stop: Stop) -> tuple[Stop, ...]:

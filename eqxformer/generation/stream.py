@@ -1,5 +1,6 @@
 """Generation that gives its tokens as they are made."""
 
+import operator
 from collections.abc import Iterator
 
 from jaxtyping import Array, Key
@@ -24,7 +25,7 @@ def stream(
     sampler: Sampler | Processor = Greedy(),
     valid: Valid | None = None,
     start: Start | None = None,
-    stop: int | tuple[int, ...] | Stop = (),
+    stop: int | tuple[int, ...] | Stop | None = (),
     slots: int | None = None,
     chunk: int | None = None,
     key: Key[Array, "*rows"] | None = None,
@@ -42,6 +43,7 @@ def stream(
         >>> [len(rows[0]) for rows in ef.stream(model, [[1, 2, 3]], max_new_tokens=10)]
         [1, 4, 4, 1]
     """
+    max_new_tokens, every = operator.index(max_new_tokens), operator.index(every)
     if every < 1:
         raise ValueError(f"`every` must be positive; got {every}.")
     given = as_given(model, prompts, valid, start)

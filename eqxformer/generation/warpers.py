@@ -290,8 +290,9 @@ class TopH(Processor):
 class Normalize(Processor):
     """`log_softmax(logits)`: the logits as log-probabilities.
 
-    What is drawn stays the same. A beam search adds up what comes last in its processors, so that
-    after those that forbid or change, its scores are of probabilities again.
+    What is drawn stays the same, and where everything is forbidden, everything stays so. A beam
+    search adds up what comes last in its processors, so that after those that forbid or change, its
+    scores are of probabilities again.
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
@@ -302,7 +303,10 @@ class Normalize(Processor):
     def __call__(
         self, logits: Float[Array, "rows vocab"], seen: Seen | None = None
     ) -> Float[Array, "rows vocab"]:
-        return jax.nn.log_softmax(wide(logits)).astype(logits.dtype)
+        numbers = wide(logits)
+        nothing = jnp.isneginf(numbers.max(-1, keepdims=True))
+        normal = jnp.where(nothing, -jnp.inf, jax.nn.log_softmax(numbers))
+        return normal.astype(logits.dtype)
 
 
 def _entropy_terms(numbers: Array) -> tuple[Array, Array]:

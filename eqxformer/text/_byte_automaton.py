@@ -32,17 +32,7 @@ def byte_automaton(regex: str) -> ByteAutomaton:
     Raises `ImportError` without outlines-core, and `ValueError` for an expression that is invalid
     or has a part that nothing matches. U+10FFFF, which is no character, is never matched.
     """
-    core = outlines_core()
-    alone = core.Vocabulary(_STOP, {bytes([byte]): [byte] for byte in range(_STOP)})
-    try:
-        index = core.Index(f"(?:{_without_anchors(regex)}){_LAST}", alone)
-    except ValueError as error:
-        if "incompatible with the regex" in str(error):
-            raise ValueError(f"`{regex}` has a part that no text matches.") from None
-        raise ValueError(
-            f"`{regex}` must be a regular expression of Rust's crate `regex`, without look-around, "
-            f"references back, or `^`, `$` and `\\b` inside; {str(error).rstrip('.')}."
-        ) from None
+    index = _index(f"(?:{_without_anchors(regex)}){_LAST}", regex)
     transitions = index.get_transitions()
     number = {state: i for i, state in enumerate(transitions)}
     table = np.full((len(number) + 1, _STOP), -1)
@@ -57,6 +47,27 @@ def byte_automaton(regex: str) -> ByteAutomaton:
     return ByteAutomaton(
         table[:-1], np.append(ended, False)[behind], number[index.get_initial_state()]
     )
+
+
+def check_expression(regex: str) -> None:
+    """Raises `ValueError` for what is an expression only in brackets, as `a)|(b` would be."""
+    if ")" in regex:
+        _index(_without_anchors(regex) + _LAST, regex)
+
+
+def _index(expression: str, regex: str) -> Any:
+    """The library's automaton of an expression made of `regex`, over bytes."""
+    core = outlines_core()
+    alone = core.Vocabulary(_STOP, {bytes([byte]): [byte] for byte in range(_STOP)})
+    try:
+        return core.Index(expression, alone)
+    except ValueError as error:
+        if "incompatible with the regex" in str(error):
+            raise ValueError(f"`{regex}` has a part that no text matches.") from None
+        raise ValueError(
+            f"`{regex}` must be a regular expression of Rust's crate `regex`, without look-around, "
+            f"references back, or `^`, `$` and `\\b` inside; {str(error).rstrip('.')}."
+        ) from None
 
 
 def spelled(

@@ -23,8 +23,14 @@ KNOWN = (
 _BYTE = re.compile("<0x([0-9A-Fa-f+][0-9A-Fa-f])>")
 
 
+class Special(str):
+    """A special token that is passed on as it is, since a string to stop at has it in it."""
+
+
 class Stage(abc.ABC):
     """A step from tokens to text."""
+
+    spaces = 0  # that are left out at the beginning of a text, and nowhere else
 
     @abc.abstractmethod
     def feed(self, token: str) -> list[str]:
@@ -33,6 +39,10 @@ class Stage(abc.ABC):
     def finish(self) -> list[str]:
         """What is left when no token follows."""
         return []
+
+    def past(self, special: Special) -> list[str]:
+        """What is sure where a special token stands: all before it, and itself."""
+        return [*self.finish(), special]
 
     @abc.abstractmethod
     def part(self, token: str | bytes) -> str | bytes:
@@ -59,25 +69,45 @@ def stages_of(tokenizer: Any) -> list[Stage]:
     return stages
 
 
-def fed(stages: Sequence[Stage], tokens: Iterable[str]) -> str:
-    """The text that is sure after some more tokens."""
+def fed(stages: Sequence[Stage], tokens: Iterable[str]) -> list[str]:
+    """The pieces of text that are sure after some more tokens, and special tokens among them."""
+    pieces = list(tokens)
     for stage in stages:
-        tokens = [out for token in tokens for out in stage.feed(token)]
-    return "".join(tokens)
+        pieces = [out for piece in pieces for out in _step(stage, piece)]
+    return pieces
 
 
-def finished(stages: Sequence[Stage]) -> str:
-    """The text that is left when no token follows."""
-    tokens: list[str] = []
+def finished(stages: Sequence[Stage]) -> list[str]:
+    """The pieces of text that are left when no token follows."""
+    pieces: list[str] = []
     for stage in stages:
-        tokens = [*(out for token in tokens for out in stage.feed(token)), *stage.finish()]
-    return "".join(tokens)
+        pieces = [*(out for piece in pieces for out in _step(stage, piece)), *stage.finish()]
+    return pieces
+
+
+def _step(stage: Stage, piece: str) -> list[str]:
+    return stage.past(piece) if isinstance(piece, Special) else stage.feed(piece)
+
+
+def spaces_lost(tokenizer: Any) -> int:
+    """How many spaces `decode` leaves out at the beginning of a text."""
+    return sum(stage.spaces for stage in stages_of(tokenizer))
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """The ids of the special tokens, which are no text."""
     added = tokenizer.get_added_tokens_decoder()
     return frozenset(number for number, token in added.items() if token.special)
+
+
+def special_in(tokenizer: Any, strings: Iterable[str]) -> dict[int, Special]:
+    """The special tokens that one of these strings is or contains, by their ids."""
+    strings, added = tuple(strings), tokenizer.get_added_tokens_decoder()
+    return {
+        number: Special(token.content)
+        for number, token in added.items()
+        if token.special and token.content and any(token.content in each for each in strings)
+    }
 
 
 def unknown(kind: str) -> NotImplementedError:
@@ -89,6 +119,8 @@ def unknown(kind: str) -> NotImplementedError:
 
 class Spaced(Stage):
     """No decoder: tokens with a space between them."""
+
+    spaces = 1
 
     def __init__(self) -> None:
         self.first = True
@@ -110,6 +142,9 @@ class Each(Stage):
         self.first = self.kind in ("Metaspace", "WordPiece")
         self.before = [""] if self.first else []  # a first token that adds nothing
         self.known: dict[str, str] = {}
+        if self.first:
+            word = spec.get("replacement", "") + "a"
+            self.spaces = len(self._later(word)) - len(self.decoder.decode([word]))
 
     def feed(self, token: str) -> list[str]:
         if self.first:
@@ -191,6 +226,7 @@ class StripBegin(Stage):
 
     def __init__(self, letter: str, count: int) -> None:
         self.letter, self.left = letter, count
+        self.spaces = count if letter == " " else 0
 
     def feed(self, token: str) -> list[str]:
         if not self.left or not token:
@@ -216,6 +252,10 @@ class WordEnd(Stage):
         ready, self.held = self.held, [token]
         return [self.part(each) for each in ready]  # pyright: ignore[reportReturnType]
 
+    def past(self, special: Special) -> list[str]:
+        ready, self.held = self.held, []
+        return [*(self.part(each) for each in ready), special]  # pyright: ignore[reportReturnType]
+
     def finish(self) -> list[str]:
         return [self.decoder.decode(self.held)]
 
@@ -235,6 +275,9 @@ class Whole(Stage):
     def feed(self, token: str) -> list[str]:
         self.tokens.append(token)
         return []
+
+    def past(self, special: Special) -> list[str]:
+        return []  # it would be before a text that is sure at the end only
 
     def finish(self) -> list[str]:
         tokens = ["".join(self.tokens)] if self.fused else self.tokens

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eqxformer.strict_json import json_value
-from eqxformer.text._byte_automaton import byte_automaton, outlines_core
+from eqxformer.text._byte_automaton import byte_automaton, check_expression, outlines_core
 
 _NOTES = frozenset(
     [
@@ -56,6 +56,20 @@ _KINDS = {
     "boolean": bool,
     "null": type(None),
 }
+_SCHEMAS = (list | tuple, "a list of at least one schema")
+_SCHEMA = (dict | bool, "a schema, a JSON object or true or false")
+# What else but a count a keyword must be.
+_FORMS = {
+    "type": (str | list, "a type or a list of at least one"),
+    "enum": (list | tuple, "a list of at least one value"),
+    "properties": (dict, "a JSON object"),
+    "required": (list | tuple, "a list of names"),
+    "pattern": (str, "text"),
+    "format": (str, "text"),
+    **dict.fromkeys(("allOf", "anyOf", "prefixItems"), _SCHEMAS),
+    **dict.fromkeys(("items", "additionalProperties"), _SCHEMA),
+}
+_NONE = {"items": "maxItems", "additionalProperties": "maxProperties"}  # where they are false
 _WHOLE = {"properties": "object", "prefixItems": "array"}  # keywords of one type alone
 _MOST = 2**31
 # Where anything goes, it goes two deep: a third level would take a minute to work out.
@@ -96,11 +110,13 @@ def _followed(part: Any, root: dict[str, Any], place: str, inside: tuple[str, ..
     part = {key: value for key, value in part.items() if key not in _NOTES}
     if not part:
         return _ANYTHING
+    _check_forms(part, place)
     if "$ref" in part:
         return _referred(part, root, place, inside)
     if "allOf" in part and len(part) == len(part["allOf"]) == 1:
         return _followed(part["allOf"][0], root, f"{place}/allOf/0", inside)
     _check_keywords(part, place)
+    part = _with_none(part, place)
     if several := _kinds_apart(part):
         return _followed({"anyOf": several}, root, place, inside)
 
@@ -120,6 +136,20 @@ def _followed(part: Any, root: dict[str, Any], place: str, inside: tuple[str, ..
     if "pattern" in part:
         part["pattern"] = _of_string(part["pattern"], place)
     return part | _OPEN
+
+
+def _lead(part: dict[str, Any]) -> str:
+    """The keyword that says most about a part of a schema."""
+    return next((key for key in _BESIDE if key in part), "type")
+
+
+def _with_none(part: dict[str, Any], place: str) -> dict[str, Any]:
+    """The part, which has no items or properties where it allows none of any kind."""
+    none = [key for key in _NONE if part.get(key) is False and _lead(part) == "type"]
+    part = {key: value for key, value in part.items() if key not in none}
+    part |= {_NONE[key]: 0 for key in none}
+    _check_counts(part, place)
+    return part
 
 
 def _kinds_apart(part: dict[str, Any]) -> list[dict[str, Any]]:
@@ -153,11 +183,11 @@ def _referred(
 
 def _check_keywords(part: dict[str, Any], place: str) -> None:
     """Raises for what is not followed in a part of a schema."""
-    lead = next((key for key in _BESIDE if key in part), "type")
+    lead = _lead(part)
     kinds = part.get("type", "object" if lead == "properties" else [])
     kinds = kinds if isinstance(kinds, list) else [kinds]
     for kind in kinds:
-        if kind not in _OF_TYPE:
+        if not isinstance(kind, str) or kind not in _OF_TYPE:
             raise ValueError(f"{place}: `type` must be of {', '.join(_OF_TYPE)}; got {kind!r}.")
     known = {lead, *_BESIDE.get(lead, ())}
     if lead == "type":
@@ -168,10 +198,24 @@ def _check_keywords(part: dict[str, Any], place: str) -> None:
     whole = _WHOLE.get(lead)
     if kinds and whole not in (None, *kinds):
         raise ValueError(f"{place}: `{lead}` is of type {whole}; got {' or '.join(kinds)}.")
-    _check_counts(part, place)
     _check_names(part, place)
     for value in part.get("enum", [part["const"]] if "const" in part else []):
         _check_constant(value, place, kinds)
+
+
+def _check_forms(part: dict[str, Any], place: str) -> None:
+    """Raises for a keyword that is something else than it must be."""
+    for key, (kind, must) in _FORMS.items():
+        if key not in part:
+            continue
+        value = part[key]
+        right = isinstance(value, kind)
+        if right and key == "required":
+            right = all(isinstance(each, str) for each in value)
+        elif right and isinstance(value, list | tuple):
+            right = len(value) > 0
+        if not right:
+            raise ValueError(f"{place}: `{key}` must be {must}; got {value!r}.")
 
 
 def _check_counts(part: dict[str, Any], place: str) -> None:
@@ -219,6 +263,7 @@ def _of_string(pattern: str, place: str) -> str:
     pattern = pattern.removeprefix("^")
     if re.search(r"(?<!\\)(\\\\)*\$$", pattern):
         pattern = pattern[:-1]
+    check_expression(pattern)
     if (byte_automaton(pattern).table[:, _UNSAFE] >= 0).any():
         raise _refusal(
             place, f"patterns that match quotes, backslashes or control characters, {pattern!r}"

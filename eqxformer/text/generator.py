@@ -16,14 +16,14 @@ from eqxformer.generation.stops import StopIds
 from eqxformer.generation.stream import stream
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.models.encoder_decoder import EncoderDecoder
-from eqxformer.pretrained.checkpoint import is_native
-from eqxformer.pretrained.load import from_pretrained, load_any, load_tokenizer
+from eqxformer.pretrained.load import load_any, load_tokenizer
 from eqxformer.pretrained.locate import locate
 from eqxformer.text._automaton import strings_given
+from eqxformer.text._decoding import spaces_lost
 from eqxformer.text.chat import ChatTemplate
 from eqxformer.text.pieces import TextPieces
 from eqxformer.text.stop_strings import StopStrings
-from eqxformer.text.token_bytes import token_bytes
+from eqxformer.text.token_bytes import token_bytes, with_special
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -86,14 +86,12 @@ class TextGenerator:
         # What a tokenizer was saved with is for batches; here, it would cut texts in silence.
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        if is_native(folder):
-            return TextGenerator(load_any(folder, dtype), tokenizer)
         try:
             template = ChatTemplate.read(folder)
         except MissingFile:
             template = None
         settings = GenerationSettings.read(folder)
-        return TextGenerator(from_pretrained(folder, dtype=dtype), tokenizer, settings, template)
+        return TextGenerator(load_any(folder, dtype), tokenizer, settings, template)
 
     def __call__(
         self,
@@ -194,7 +192,11 @@ class TextGenerator:
                 "The settings do not say how long a text may be; `max_new_tokens` must."
             )
         if strings:
-            options["stop"] = StopIds(settings.stop) | StopStrings(strings, self._bytes)
+            parts = with_special(self._bytes, self.tokenizer, strings)
+            # As `_pieces` has it: a target is a whole text, and what follows a prompt is not.
+            whole = isinstance(self.model, EncoderDecoder)
+            spaces = spaces_lost(self.tokenizer) if whole else 0
+            options["stop"] = StopIds(settings.stop) | StopStrings(strings, parts, spaces=spaces)
         return options, strings
 
     @functools.cached_property

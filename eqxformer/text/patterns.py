@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from eqxformer.generation.automaton import Automaton, NoWay
 from eqxformer.generation.processors import Processor, Seen
-from eqxformer.text._byte_automaton import byte_automaton, spelled
+from eqxformer.text._byte_automaton import byte_automaton, check_expression, spelled
 from eqxformer.text._schema import pattern_of
 from eqxformer.text.token_bytes import token_bytes
 
@@ -72,6 +72,7 @@ class Pattern(_Form):
         stop: int | Sequence[int],
         within_limit: bool = True,
     ):
+        check_expression(regex)
         self.automaton = _automaton(regex, f"`{regex}`", tokenizer, stop, within_limit)
 
 

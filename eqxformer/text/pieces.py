@@ -1,12 +1,20 @@
 """Text while it is made: pieces of it that are sure, from ids as they come."""
 
 from collections.abc import Iterable
+from itertools import compress, groupby
 from typing import Any
 
 import numpy as np
 
 from eqxformer.text._automaton import Search, strings_given
-from eqxformer.text._decoding import fed, finished, special_ids, stages_of
+from eqxformer.text._decoding import (
+    Special,
+    fed,
+    finished,
+    special_ids,
+    special_in,
+    stages_of,
+)
 
 
 class TextPieces:
@@ -18,7 +26,9 @@ class TextPieces:
     gives everything at the end.
 
     With strings to stop at, the text ends before the first that is complete (`text_before`), and
-    what may be the beginning of one is held back until it is not.
+    what may be the beginning of one is held back until it is not. Special tokens are no text, but
+    one that such a string is or contains counts where it stands, unless the decoder must see all
+    tokens at once.
 
     Arguments:
         tokenizer: a `tokenizers.Tokenizer`, such as `load_tokenizer` gives.
@@ -52,10 +62,12 @@ class TextPieces:
         self._special = special_ids(tokenizer)
         self._stages = stages_of(tokenizer)
         self._search = Search([string.encode() for string in strings]) if strings else None
-        self._held = b""
+        self._held, self._shown = b"", b""  # and which of what is held back is text
         self._finished = False
+        self._named: dict[int, Special] = {}
         given = _numbers(prompt)
-        sure = fed(self._stages, self._tokens(given))
+        sure = "".join(fed(self._stages, self._tokens(given)))
+        self._named = special_in(tokenizer, strings)
         whole = tokenizer.decode(given, skip_special_tokens=True) if given else ""
         # An unfinished character at the end of the prompt belongs to what comes.
         self._skip = max(0, len(whole.rstrip("\ufffd")) - len(sure))
@@ -76,29 +88,46 @@ class TextPieces:
             return ""
         self._finished = True
         text = self._given(finished(self._stages))
-        return text if self.stopped else text + self._held.decode()
+        return text if self.stopped else text + self._released(len(self._held))
 
     def _tokens(self, ids: Iterable[int]) -> Iterable[str]:
         """The tokens of ids; special ones and those outside of the vocabulary are no text."""
         for number in ids:
-            if number not in self._special and (token := self._token(number)) is not None:
+            if number in self._named:
+                yield self._named[number]
+            elif number not in self._special and (token := self._token(number)) is not None:
                 yield token
 
-    def _given(self, text: str) -> str:
+    def _given(self, pieces: Iterable[str]) -> str:
         """What may be given of some new text, without what the prompt has said already."""
-        skipped = min(self._skip, len(text))
-        self._skip -= skipped
-        text = text[skipped:]
-        if self._search is None:
-            return text
-        new = text.encode()
-        found = self._search.feed(new)
+        given = ""
+        for special, some in groupby(pieces, key=lambda piece: isinstance(piece, Special)):
+            text = "".join(some)
+            if not special:
+                skipped = min(self._skip, len(text))
+                self._skip -= skipped
+                text = text[skipped:]
+            if self._search is None:
+                given += text
+            elif not self.stopped:
+                given += self._searched(text.encode(), special)
+        return given
+
+    def _searched(self, new: bytes, special: bool) -> str:
+        """What may be given when some more bytes have come, of text or of special tokens."""
+        found = self._search.feed(new)  # pyright: ignore[reportOptionalMemberAccess]
         self.stopped = found is not None
-        data, before = self._held + new, len(self._held)
+        self._held += new
+        self._shown += bytes([not special]) * len(new)
         # A string begins with a whole character, so no cut is within one.
-        cut = before + found[0] - found[1] if found else len(data) - self._search.held
-        self._held = data[cut:]
-        return data[:cut].decode()
+        kept = len(new) - found[0] + found[1] if found else self._search.held  # pyright: ignore[reportOptionalMemberAccess]
+        return self._released(len(self._held) - kept)
+
+    def _released(self, count: int) -> str:
+        """So many of the bytes that were held back, as text."""
+        text = bytes(compress(self._held[:count], self._shown))
+        self._held, self._shown = self._held[count:], self._shown[count:]
+        return text.decode()
 
 
 def _numbers(ids: Any) -> list[int]:

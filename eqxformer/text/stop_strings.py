@@ -13,7 +13,7 @@ from eqxformer.generation.following import Memory
 from eqxformer.generation.processors import Seen
 from eqxformer.generation.stops import Stop
 from eqxformer.text._automaton import Search, automaton, strings_given
-from eqxformer.text.token_bytes import token_bytes
+from eqxformer.text.token_bytes import token_bytes, with_special
 
 _STATES = 64  # automata are made a multiple of it large, so that most share a compiled program
 
@@ -26,14 +26,17 @@ class StopStrings(Stop):
     remembers the state of an automaton (Aho and Corasick 1975), which reads the bytes of each new
     token. Other strings compile nothing anew, unless they are much longer.
 
-    The text is that of `token_bytes`: a word's space counts, also for the first new token.
-    `text_before` cuts a text where this stops, and `TextPieces` does so while it is made.
+    The text is that of `token_bytes`: a word's space counts, also for the first new token. Special
+    tokens are no text, but with a tokenizer, one that a string is or contains counts where it
+    stands. `text_before` cuts a text where this stops, and `TextPieces` does so while it is made.
 
     Arguments:
         strings: a string or several.
         tokenizer: a `tokenizers.Tokenizer`, or the bytes of each id as `token_bytes` gives them.
+        spaces: how many spaces at the beginning do not count: 1 for a whole text, such as that of
+            an encoder-decoder, under a tokenizer whose `decode` leaves out that of a first word.
 
-    Raises `ValueError` for no string, or an empty one.
+    Raises `ValueError` for no string, or an empty one, and for less than no spaces.
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
@@ -47,20 +50,28 @@ class StopStrings(Stop):
     """
 
     following: Int[Array, "states bytes"]
+    first: Int[Array, ""]
     ends: Bool[Array, " states"]
     letters: UInt8[Array, " letters"]
     borders: Int[Array, " borders"]
     memory: Memory | None
 
-    def __init__(self, strings: str | Iterable[str], tokenizer: Any):
+    def __init__(self, strings: str | Iterable[str], tokenizer: Any, *, spaces: int = 0):
         given = strings_given(strings, "StopStrings")
         if not given:
             raise ValueError("`StopStrings` needs a string to stop at; got none.")
-        parts = tokenizer if isinstance(tokenizer, Sequence) else token_bytes(tokenizer)
+        if spaces < 0:
+            raise ValueError(f"`spaces` must not be negative; got {spaces}.")
+        if isinstance(tokenizer, Sequence):
+            parts = tokenizer
+        else:
+            parts = with_special(token_bytes(tokenizer), tokenizer, given)
         found = automaton(string.encode() for string in given)
-        more = -len(found.depth) % _STATES
-        self.following = jnp.asarray(np.pad(found.following, ((0, more), (0, 0))))
-        self.ends = jnp.asarray(np.pad(found.found > 0, (0, more)))
+        table, first = _without_spaces(found.following, spaces)
+        more = -len(table) % _STATES
+        self.following = jnp.asarray(np.pad(table, ((0, more), (0, 0))))
+        self.first = jnp.asarray(first, jnp.int32)
+        self.ends = jnp.asarray(np.pad(found.found > 0, (0, len(table) + more - len(found.found))))
         # After the last id comes one without bytes, which stands for all that have none.
         sizes = [0, *(len(part or b"") for part in parts), 0]
         self.borders = jnp.asarray(np.cumsum(sizes, dtype=np.int32))
@@ -69,7 +80,7 @@ class StopStrings(Stop):
         self.memory = None
 
     def begin(self, rows: int) -> "StopStrings":
-        return self._with(jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool))
+        return self._with(jnp.broadcast_to(self.first, (rows,)), jnp.zeros(rows, bool))
 
     def after(self, tokens: Int[Array, " rows"]) -> "StopStrings":
         before, _ = self._remembered()
@@ -102,6 +113,18 @@ class StopStrings(Stop):
     def _with(self, state: Array, found: Array) -> "StopStrings":
         memory = Memory((state, found))
         return eqx.tree_at(lambda s: s.memory, self, memory, is_leaf=lambda x: x is None)
+
+
+def _without_spaces(
+    following: Int[np.ndarray, "states bytes"], count: int
+) -> tuple[Int[np.ndarray, "more bytes"], int]:
+    """The automaton with states in front that pass over so many spaces, and the first of them."""
+    first = 0
+    for _ in range(count):
+        row = following[:1].copy()
+        row[0, ord(" ")] = first
+        first, following = len(following), np.concatenate([following, row])
+    return following, first
 
 
 def text_before(text: str, strings: str | Iterable[str]) -> str:

@@ -1,8 +1,9 @@
 """The bytes that each token of a vocabulary adds to a text."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from eqxformer.text._decoding import special_ids, stages_of
+from eqxformer.text._decoding import special_ids, special_in, stages_of
 
 
 def token_bytes(tokenizer: Any) -> tuple[bytes | None, ...]:
@@ -41,3 +42,19 @@ def token_bytes(tokenizer: Any) -> tuple[bytes | None, ...]:
             part = stage.part(part)
         found[number] = part if isinstance(part, bytes) else part.encode()
     return tuple(found)
+
+
+def with_special(
+    parts: Sequence[bytes | None], tokenizer: Any, strings: Iterable[str]
+) -> Sequence[bytes | None]:
+    """The bytes of each id, those of the special tokens in one of the strings among them.
+
+    Arguments:
+        parts: the bytes of each id of the tokenizer, as `token_bytes` gives them.
+    """
+    special = special_in(tokenizer, strings)
+    if not special:
+        return parts
+    return tuple(
+        special[number].encode() if number in special else part for number, part in enumerate(parts)
+    )

@@ -260,6 +260,20 @@ def test_texts_that_are_forbidden_are_not_among_the_best():
     assert array.scores[0, 3] == -jnp.inf
 
 
+class Ending(ef.Processor):
+    """Nothing may come after a 2."""
+
+    def __call__(self, logits, seen=None):
+        return jnp.where(seen.newest()[:, None] == 2, -jnp.inf, logits)
+
+
+def test_a_beam_that_runs_into_a_dead_end_leaves_the_others_what_they_have():
+    processor = ef.Suppress([i for i in range(VOCAB) if i not in (1, 2)]) | Ending()
+    options = {"beams": 4, "best": 4, "max_new_tokens": 2}
+    found = ef.beam_search(model("llama"), [[3]], **options, processor=processor | ef.Normalize())
+    assert sorted(found.tokens[0]) == [[1, 1], [1, 2]]
+
+
 # Groups
 
 

@@ -1,6 +1,7 @@
 """How many programs generation compiles, and how many bytes it holds."""
 
 import gc
+import importlib
 import os
 import re
 
@@ -15,6 +16,7 @@ from eqxformer.generation.prefill import _read as read
 from tests.helpers.compiling import compilations
 from tests.helpers.models import DECODERS, VOCAB, filled, model
 
+MODULE = importlib.import_module("eqxformer.generation.prefill")
 BUCKETS = 3  # 16, 32 and 64
 
 
@@ -111,7 +113,52 @@ def _pass_over(built, size):
     """The compiled program of a pass over prompts of this size, as text."""
     state = ef.prefill(built, [text(size)] * 2, slots=64)
     ids = jnp.ones((2, size), jnp.int32)
-    return read.lower(built, state, ids, ids > 0).compile().compiled.as_text()
+    return _lowered(built, state, ids).as_text()
+
+
+def _lowered(built, state, ids):
+    """The compiled program that reads these ids into a state."""
+    rest = eqx.tree_at(lambda s: s.cache, state, None)
+    return read.lower((built, rest, ids, ids > 0), state.cache).compile().compiled
+
+
+def _arrays(state):
+    return [leaf for leaf in jax.tree.leaves(state) if eqx.is_array(leaf)]
+
+
+@pytest.mark.parametrize("name", ["gemma", "t5"])
+def test_tokens_are_read_into_a_cache_without_a_copy_of_it(name):
+    start = {"start": 1} if name == "t5" else {}
+    state = ef.prefill(model(name), [text(5)] * 2, slots=64, **start)
+    memory = _lowered(model(name), state, jnp.ones((2, 1), jnp.int32)).memory_analysis()
+    assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in _arrays(state.cache))
+
+
+def test_a_stream_and_a_long_prompt_are_read_into_the_cache_there_is(monkeypatch):
+    given, inner = [], MODULE._read_over
+
+    def spied(model, state, tokens, valid):
+        given.append(state)
+        return inner(model, state, tokens, valid)
+
+    monkeypatch.setattr(MODULE, "_read_over", spied)
+    pieces = list(ef.stream(model("llama"), [text(7)], max_new_tokens=9, slots=64, chunk=3))
+    assert (len(pieces), len(given)) == (3, 4)
+    assert all(leaf.is_deleted() for state in given for leaf in _arrays(state.cache))
+
+
+@pytest.mark.parametrize("name", ["gemma", "t5"])
+def test_a_state_that_someone_holds_is_never_written_over(name):
+    built, start = model(name), {"start": 1} if name == "t5" else {}
+    begun = ef.prefill(built, [text(5), text(2)], slots=64, **start)
+    gone_on = ef.decode(built, begun, max_new_tokens=2)
+    before = [[np.array(leaf) for leaf in _arrays(each)] for each in (begun, gone_on)]
+    for state in (begun, gone_on):
+        ef.append(built, state, [[1, 2, 3], [4]], chunk=1)
+        ef.decode(built, state, max_new_tokens=2)
+    for state, arrays in zip((begun, gone_on), before, strict=True):
+        for leaf, array in zip(_arrays(state), arrays, strict=True):
+            np.testing.assert_array_equal(leaf, array)
 
 
 def test_only_the_logits_of_the_next_token_are_made():

@@ -67,13 +67,23 @@ def test_a_tiny_temperature_is_greedy_and_does_not_overflow():
     assert _draw(ef.Sample(1e-30), logits)[0] == 1
 
 
-def test_a_row_draws_by_its_own_key_whatever_the_others_are():
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_a_row_draws_by_its_own_key_whatever_the_others_are(kind):
     logits = jnp.broadcast_to(LOGITS[:1], (6, 4))
-    keys = jax.random.split(jax.random.key(1), 6)
+    keys = jax.random.split(jax.random.key(1, impl=kind), 6)
     every = np.asarray(ef.Sample()(logits, jax.random.clone(keys)))
     alone = [int(ef.Sample()(logits[i : i + 1], keys[i : i + 1])[0]) for i in range(6)]
     np.testing.assert_array_equal(every, alone)
     assert len(set(every)) > 1
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_every_word_of_a_long_key_counts(place):
+    words = np.zeros((200, 4), np.uint32)
+    words[:, place] = np.arange(200)
+    keys = jax.random.wrap_key_data(jnp.asarray(words), impl="rbg")
+    drawn = np.asarray(ef.Sample()(jnp.zeros((200, 100)), keys))
+    assert len(np.unique(drawn)) > 50
 
 
 def test_half_precision_logits_are_drawn_in_single():

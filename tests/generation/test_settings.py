@@ -238,6 +238,21 @@ def test_a_checkpoint_of_our_own_says_nothing(tmp_path):
     assert ef.GenerationSettings.read(tmp_path / "tiny").options()["stop"] == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "start"),
+    [
+        ("t5", {"decoder_start_token_id": 0, "bos_token_id": 4}, 0),
+        ("t5", {"bos_token_id": 4}, 4),
+        ("gpt", {"decoder_start_token_id": 0, "bos_token_id": 4}, None),
+    ],
+)
+def test_a_file_beside_a_model_of_our_own_format_counts(tmp_path, name, said, start):
+    ef.save(model(name), tmp_path / "tiny")
+    checkpoint(tmp_path / "tiny", None, {"eos_token_id": [2, 5], **said})
+    settings = ef.GenerationSettings.read(tmp_path / "tiny")
+    assert (settings.stop, settings.start) == ((2, 5), start)
+
+
 # What is refused
 
 

@@ -183,6 +183,26 @@ def test_a_draft_of_ones_own_may_propose_what_there_is_not():
     assert (made.proposed <= made.passes).all()  # one token a pass, up to the one that is none
 
 
+class Listed(ef.Draft):
+    """A draft of one's own that proposes what follows in a table, which it keeps."""
+
+    following: jax.Array
+    ahead: int = eqx.field(static=True, default=1)
+
+    def begin(self, model, given, slots, new, chunk):
+        return self.following
+
+    def propose(self, memory, seen, room, sampler, keys):
+        return ef.Proposal(memory[seen.newest()][:, None], room, None), memory
+
+
+def test_what_a_draft_keeps_is_there_for_the_next_text_too():
+    draft = Listed(jnp.arange(VOCAB, dtype=jnp.int32)[::-1])
+    first, again = (both("gpt", draft, PROMPTS[:2], max_new_tokens=4) for _ in range(2))
+    assert first[1].tokens == again[1].tokens == first[0]
+    np.testing.assert_array_equal(draft.following, np.arange(VOCAB)[::-1])
+
+
 # Going back
 
 

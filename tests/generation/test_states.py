@@ -1,5 +1,7 @@
 """States: prompts of any form read into one, gone on from, repeated, added to, stopped."""
 
+import inspect
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
+from eqxformer.generation.decode import _typed
 from eqxformer.generation.prompts import as_rows
 from tests.helpers.models import DECODERS as CONFIGS
 from tests.helpers.models import VOCAB, close, filled, model, tokens
@@ -180,17 +183,31 @@ def test_a_finished_row_goes_on_after_it_has_been_given_more():
 # Keys
 
 
-def test_with_a_key_per_row_a_text_depends_on_its_own_key_alone():
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_with_a_key_per_row_a_text_depends_on_its_own_key_alone(kind):
     built = model("llama")
 
     def made(rows):
-        keys = jax.random.split(key(), 3)[np.array(rows)]
+        keys = jax.random.split(jax.random.key(3, impl=kind), 3)[np.array(rows)]
         texts = [LISTS[row] for row in rows]
         return ef.generate(built, texts, max_new_tokens=NEW, key=keys, **SAMPLE)
 
     every = made([0, 1, 2])
     assert made([2, 1, 0]) == every[::-1]
     assert made([2]) == every[2:]
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_a_first_row_that_has_ended_leaves_other_rows_their_numbers(kind):
+    """Under `vmap`, JAX draws with such keys by that of the first row alone."""
+    options = {"max_new_tokens": 12, "sampler": ef.Temperature(50.0)}
+    free = ef.generate(model("llama"), LISTS, key=jax.random.key(1, impl=kind), **options)
+    stop = ef.StopWhen(lambda seen: seen.length == 9)
+    made = ef.generate(
+        model("llama"), LISTS, key=jax.random.key(1, impl=kind), stop=stop, **options
+    )
+    assert made == [free[0][:2], free[1][:8], free[2][:6]]
+    assert all(len(set(row)) > 2 for row in made[1:])
 
 
 # Stops
@@ -246,6 +263,12 @@ def test_what_a_stop_remembers_is_there_again_when_generation_goes_on():
     assert state.new_tokens() == made
 
 
+def test_no_stop_at_all_is_none_or_no_ids():
+    options = {"max_new_tokens": NEW}
+    free = ef.generate(model("llama"), LISTS, **options)
+    assert ef.generate(model("llama"), LISTS, stop=None, **options) == free
+
+
 # Streaming
 
 
@@ -290,6 +313,11 @@ BUILT = "llama"
         (lambda m: ef.prefill(m, [[1] * 5], slots=4), "4 slots, and a prompt has 5 tokens"),
         (lambda m: ef.prefill(m, [[1]], slots=4, chunk=0), "`chunk` must be positive; got 0"),
         (lambda m: ef.prefill(m, [[1]], slots=4).repeat(0), "`times` must be positive; got 0"),
+        (lambda m: ef.prefill(m, [[1]], slots=4).take(jnp.array([0, 1])), "below 1; got 1"),
+        (
+            lambda m: ef.prefill(m, [[1]], slots=4).take(jnp.array([-2])),
+            "least -1 and .* got -2",
+        ),
         (lambda m: ef.append(m, ef.prefill(m, [[1]], slots=4), [[1], [2]]), "1 rows; got 2"),
         (lambda m: ef.append(m, ef.prefill(m, [[1]], slots=4), [[1] * 4]), "to hold 5 tokens"),
         (lambda m: ef.stream(m, [[1]], max_new_tokens=1, every=0), "`every` must be positive"),
@@ -323,6 +351,19 @@ def test_what_cannot_be_done_is_refused_with_the_reason(call, message):
 def test_what_is_no_rows_of_ids_is_refused(prompts, message):
     with pytest.raises(ValueError, match=message):
         as_rows(prompts, None, VOCAB)
+
+
+@pytest.mark.parametrize("wrong", [0, np.float32(1), "a"])
+def test_what_is_no_key_is_refused_where_no_contract_does(wrong):
+    with pytest.raises(ValueError, match=r"must be a key, such as jax.random.key\(0\); got .*"):
+        _typed(wrong)
+    assert (_typed(jax.random.key_data(key())) == key()).all()
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 3.0}, {"max_new_tokens": 3, "every": 2.0}])
+def test_counts_of_a_stream_are_whole_numbers_where_no_contract_says_so(options):
+    with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
+        inspect.unwrap(ef.stream)(model("llama"), [[1]], **options)
 
 
 def test_nan_logits_are_an_error_that_names_the_row_and_not_a_token():

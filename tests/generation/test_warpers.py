@@ -142,6 +142,11 @@ def test_normalized_logits_are_log_probabilities_also_beside_what_is_forbidden()
     np.testing.assert_allclose(np.exp(found), [twins.softmax(row) for row in rows], atol=1e-6)
 
 
+def test_normalized_rows_without_a_token_stay_forbidden_and_those_of_nan_stay_nan():
+    found = ef.Normalize()(jnp.array([[-INF, -INF], [np.nan, 0.0], [np.nan, -INF]]))
+    np.testing.assert_array_equal(found, [[-INF, -INF], [np.nan] * 2, [np.nan] * 2])
+
+
 # The search for a threshold
 
 

@@ -258,6 +258,7 @@ def test_a_large_vocabulary_and_many_states_take_a_few_megabytes():
         (r"[^\x00-\x{10FFFF}]", "has a part that no text matches"),
         ("z+", r"No tokens spell a text of `z\+`"),
         ("aé", "No tokens spell a text of `aé`"),
+        ("a)|(b", r"`a\)\|\(b` must be a regular expression"),
     ],
 )
 def test_an_expression_that_nothing_can_match_or_that_is_none_is_refused(regex, message):
@@ -272,6 +273,26 @@ def test_a_type_of_several_is_a_choice_beside_the_keywords_of_one():
         expression = re.compile(pattern_of(schema, ""))
         assert all(expression.fullmatch(text) for text in texts)
         assert not expression.fullmatch("1")
+
+
+@pytest.mark.parametrize(
+    ("schema", "texts", "others"),
+    [
+        ({"type": "object", "additionalProperties": False}, ["{}"], ['{"a":1}', "[]"]),
+        ({"type": "array", "items": False, "maxItems": 2}, ["[]"], ["[1]"]),
+        ({"type": ["null", "array"], "items": False}, ["[]", "null"], ["[1]"]),
+        ({"prefixItems": [{"type": "null"}], "items": False}, ["[null]"], ["[]", "[null,1]"]),
+        (
+            {"properties": {"a": {"const": 1}}, "additionalProperties": False},
+            ["{}", '{"a":1}'],
+            ['{"b":1}'],
+        ),
+    ],
+)
+def test_where_no_items_or_properties_are_allowed_there_are_none(schema, texts, others):
+    expression = re.compile(pattern_of(schema, ""))
+    assert all(expression.fullmatch(text) for text in texts)
+    assert not any(expression.fullmatch(text) for text in others)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +326,16 @@ def test_what_would_not_be_followed_is_refused_with_its_place(schema, message):
     [
         ("{", "This is not JSON"),
         ("[1]", "A schema must be a JSON object; got list"),
+        ({"enum": []}, "#: `enum` must be a list of at least one value; got"),
+        ({"enum": 5}, "#: `enum` must be a list of at least one value; got 5"),
+        ({"type": []}, "#: `type` must be a type or a list of at least one; got"),
+        ({"anyOf": []}, "#: `anyOf` must be a list of at least one schema; got"),
+        ({"allOf": {"type": "null"}}, "#: `allOf` must be a list of at least one schema; got {"),
+        ({"properties": {}, "required": "a"}, "#: `required` must be a list of names; got 'a'"),
+        ({"type": "string", "pattern": 5}, "#: `pattern` must be text; got 5"),
+        ({"type": "string", "pattern": "a)|(b"}, r"`a\)\|\(b` must be a regular expression"),
+        ({"type": "array", "items": 5}, "#: `items` must be a schema, .* or false; got 5"),
+        ({"type": "array", "items": False, "minItems": 1}, "the first not above .* got 1 and 0"),
         ({"anyOf": [3]}, "#/anyOf/0 must be a schema, a JSON object; got 3"),
         ({"type": "text"}, "#: `type` must be of string, array, .*; got 'text'"),
         ({"type": "string", "enum": ["a", 1]}, "# must be of type string; 1 is not"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 import eqxformer as ef
+from eqxformer.text._decoding import special_ids
 from tests.text.made import LATE, LETTERS, MAKERS, size_of, tokenizer_of
 
 KINDS = [*MAKERS, *LATE]
@@ -134,6 +135,51 @@ def test_what_was_held_back_is_given_at_the_end():
     assert (pieces.finish(), pieces.finish(), pieces.stopped) == ("a", "", False)
     with pytest.raises(ValueError, match="The text is finished; begin another `TextPieces`"):
         pieces.feed(0)
+
+
+def with_end(*tokens):
+    tokenizer = lettered(*tokens)
+    tokenizer.add_special_tokens(["<end>", "<no>"])
+    return tokenizer, tokenizer.token_to_id("<end>"), tokenizer.token_to_id("<no>")
+
+
+def test_a_special_token_that_is_a_string_to_stop_at_ends_the_text():
+    tokenizer, end, no = with_end("a", "b")
+    pieces = ef.TextPieces(tokenizer, stop="<end>")
+    assert [pieces.feed(ids) for ids in (0, no, [1, end, 0])] == ["a", "", "b"]
+    assert (pieces.stopped, pieces.finish()) == (True, "")
+
+
+def test_a_special_token_within_a_string_counts_there_and_is_no_text_elsewhere():
+    tokenizer, end, no = with_end("a", "b")
+    pieces = ef.TextPieces(tokenizer, stop=("a<end>b", "bb"))
+    assert [pieces.feed(ids) for ids in (0, end, 0, end, no, 1)] == ["", "", "a", "", "", ""]
+    assert (pieces.stopped, pieces.finish()) == (True, "")
+    pieces = ef.TextPieces(tokenizer, stop=("a<end>b", "bb"))
+    assert joined(pieces, [0, end, 0, 0, end, end, 1, no, 1]) == "aaa"
+    assert pieces.stopped
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_special_tokens_that_end_nothing_leave_the_text_as_it_is(kind):
+    tokenizer = tokenizer_of(kind)
+    special = max(special_ids(tokenizer))
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in ("the 🦜", "is it")]
+    ids = [special, *ids[0], special, special, *ids[1]]
+    pieces = ef.TextPieces(tokenizer, stop=f"{tokenizer.id_to_token(special)} never")
+    assert joined(pieces, ids) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["gemma", "byte level", "word ends"])
+def test_what_waits_for_its_end_is_given_before_a_special_token(kind):
+    """Bytes of a character, and in the case of words the sign of their end."""
+    tokenizer = tokenizer_of(kind)
+    text = "the" if kind == "word ends" else "the 🦜"
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    pieces = ef.TextPieces(tokenizer, stop="</s>")
+    assert "".join(pieces.feed(number) for number in ids) != text or kind == "byte level"
+    pieces = ef.TextPieces(tokenizer, stop="</s>")
+    assert pieces.feed([*ids, tokenizer.token_to_id("</s>"), *ids]).strip() == text
 
 
 @pytest.mark.parametrize("ids", [3, [3], np.array([3], np.uint16), np.int32(3), jnp.array([3])])

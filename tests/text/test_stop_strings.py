@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 import eqxformer as ef
 from eqxformer.generation.following import joined, parted, take_rows
-from tests.text.made import tokenizer_of
+from eqxformer.text._decoding import spaces_lost
+from tests.text.made import MAKERS, tokenizer_of
 
 VOCAB = (b"a", b"b", b"ab", b"ba", b"xaabx", None, b"", b"\xe4\xbd", b"\xa0", b"\xa1", b"aabab")
 ROWS, STEPS = 4, 8
@@ -133,6 +135,72 @@ def test_where_a_row_is_finished_the_pieces_of_its_text_stop_too(kind, text, mor
     assert pieces.stopped == any(reached)
 
 
+@pytest.mark.parametrize(
+    ("string", "row", "expected"),
+    [
+        ("<e>", ["a", "<e>", "a"], [0, 1, 0]),
+        ("a<e>b", ["a", "<e>", "b"], [0, 0, 1]),
+        ("a<e>b", ["a", "<no>", "<e>", "b"], [0, 0, 0, 1]),  # one in no string is no text
+        ("ab", ["a", "<e>", "b"], [0, 0, 1]),
+    ],
+)
+def test_a_special_token_that_is_or_is_in_a_string_counts(string, row, expected):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["<e>", "<no>"])
+    ids = [tokenizer.token_to_id(token) for token in row]
+    found = stops(ef.StopStrings(string, tokenizer), jnp.array([ids]))
+    assert found[0].tolist() == [bool(each) for each in expected]
+
+
+SPACES = {
+    "byte level": 0,
+    "llama": 1,
+    "two spaces": 2,
+    "gemma": 0,
+    "metaspace": 1,
+    "bytes then metaspace": 1,
+    "never": 0,
+    "unigram": 1,
+    "word pieces": 1,
+    "word pieces as they are": 1,
+    "word ends": 0,
+    "letters": 0,
+    "letters with spaces": 1,
+    "strip": 0,
+    "only bytes": 0,
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_how_many_spaces_decode_leaves_out_follows_from_the_decoder(kind):
+    assert spaces_lost(tokenizer_of(kind)) == SPACES[kind]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind != "only bytes"])
+@settings(deadline=None, max_examples=5)
+@given(st.text(LETTERS + "isx", max_size=12), st.lists(st.text(LETTERS, min_size=1, max_size=3)))
+def test_in_a_whole_text_the_spaces_that_decode_leaves_out_do_not_count(kind, text, more):
+    tokenizer, strings = tokenizer_of(kind), [" th", " 你", *more]
+    ids = tokenizer.encode("the" + text, add_special_tokens=False).ids
+    row = (ids * 13)[:13]
+    stop = ef.StopStrings(strings, tokenizer, spaces=spaces_lost(tokenizer))
+    reached = bool(stops(stop, jnp.array([row])).any())
+    pieces = ef.TextPieces(tokenizer, stop=strings)
+    pieces.feed(row)
+    pieces.finish()
+    assert reached == pieces.stopped
+
+
+def test_as_many_spaces_as_are_said_are_passed_over_at_the_beginning_alone():
+    parts = (b" ", b" a", b"a", b"  a", b"")
+    rows = jnp.array([[1, 1, 4], [0, 1, 4], [4, 2, 1], [3, 4, 4], [2, 1, 4]])
+    for spaces, ends in ((0, [1, 2, 3, 1, 2]), (1, [2, 2, 3, 1, 2]), (2, [2, 0, 3, 0, 2])):
+        found = np.asarray(stops(ef.StopStrings(" a", parts, spaces=spaces), rows))
+        first = np.where(found.any(1), found.argmax(1) + 1, 0)
+        np.testing.assert_array_equal(first, ends)
+
+
 def test_generation_ends_with_the_token_that_completes_a_string():
     config = ef.families.llama(vocab=len(VOCAB), dim=8, layers=1, heads=1, hidden=8)
     model = config.build(key=jax.random.key(0))
@@ -156,6 +224,7 @@ def test_generation_ends_with_the_token_that_completes_a_string():
     ("make", "message"),
     [
         (lambda: ef.StopStrings((), VOCAB), "needs a string to stop at; got none"),
+        (lambda: ef.StopStrings("a", VOCAB, spaces=-1), "`spaces` must not be negative; got -1"),
         (lambda: ef.StopStrings(("a", ""), VOCAB), "Every string of `StopStrings` must .* got ''"),
         (
             lambda: ef.StopStrings("a", VOCAB).after(jnp.array([0])),

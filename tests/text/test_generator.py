@@ -1,0 +1,79 @@
+"""`TextGenerator`: all there is in a checkpoint, and texts that end before their strings."""
+
+import json
+
+import jax
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import eqxformer as ef
+from tests.helpers.models import VOCAB, model
+
+TALK = [{"role": "user", "content": "a"}]
+
+
+def tokenizer_of(words, decoder, special):
+    """As many tokens as the models have, the last of them special."""
+    words = [*words, *(f"w{number}" for number in range(VOCAB - len(words) - len(special)))]
+    ids = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=words[0]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoder
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def writer(name, tokenizer, words, **settings):
+    """A generator that writes these words."""
+    forced = ef.Force({i: tokenizer.token_to_id(word) for i, word in enumerate(words)})
+    settings |= {"processors": (forced,), "max_new_tokens": len(words)}
+    return ef.TextGenerator(model(name), tokenizer, ef.GenerationSettings(**settings))
+
+
+@pytest.mark.parametrize("where", ["settings", "call"])
+def test_a_text_ends_before_a_special_token_that_is_a_string_to_stop_at(where):
+    tokenizer = tokenizer_of(["▁a", "▁b", "▁c"], decoders.Metaspace(), ["<|im_end|>", "<no>"])
+    words = ["▁b", "<no>", "▁c", "<|im_end|>", "▁a"]
+    said, asked = ((), ("<|im_end|>",)) if where == "call" else (("<|im_end|>",), ())
+    generator = writer("gpt", tokenizer, words, stop_strings=said)
+    assert generator("a", stop=asked) == " b c"
+    assert "".join(generator.stream("a", stop=asked, every=1)) == " b c"
+    stop = ef.StopStrings("<|im_end|>", tokenizer)
+    sampler = generator.settings.sampler
+    (made,) = ef.generate(model("gpt"), [[0]], max_new_tokens=5, sampler=sampler, stop=stop)
+    assert tokenizer.decode(made, skip_special_tokens=False) == "b<no> c<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("decoder", "stop", "text"),
+    [
+        (decoders.Metaspace(), " Paris", "Paris is big"),
+        (decoders.Metaspace(), "Paris", ""),
+        (decoders.Metaspace(), " is", "Paris"),
+        (decoders.Metaspace(prepend_scheme="never"), " Paris", ""),
+        (decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()]), " Paris", ""),
+    ],
+)
+def test_the_text_of_an_encoder_decoder_ends_where_it_says_so_itself(decoder, stop, text):
+    words = ["▁Paris", "▁is", "▁big"]
+    generator = writer("t5", tokenizer_of(words, decoder, ["<pad>"]), words, start=VOCAB - 1)
+    assert generator("big", stop=stop) == text
+    assert "".join(generator.stream("big", stop=stop)) == text
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_settings_and_template_beside_a_model_of_our_own_format_count(tmp_path, beside):
+    ef.save(model("gpt"), tmp_path / "own")
+    tokenizer = tokenizer_of(["▁a", "▁b"], decoders.Metaspace(), ["<end>"])
+    tokenizer.save(str(tmp_path / "own" / "tokenizer.json"))
+    if beside:
+        said = {"eos_token_id": VOCAB - 1, "max_new_tokens": 3}
+        (tmp_path / "own" / "generation_config.json").write_text(json.dumps(said))
+        (tmp_path / "own" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    generator = ef.TextGenerator.read(tmp_path / "own")
+    assert generator.settings.stop == ((VOCAB - 1,) if beside else ())
+    if beside:
+        assert generator(TALK) == generator("a", max_new_tokens=3)
+    else:
+        assert generator.template is None
+    same = jax.tree.map(lambda a, b: (a == b).all(), generator.model, model("gpt"))
+    assert all(jax.tree.leaves(same))
