@@ -2,7 +2,9 @@
 
 import collections
 import contextlib
+import gc
 import re
+import weakref
 
 import equinox as eqx
 import jax
@@ -95,7 +97,7 @@ def test_prefill_and_a_step_of_decoding_are_traced_once_for_all_blocks():
     model = filled(config)
     with apart():
         apart_runs = runs(lambda: ef.generate(model, [[1, 2, 3]], max_new_tokens=2))
-    jax.clear_caches()
+    jax.clear_caches()  # the programs of `generate`
     assert runs(lambda: ef.generate(model, [[1, 2, 3]], max_new_tokens=2)) * 4 == apart_runs
 
 
@@ -144,6 +146,46 @@ def test_blocks_that_differ_in_a_number_are_not_taken_for_each_other():
     shared = eqx.filter_jit(lambda m, ids: m(ids))(model, tokens(2, 5))
     np.testing.assert_allclose(shared, model(tokens(2, 5)), rtol=1e-5, atol=1e-5)
     assert not np.allclose(shared, filled(decoder(*[scaled(0.5)] * 3))(tokens(2, 5)), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [decoder(block({}), block({})), decoder(ef.Repeated.Config((block({}),), times=2))],
+    ids=["blocks", "a repeated block"],
+)
+def test_what_was_changed_between_two_programs_is_traced_anew(config, monkeypatch):
+    model, ids = filled(config), tokens(2, 5)
+    before = eqx.filter_jit(lambda model, ids: model(ids))(model, ids)
+    monkeypatch.setattr(ef.MLP, "run", lambda self, x, *, key=None: (0.0 * x, None))
+    after = eqx.filter_jit(lambda model, ids: model(ids))(model, ids)
+    np.testing.assert_allclose(after, model(ids), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(after, before, atol=1e-2)
+
+
+def test_a_shared_trace_ends_with_the_program_it_is_of():
+    kept = weakref.WeakSet()
+
+    def twice(x):
+        def double(x):
+            return 2 * x
+
+        kept.add(double)
+        once = traced_once(double)
+        return once(once(x))
+
+    assert jax.make_jaxpr(twice)(1.0).eqns
+    gc.collect()
+    assert not kept
+
+
+def test_a_scan_runs_its_block_once_and_a_second_time_only_for_the_type_it_widens_to():
+    model, ids = filled(decoder(*[counting(5)] * 3, layout=ef.Scanned())), tokens(2, 5)
+    assert runs(eqx.filter_make_jaxpr(model), ids) == 1
+    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
+    assert runs(eqx.filter_make_jaxpr(halves), ids) == 1
+    mixed = eqx.tree_at(lambda m: m.blocks, halves, model.blocks)
+    with jax.numpy_dtype_promotion("standard"):
+        assert runs(eqx.filter_make_jaxpr(mixed), ids) == 2
 
 
 def test_outside_of_jit_nothing_is_shared_nor_compiled():

@@ -17,6 +17,7 @@ from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.cache import Cache, SourceCache
 from eqxformer.layers.dropout import check_rate, dropout
 from eqxformer.layers.feed_forward import FeedForward, RouterLosses
+from eqxformer.layers.masked_calls import reads_places
 from eqxformer.layers.masks import Mask, valid_keys
 from eqxformer.layers.norms import LayerNorm, Norm, build_norm
 
@@ -262,8 +263,11 @@ class Block(AbstractBlock):
         cross, residual = self.cross_attention, self.cross_residual
         if cross is None or residual is None:
             return x
+        places = None  # from 0 on, as in a call without a cache
         if cache is not None:
             _refuse_bias(cross)
+            if reads_places(context.source_mask):
+                places = cache.attention.places(x.shape[-2], valid_keys(context.mask))
         remembered = None if cache is None else cache.source
         if remembered is None:
             if context.source is None:
@@ -271,7 +275,7 @@ class Block(AbstractBlock):
             remembered = cross.remember(context.source)
         return residual(
             x,
-            lambda h: cross.look(h, remembered, mask=context.source_mask, key=key),
+            lambda h: cross.look(h, remembered, mask=context.source_mask, places=places, key=key),
             key=residual_key,
         )
 

@@ -17,6 +17,7 @@ from eqxformer.constraints import constrain
 from eqxformer.keys import fold
 from eqxformer.layers.feed_forward import RouterLosses
 from eqxformer.layers.taps import collected, hand_on, taps_of_layers, through
+from eqxformer.layers.wide import stays_wide
 from eqxformer.traces import traced_once
 
 Remat = Literal["nothing_saved", "dots_saved"] | None
@@ -265,13 +266,13 @@ def _scan(step: Callable[..., Any], size: int) -> Callable[..., Any]:
         key: PRNGKeyArray | None,
         layer: int,
     ) -> tuple[Array, Any, RouterLosses | None]:
+        x = _widened(step, group, x, context, cache, key)
         arrays, static = eqx.partition(group, eqx.is_array)
 
         def body(x: Array, each: tuple[Any, Any, Array]) -> tuple[Array, tuple[Any, Any, Any]]:
             block = eqx.combine(each[0], static)
             done, taken = collected(step)(block, x, context, each[1], fold(key, each[2]))
             out, new_cache, losses = done
-            # Weights wider than what comes in, such as trained ones in a bfloat16 model, widen it.
             return out.astype(x.dtype), (new_cache, losses, taken)
 
         layers = layer + jnp.arange(size)
@@ -280,6 +281,36 @@ def _scan(step: Callable[..., Any], size: int) -> Callable[..., Any]:
         return x, caches, jax.tree.map(lambda each: each.sum(0), losses)
 
     return run
+
+
+def _widened(
+    step: Callable[..., Any],
+    group: AbstractBlock,
+    x: Array,
+    context: Context,
+    cache: Any,
+    key: PRNGKeyArray | None,
+) -> Array:
+    """`x` in the type that it leaves a block in, which a scan must know before the first.
+
+    Weights wider than what comes in, such as trained ones in a bfloat16 model, widen it. Only where
+    there are such is a block traced to find out.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path((group, context, cache))
+    given = ((group, context, cache), x.dtype)
+    if not any(_may_widen(leaf, path, *given) for path, leaf in leaves):
+        return x
+    first = jax.tree.map(lambda leaf: leaf[0], eqx.filter((group, cache), eqx.is_array))
+    block, before = eqx.combine(first, eqx.filter((group, cache), eqx.is_array, inverse=True))
+    out = eqx.filter_eval_shape(collected(step), block, x, context, before, key)[0][0]
+    return x.astype(jnp.promote_types(x.dtype, out.dtype))
+
+
+def _may_widen(leaf: Any, path: tuple[Any, ...], tree: Any, dtype: Any) -> bool:
+    """Whether numbers of this type would be widened by this leaf of a tree, if it met them."""
+    if not eqx.is_inexact_array(leaf) or leaf.dtype == dtype:
+        return False
+    return jnp.finfo(leaf.dtype).bits >= jnp.finfo(dtype).bits and not stays_wide(tree, path)
 
 
 def _slice(group: AbstractBlock, index: int | slice) -> AbstractBlock:

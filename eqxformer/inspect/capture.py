@@ -98,7 +98,8 @@ def capture(
     The outputs are those of the model itself: attention weights are made beside the kernel, by the
     named layers alone. It works under `jit`, `grad` and `vmap`, with blocks that are scanned or
     rematerialised, and with caches. Where some of several scanned layers are named, these run by
-    themselves; a cache is then made with `init_cache` of the capture's own `model`.
+    themselves; a cache is then made with `init_cache` of the capture's own `model`. Of several
+    models in one, as `vmap` builds them, put the vmap around `capture`.
 
     What the called function itself puts under a `jit` or a loop, as `ef.generate` does, is sent to
     the host while it runs, and given as a tuple: a value for each time that it was computed, here
@@ -116,8 +117,9 @@ def capture(
     What is run several times over, as `Repeated` runs its blocks, gives its values stacked, or as a
     tuple where their shapes differ (a token table that two sides share).
 
-    Raises `ValueError` for a name that nothing has; when called, for one that was not computed, or
-    that cannot be brought out of what it was computed in.
+    Raises `ValueError` for a name that nothing has, and for single layers of several models that
+    are scanned; when called, for a name that was not computed, or that cannot be brought out of
+    what it was computed in.
 
     Example:
         >>> import equinox as eqx, eqxformer as ef, jax, jax.numpy as jnp
@@ -152,9 +154,11 @@ def patch(model: Any, changes: Mapping[str, Any]) -> Any:
             `eqx.Partial(jnp.add, vector)`: another function is compiled anew, other arrays are not.
 
     Several changes of one value follow one another. Attention of which weights or scores are
-    replaced is computed from these, by the named layers alone; the result is equal to rounding.
+    replaced is computed from these, by the named layers alone; the result is equal to rounding. Of
+    several models in one, as `vmap` builds them, put the vmap around `patch`.
 
-    Raises `ValueError` for a name that nothing has; when the model runs, for a value of another
+    Raises `ValueError` for a name that nothing has, and for single layers of several models that
+    are scanned; when the model runs, for a value of another
     shape or type than the one it takes the place of.
 
     Example:

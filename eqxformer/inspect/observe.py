@@ -1,10 +1,11 @@
 """What parts get and give while a model runs, seen from outside: no part knows of it.
 
-For as long as somebody observes, the methods by which parts are called (`__call__`, `run`, `look`,
-`remember`) stand in their classes with a look-out round them. The look-out asks a context variable
-who observes: in every other thread that is nobody, and the method is called as ever. Whoever ends
-last puts the methods back. A part is recognised by its identity; where JAX has taken a part apart
-and put it together again (in a gradient, a scan), by its class, with `*` for its number.
+For as long as somebody observes, the methods by which parts are called (`__call__`, `run`,
+`run_valid`, `look`, `remember`) stand in their classes with a look-out round them. The look-out
+asks a context variable who observes: in every other thread that is nobody, and the method is called
+as ever. Whoever ends last puts the methods back. A part is recognised by its identity; where JAX
+has taken a part apart and put it together again (in a gradient, a scan), by its class, with `*` for
+its number.
 """
 
 import collections
@@ -21,7 +22,7 @@ import jax
 from eqxformer.blocks.stack import Stack, Unrolled
 from eqxformer.traces import apart
 
-METHODS = ("__call__", "run", "look", "remember")
+METHODS = ("__call__", "run", "run_valid", "look", "remember")
 
 
 class Visit(NamedTuple):

@@ -105,7 +105,8 @@ def _calls(model: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> dict[s
 
     def observer(visit: Visit) -> Any:
         path, first = visit.path, visit.path not in calls
-        given = _shapes(visit.args)
+        tokens_alone = visit.method == "run_valid"  # beside them stands which of them are real
+        given = _shapes(visit.args[:1] if tokens_alone else visit.args)
         if visit.method == "remember":  # the source of cross-attention, whose call is `look`
             remembered.setdefault(path, given)
             return visit.go_on()

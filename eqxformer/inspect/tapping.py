@@ -9,9 +9,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from eqxformer.axes import leaf_axes
 from eqxformer.blocks.stack import Stack
+from eqxformer.checkpoints.names import is_array
+from eqxformer.checkpoints.names import name as name_of
 from eqxformer.inspect.sites import Site
-from eqxformer.layers.taps import HELD, Tap, tap
+from eqxformer.layers.taps import HELD, Tap, kind_of, tap
 
 
 class Wish(NamedTuple):
@@ -31,7 +34,8 @@ def with_taps(model: Any, wishes: Iterable[Wish]) -> Any:
     """The model with taps for these wishes; all else is the same, arrays are shared.
 
     Layers that are stored as one array stay so as far as their wishes are alike: neighbours that
-    differ are stored, and run, in groups of their own.
+    differ are stored, and run, in groups of their own. Raises `ValueError` where that would cut
+    another axis: for several models in one, as `vmap` makes them.
     """
     return _Change(wishes).of(model, ("",))
 
@@ -51,7 +55,7 @@ def without_patches(model: Any) -> Any:
     """
     if isinstance(model, eqx.Module):
         held = hasattr(model, HELD)
-        cls = type(model).__base__ if held else type(model)
+        cls = kind_of(model)
         fields = {name: without_patches(x) for name, x in vars(model).items() if name != HELD}
         same = all(x is getattr(model, name) for name, x in fields.items())
         return model if same and not held else _made(cls, fields)
@@ -105,6 +109,8 @@ class _Change:
         for size in stack.sizes:
             sizes += [None] if size is None else _runs(asked[first : first + size])
             first += size or 1
+        if tuple(sizes) != stack.sizes:
+            _refuse_several(stack, path)
         groups, first = [], 0
         for group, size in zip(stack.regrouped(tuple(sizes)).groups, sizes, strict=True):
             groups.append(self.of(group, tuple(fronts[first : first + (size or 1)])))
@@ -119,6 +125,19 @@ class _Change:
             if path == front or path.startswith(f"{front}.")
             for wish in some
         ]
+
+
+def _refuse_several(stack: Stack, path: str) -> None:
+    """Raises `ValueError` for arrays with more axes than those of one model's layers."""
+    words = leaf_axes(stack)
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(stack):
+        axes = words.get(name_of(keys))
+        if axes is not None and is_array(leaf) and leaf.ndim > len(axes):
+            raise ValueError(
+                f"`{f'{path}.{name_of(keys)}'.removeprefix('.')}` must have the axes "
+                f"`{' '.join(axes)}` where single layers are named; got the shape {leaf.shape}, as "
+                "of several models in one. Put the vmap around `patch` or `capture`."
+            )
 
 
 def _kind(wish: Wish) -> Any:

@@ -10,22 +10,15 @@ from eqxformer.axes import Axes
 from eqxformer.config import takes_options
 from eqxformer.keys import split
 from eqxformer.layers.abstract_attention import AbstractAttention
-from eqxformer.layers.biases import PositionBias
+from eqxformer.layers.biases import PositionBias, sum_of
 from eqxformer.layers.cache import Cache, Seen, SourceCache, empty_cache
 from eqxformer.layers.dot_product import Backend, attend
 from eqxformer.layers.dropout import check_rate
 from eqxformer.layers.head_axis import HeadSum, SumHeads, merge_heads, split_heads
 from eqxformer.layers.initializers import Initializer
 from eqxformer.layers.linear import AbstractLinear, Linear
-from eqxformer.layers.masks import (
-    Mask,
-    Window,
-    blank_padding,
-    for_cache,
-    join,
-    parts,
-    valid_keys,
-)
+from eqxformer.layers.masked_calls import blank_padding, for_cache
+from eqxformer.layers.masks import Mask, Window, join, parts, valid_keys
 from eqxformer.layers.norms import Norm, build_norm, each_norm, norm_each
 from eqxformer.layers.plain_attention import Scoring, attention_weights
 from eqxformer.layers.rotary import Rotary
@@ -110,7 +103,7 @@ class Attention(AbstractAttention):
 
         @property
         def reads_positions(self) -> bool:
-            return self.rotary is not None or self.bias is not None
+            return self.rotary is not None or (self.bias is not None and self.bias.counts_places)
 
         @property
         def reach(self) -> Window | None:
@@ -204,7 +197,7 @@ class Attention(AbstractAttention):
         With a cache, queries look at all it holds; padding described by `mask` is not written to
         it. Other arguments are as in `__call__`.
         """
-        real = (valid_keys(mask), positions) if cache is None else None
+        told = {} if cache is not None else {"valid": valid_keys(mask), "positions": positions}
         query, seen, places, cache = self._prepare(x, mask, positions, cache)
         y = attend(
             query,
@@ -213,7 +206,7 @@ class Attention(AbstractAttention):
             scoring=self._scoring(),
             mask=self._mask(mask, cache),
             places=None if cache is None else places,
-            bias=self._bias(places, bias, real),
+            bias=sum_of((self.bias, bias), places, **told),
             backend=self.config.backend,
             key=key,
             part=self,
@@ -227,22 +220,26 @@ class Attention(AbstractAttention):
         source: SourceCache,
         *,
         mask: Mask | None = None,
+        places: Int[Array, "*#batch seq"] | None = None,
         bias: PositionBias | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch seq dim"]:
         """Cross-attention of `x` to a source remembered earlier; `mask` is over the source.
 
+        `places` are those of the queries in their rows, for the mask; counted from 0 if None.
+
         Raises `NotImplementedError` for a config with rotary positions or a window, which are for
         places in one sequence.
         """
         self._refuse_places()
-        seen = blank_padding(source.keys, source.values, mask)
+        seen, counted = blank_padding(source.keys, source.values, mask), _counted(x, source.keys)
         y = attend(
             self._queries(x),
             *seen,
             scoring=self._scoring(),
             mask=mask,
-            bias=self._bias(_counted(x, source.keys), bias),
+            places=None if places is None else (places, counted[1]),
+            bias=sum_of((self.bias, bias), counted),
             backend=self.config.backend,
             key=key,
             part=self,
@@ -265,12 +262,13 @@ class Attention(AbstractAttention):
         """How much of each key goes into each query's result, per head; arguments as in a call."""
         if source is not None:
             self._refuse_places()
-            query, keys, real = self._queries(x), self.remember(source).keys, None
+            query, keys, told = self._queries(x), self.remember(source).keys, {}
             places = _counted(x, keys)
         else:
             query, seen, places, _ = self._prepare(x, mask, positions, None)
-            keys, real, mask = seen.keys, (valid_keys(mask), positions), self._mask(mask, None)
-        scores_bias = self._bias(places, bias, real)
+            told = {"valid": valid_keys(mask), "positions": positions}
+            keys, mask = seen.keys, self._mask(mask, None)
+        scores_bias = sum_of((self.bias, bias), places, **told)
         return attention_weights(query, keys, scoring=self._scoring(), mask=mask, bias=scores_bias)
 
     def field_axes(self, field: str) -> Axes | None:
@@ -356,38 +354,10 @@ class Attention(AbstractAttention):
         scale = self.head_dim**-0.5 if config.scale is None else config.scale
         return Scoring(scale, config.softcap, config.dropout, self.sinks)
 
-    def _bias(
-        self,
-        places: tuple[Array, Array],
-        bias: PositionBias | None,
-        real: tuple[Array | None, Array | None] | None = None,
-    ) -> Array | None:
-        """The sum of the biases.
-
-        `real` is which tokens of a text are, and its positions, without a cache, which knows of
-        both. Where places count, they are these; to other biases only distances matter.
-        """
-        valid, positions = real or (None, None)
-        counted = places if valid is None else _real(valid)
-        counted = counted if positions is None else (positions, positions)
-        found = [
-            b(*(counted if b.counts_places else places)) for b in (self.bias, bias) if b is not None
-        ]
-        if len(found) < 2:
-            return found[0] if found else None
-        shape = jnp.broadcast_shapes(*(f.shape for f in found))
-        return sum(jnp.broadcast_to(f, shape) for f in found)  # pyright: ignore[reportReturnType]
-
     def _mask(self, mask: Mask | None, cache: Cache | None) -> Mask | None:
         mask = mask if cache is None else for_cache(mask)
         window = self.config.reach
         return mask if window is None else join((*parts(mask), window))
-
-
-def _real(valid: Array) -> tuple[Array, Array]:
-    """Places of queries and keys of one sequence, counted over its real tokens."""
-    at = jnp.maximum(jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1, 0)
-    return at, at
 
 
 def _counted(x: Array, keys: Array) -> tuple[Array, Array]:

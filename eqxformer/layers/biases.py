@@ -2,13 +2,14 @@
 
 import abc
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from eqxformer.config import Config, takes_options
 from eqxformer.layers.gather import rows_of
@@ -31,14 +32,22 @@ class PositionBias(eqx.Module):
     class Config(Config):
         """The hyperparameters of a bias."""
 
+        @property
+        def counts_places(self) -> bool:
+            """Whether places matter beside their distance; one of your own that needs them says so.
+
+            Then padding must not count as one, and positions may be given to a model.
+            """
+            return False
+
         def build(self, heads: int, *, key: PRNGKeyArray) -> "PositionBias":
             """The bias for so many heads."""
             raise NotImplementedError(f"{self.type_name} must define `build`.")
 
     @property
     def counts_places(self) -> bool:
-        """Whether places matter beside their distance, so that padding must not count as one."""
-        return False
+        """Whether places matter beside their distance, as its config says, if it has one."""
+        return getattr(getattr(self, "config", None), "counts_places", False)
 
     @abc.abstractmethod
     def __call__(
@@ -69,6 +78,10 @@ class ALiBi(PositionBias):
         scale: float = 1.0
         rounding: Literal["none", "bfloat16"] = "none"
 
+        @property
+        def counts_places(self) -> bool:
+            return self.rounding != "none"
+
         def build(self, heads: int, *, key: PRNGKeyArray) -> "ALiBi":
             """The bias for so many heads; the key is not used, since nothing is drawn."""
             return ALiBi(heads, self)
@@ -80,10 +93,6 @@ class ALiBi(PositionBias):
     def __init__(self, heads: int, config: Config):
         self.heads = heads
         self.config = config
-
-    @property
-    def counts_places(self) -> bool:
-        return self.config.rounding != "none"
 
     def __call__(
         self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
@@ -207,6 +216,34 @@ class ExplicitBias(PositionBias):
                 f"this call has {expected}."
             )
         return self.values
+
+
+def sum_of(
+    biases: Iterable[PositionBias | None],
+    places: tuple[Int[Array, "*#batch seq"], Int[Array, "*#batch keys"]],
+    *,
+    valid: Bool[Array, "*#batch seq"] | None = None,
+    positions: Int[Array, "*#batch seq"] | None = None,
+) -> Float[Array, "*#batch heads seq keys"] | None:
+    """The sum of the biases that there are between these places; None for none.
+
+    Arguments:
+        places: of the queries, and of the keys.
+        valid, positions: which tokens of a text are real, and the positions they were given, where
+            there is no cache, which knows of both. Where places count, they are these; to other
+            biases only distances matter.
+    """
+    counted = places
+    if positions is not None:
+        counted = (positions, positions)
+    elif valid is not None:
+        at = jnp.maximum(jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1, 0)
+        counted = (at, at)
+    found = [b(*(counted if b.counts_places else places)) for b in biases if b is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    shape = jnp.broadcast_shapes(*(f.shape for f in found))
+    return sum(jnp.broadcast_to(f, shape) for f in found)  # pyright: ignore[reportReturnType]
 
 
 def alibi_slopes(heads: int) -> Float[np.ndarray, " heads"]:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.constraints import constrain
-from eqxformer.layers.masks import Causal, Mask, Window, join, parts
+from eqxformer.layers.masks import Causal, Mask, Window, join, of_kind, parts
 from eqxformer.layers.plain_attention import Scoring, allowed_array, plain_attention
 from eqxformer.layers.tapped_attention import ATTENTION_SITES, tapped_attention
 from eqxformer.layers.taps import is_tapped
@@ -266,12 +266,12 @@ def _as_flags(
     found = parts(mask)
     if places is not None or query.shape[-2] != keys.shape[-2]:
         return False, None, mask
-    causal = any(isinstance(p, Causal) for p in found)
-    windows = [p for p in found if isinstance(p, Window)]
+    causal = bool(of_kind(mask, Causal))
+    windows = of_kind(mask, Window)
     window = (min(w.left for w in windows), min(w.right for w in windows)) if windows else None
     if backend == "cudnn" and window is not None:
         causal = causal or window[1] == 0
         if not causal:
             return False, None, mask
-    rest = tuple(p for p in found if not isinstance(p, (Causal, Window)))
+    rest = tuple(p for p in found if not (of_kind(p, Causal) or of_kind(p, Window)))
     return causal, window, join(rest)

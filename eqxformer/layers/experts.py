@@ -20,7 +20,7 @@ from eqxformer.layers.feed_forward import FeedForward, RouterLosses
 from eqxformer.layers.initializers import Initializer
 from eqxformer.layers.linear import AbstractLinear, Groups, Linear, along_last
 from eqxformer.layers.norms import widen
-from eqxformer.layers.taps import tap
+from eqxformer.layers.taps import kind_of, tap
 
 Chosen = tuple[Float[Array, "tokens top"], Int[Array, "tokens top"], Float[Array, "tokens experts"]]
 
@@ -261,9 +261,10 @@ class Experts(FeedForward):
         *,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "*batch seq dim"], RouterLosses]:
-        if type(self).run is not Experts.run:  # one of your own, which is asked as ever
+        if kind_of(self).run is not Experts.run:  # one of your own, which is asked as ever
             return self.run(x, key=key)
-        return self._routed(x, valid, key)
+        y, losses = self._routed(tap(self, "input", x), valid, key)
+        return tap(self, "output", y), losses
 
     def _routed(
         self, x: Array, valid: Array | None, key: PRNGKeyArray | None
@@ -351,7 +352,12 @@ def _largest(
 
 
 def _refuse_ungrouped(experts: FeedForward) -> None:
-    """Raises `NotImplementedError` for parameters that are not those of a `Linear`."""
+    """Raises `NotImplementedError` for parameters not of a `Linear`, or where there are none."""
+    if not any(eqx.is_array(leaf) for leaf in jax.tree.leaves(experts)):
+        raise NotImplementedError(
+            "An expert must have parameters, which tell the experts apart; "
+            f"{type(experts).__name__} has none."
+        )
     rest = jax.tree.map(
         lambda part: None if isinstance(part, Linear) else part,
         experts,
@@ -368,7 +374,7 @@ def _refuse_ungrouped(experts: FeedForward) -> None:
 
 def _run(experts: FeedForward, rows: Array, group: Array, key: PRNGKeyArray | None) -> Array:
     """Rows that are sorted by their group, each through the expert of its own."""
-    count = jax.tree.leaves(experts)[0].shape[0]
+    count = next(leaf.shape[0] for leaf in jax.tree.leaves(experts) if eqx.is_array(leaf))
     return _grouped(experts, Groups(group, count))(rows, key=key)
 
 

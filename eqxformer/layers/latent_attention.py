@@ -10,13 +10,14 @@ from eqxformer.axes import Axes
 from eqxformer.config import takes_options
 from eqxformer.keys import split
 from eqxformer.layers.abstract_attention import AbstractAttention
-from eqxformer.layers.biases import PositionBias
+from eqxformer.layers.biases import PositionBias, sum_of
 from eqxformer.layers.cache import Cache, Seen, empty_cache
 from eqxformer.layers.dot_product import attend
 from eqxformer.layers.dropout import check_rate
 from eqxformer.layers.head_axis import merge_heads, split_heads
 from eqxformer.layers.linear import AbstractLinear, Linear
-from eqxformer.layers.masks import Mask, blank_padding, for_cache, valid_keys
+from eqxformer.layers.masked_calls import blank_padding, for_cache
+from eqxformer.layers.masks import Mask, valid_keys
 from eqxformer.layers.norms import Norm, RMSNorm, build_norm
 from eqxformer.layers.plain_attention import Scoring
 from eqxformer.layers.rotary import Rotary
@@ -150,6 +151,7 @@ class LatentAttention(AbstractAttention):
     ) -> tuple[Float[Array, "*batch seq dim"], Cache | None]:
         config, seq, valid = self.config, x.shape[-2], valid_keys(mask)
         at = jnp.arange(seq) if cache is None else cache.places(seq, valid)
+        told = {} if cache is not None else {"valid": valid, "positions": positions}
         positions = at if positions is None else positions
         turned, latent = blank_padding(*self._latents(x, positions), mask)
         seen = Seen(turned, latent, at)
@@ -164,7 +166,7 @@ class LatentAttention(AbstractAttention):
             scoring=Scoring(scale, dropout=config.dropout),
             mask=mask if cache is None else for_cache(mask),
             places=None if cache is None else (at, seen.places),
-            bias=None if bias is None else bias(at, seen.places),
+            bias=sum_of((bias,), (at, seen.places), **told),
             key=key,
             part=self,
         )

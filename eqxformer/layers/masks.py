@@ -12,13 +12,12 @@ Every mask draws itself: rows are queries, columns are keys, a full square is an
 """
 
 import abc
-import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 
 class Mask(eqx.Module):
@@ -65,6 +64,9 @@ class Mask(eqx.Module):
         rows = np.broadcast_to(allowed, (*allowed.shape[:-2], seq, keys)).reshape(-1, seq, keys)
         squares = ("\n".join(" ".join("·■"[int(k)] for k in row) for row in each) for each in rows)
         return "\n\n".join(squares)
+
+
+Kind = TypeVar("Kind", bound=Mask)
 
 
 class Both(Mask):
@@ -176,6 +178,9 @@ class Padding(Mask):
     own_axes: ClassVar[int | None] = 1
     valid: Bool[Array, "*#batch keys"]
 
+    def __check_init__(self) -> None:
+        _refuse_numbers("Padding.valid", self.valid)
+
     def allows(
         self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
     ) -> Bool[Array, "*#batch #heads seq keys"]:
@@ -266,6 +271,9 @@ class Explicit(Mask):
     own_axes: ClassVar[int | None] = 2
     allowed: Bool[Array, "*#batch seq keys"]
 
+    def __check_init__(self) -> None:
+        _refuse_numbers("Explicit.allowed", self.allowed)
+
     def allows(
         self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
     ) -> Bool[Array, "*#batch #heads seq keys"]:
@@ -287,6 +295,9 @@ class PerHead(Mask):
     own_axes: ClassVar[int | None] = 3
     allowed: Bool[Array, "*#batch heads seq keys"]
 
+    def __check_init__(self) -> None:
+        _refuse_numbers("PerHead.allowed", self.allowed)
+
     def allows(
         self, queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
     ) -> Bool[Array, "*#batch #heads seq keys"]:
@@ -300,6 +311,22 @@ def parts(mask: Mask | None) -> tuple[Mask, ...]:
     if mask is None:
         return ()
     return mask.parts if isinstance(mask, Both) else (mask,)
+
+
+def of_kind(mask: Mask | None, kind: type[Kind]) -> tuple[Kind, ...]:
+    """The descriptions of one kind, but for those of a subclass with an `allows` of its own.
+
+    Example:
+        >>> import eqxformer as ef
+        >>> from eqxformer.layers.masks import of_kind
+        >>> class Strict(ef.Causal):
+        ...     def allows(self, queries, keys):
+        ...         return keys[..., None, None, :] < queries[..., None, :, None]
+        >>> of_kind(Strict() & ef.Causal(), ef.Causal)
+        (Causal(),)
+    """
+    found = (part for part in parts(mask) if isinstance(part, kind))
+    return tuple(part for part in found if type(part).allows is kind.allows)
 
 
 def join(masks: tuple[Mask, ...]) -> Mask | None:
@@ -328,56 +355,6 @@ def valid_keys(mask: Mask | None) -> Bool[Array, "*batch keys"] | None:
     return valid
 
 
-def check_batch(mask: Mask | None, batch: tuple[int, ...]) -> None:
-    """Raises `ValueError` for a mask of another batch than the tokens of a call."""
-    for part in parts(mask):
-        if part.own_axes is None:
-            continue
-        for field in dataclasses.fields(part):
-            shape = getattr(part, field.name).shape
-            own = shape[: len(shape) - part.own_axes]
-            pairs = zip(own[::-1], batch[::-1], strict=False)
-            if len(own) > len(batch) or any(a not in (1, b) for a, b in pairs):
-                raise ValueError(
-                    f"`{type(part).__name__}.{field.name}` is for a batch of {own}; "
-                    f"this call has {batch}."
-                )
-
-
-def blank_padding(
-    keys: Float[Array, "*batch kv_heads keys head_dim"],
-    values: Float[Array, "*batch kv_heads keys value_dim"],
-    mask: Mask | None,
-) -> tuple[
-    Float[Array, "*batch kv_heads keys head_dim"], Float[Array, "*batch kv_heads keys value_dim"]
-]:
-    """Zeros in place of padding: a weight of zero does not remove a NaN, since 0 * NaN is NaN.
-
-    Raises `ValueError` for a mask of another batch.
-    """
-    check_batch(mask, keys.shape[:-3])
-    valid = valid_keys(mask)
-    if valid is None:
-        return keys, values
-    kept = jnp.broadcast_to(valid, (*keys.shape[:-3], keys.shape[-2]))[..., None, :, None]
-    return jnp.where(kept, keys, 0), jnp.where(kept, values, 0)
-
-
-def for_cache(mask: Mask | None) -> Mask | None:
-    """`mask` for keys that lie in a cache: by places alone; padding is known to the cache itself.
-
-    Raises `NotImplementedError` for descriptions that are arrays over the keys of one call.
-    """
-    kept = tuple(part for part in parts(mask) if not isinstance(part, Padding))
-    for part in kept:
-        if isinstance(part, (Segments, Explicit, PerHead)):
-            raise NotImplementedError(
-                f"{type(part).__name__} describes the keys of one call, and a cache holds those of "
-                "earlier calls too; with a cache use Causal, Window, Prefix, Full or Padding."
-            )
-    return join(kept)
-
-
 def _grid(
     queries: Int[Array, "*#batch seq"], keys: Int[Array, "*#batch keys"]
 ) -> tuple[Int[Array, "*full 1 seq keys"], Int[Array, "*full 1 seq keys"]]:
@@ -398,3 +375,14 @@ def _and(a: Bool[Array, "..."], b: Bool[Array, "..."]) -> Bool[Array, "..."]:
 def _same_length(name: str, got: int, of: str, expected: int) -> None:
     if got != expected:
         raise ValueError(f"`{name}` describes {got} {of}; this call has {expected}.")
+
+
+def _refuse_numbers(name: str, array: Any) -> None:
+    """Raises `ValueError` for numbers to be added to scores, in which a zero hides nothing."""
+    kind = getattr(array, "dtype", None)
+    if kind is not None and jnp.issubdtype(kind, jnp.floating):
+        raise ValueError(
+            f"`{name}` must be boolean, true for what may be seen; got {kind}. Numbers to be added "
+            "to the scores go into `ExplicitBias`; of those that are zero or minus infinity, "
+            "`numbers == 0` makes a mask."
+        )

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from eqxformer.constraints import mesh_sizes
 from eqxformer.layers.dropout import dropout
-from eqxformer.layers.masks import Causal, Mask, Window, parts
+from eqxformer.layers.masks import Causal, Mask, Window, of_kind
 from eqxformer.layers.norms import wide_dtype, widen
 from eqxformer.layers.score_pieces import are_many, in_pieces
 
@@ -93,9 +93,10 @@ def blocks(mask: Mask | None, seq: int, keys: int) -> list[Block]:
         >>> [(b.query.stop, b.keys.stop) for b in blocks(ef.Causal(), 512, 512)]
         [(128, 128), (256, 256), (384, 384), (512, 512)]
     """
-    behind = min((p.left for p in parts(mask) if isinstance(p, Window)), default=keys)
-    ahead = min((p.right for p in parts(mask) if isinstance(p, Window)), default=keys)
-    if any(isinstance(p, Causal) for p in parts(mask)):
+    windows = of_kind(mask, Window)
+    behind = min((p.left for p in windows), default=keys)
+    ahead = min((p.right for p in windows), default=keys)
+    if of_kind(mask, Causal):
         ahead = 0
     cut = "sequence" in mesh_sizes()  # a block of queries would be all on one device
     if seq != keys or min(ahead, behind) >= keys or cut:

@@ -109,6 +109,11 @@ def untapped(part: Any) -> Any:
     return eqx.tree_at(_held, part, ()) if _held(part) else part
 
 
+def kind_of(part: Any) -> type:
+    """The class of a part, with taps or without."""
+    return type(part).__base__ if hasattr(part, HELD) else type(part)  # pyright: ignore[reportReturnType]
+
+
 def is_tapped(part: Any, *sites: str) -> bool:
     """Whether a part holds taps at one of these sites."""
     return any(each.site in sites for each in _held(part))

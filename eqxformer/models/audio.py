@@ -18,7 +18,7 @@ from eqxformer.layers.feed_forward import RouterLosses
 from eqxformer.layers.masks import Mask
 from eqxformer.layers.norms import Norm, build_norm
 from eqxformer.layers.positions import Positions
-from eqxformer.models.decoder_lm import check_sizes
+from eqxformer.models.arguments import check_sizes
 
 
 class AudioEmbedding(eqx.Module):

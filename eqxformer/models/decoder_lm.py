@@ -17,9 +17,16 @@ from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.cache import Cache, SourceCache
 from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.feed_forward import RouterLosses
-from eqxformer.layers.masks import Causal, Mask, check_batch, ordered, valid_keys
+from eqxformer.layers.masked_calls import check_batch
+from eqxformer.layers.masks import Causal, Mask, ordered, valid_keys
 from eqxformer.layers.norms import LayerNorm, Norm, build_norm
 from eqxformer.layers.wide import stays_wide
+from eqxformer.models.arguments import (
+    check_reads_positions,
+    check_reads_source,
+    check_sizes,
+    reads_positions,
+)
 from eqxformer.models.embedding import InputEmbedding, places
 from eqxformer.models.heads import TiedHead, TokenHead
 from eqxformer.models.origin import Origin, unknown
@@ -128,7 +135,10 @@ class DecoderLM(eqx.Module):
             check_sizes(vocab=self.vocab, dim=self.dim)
 
         def build(self, *, source_dim: int | None = None, key: PRNGKeyArray) -> "DecoderLM":
-            """The model, freshly initialised; `source_dim` is for configs that leave it open."""
+            """The model, freshly initialised; `source_dim` is for configs that leave it open.
+
+            The model's own config has it. Raises `ValueError` for another than the config's.
+            """
             return DecoderLM(self, source_dim=source_dim, key=key)
 
     embedding: InputEmbedding
@@ -140,12 +150,13 @@ class DecoderLM(eqx.Module):
 
     @takes_options
     def __init__(self, config: Config, *, source_dim: int | None = None, key: PRNGKeyArray):
+        config = _with_source_dim(config, source_dim)
         embedding, blocks, head, bias = split(key, 4)
         self.embedding = config.embedding.build(config.vocab, config.dim, key=embedding)
         self.blocks = Stack.build(
             config.blocks,
             dim=config.dim,
-            source_dim=config.source_dim or source_dim,
+            source_dim=config.source_dim,
             layout=config.layout,
             key=blocks,
         )
@@ -305,6 +316,18 @@ class DecoderLM(eqx.Module):
         return ModelCache(blocks, jnp.zeros(batch, jnp.int32), self.blocks.sizes)
 
 
+def _with_source_dim(config: DecoderLM.Config, source_dim: int | None) -> DecoderLM.Config:
+    """The config of a decoder that looks at a source of this width."""
+    if source_dim is None or source_dim == (config.source_dim or config.dim):
+        return config
+    if config.source_dim is not None:
+        raise ValueError(
+            "`source_dim` must be None or that of the config; got "
+            f"source_dim={source_dim}, and {config.source_dim} in the config."
+        )
+    return config.edit(source_dim=source_dim)
+
+
 def _self_attentions(
     blocks: Iterable[AbstractBlock.Config],
 ) -> Iterator[AbstractAttention.Config]:
@@ -330,41 +353,11 @@ def build_bias(
     return config.build(heads[0], key=key)
 
 
-def check_reads_source(blocks: tuple[AbstractBlock.Config, ...]) -> None:
-    """Raises `ValueError` for a source, or its mask, given to blocks none of which looks at it."""
-    if not any(block.reads_source for block in blocks):
-        raise ValueError(
-            "A source was given, and no block looks at it; set `cross_attention` in the blocks."
-        )
-
-
-def check_reads_positions(config: Any, positions: Array | None) -> None:
-    """Raises `ValueError` for positions given to a model in which they would change nothing."""
-    if positions is not None and not reads_positions(config):
-        raise ValueError(
-            "`positions` were given, and nothing in this model depends on them; set `positions` in "
-            "its embedding, or `rotary` or `bias` in its attention."
-        )
-
-
-def reads_positions(config: Any) -> bool:
-    """Whether anything in a model depends on the positions of its tokens."""
-    somewhere = config.embedding.positions is not None or config.bias is not None
-    return somewhere or any(block.reads_positions for block in config.blocks)
-
-
 def check_rows(remembered: tuple[int, ...], batch: tuple[int, ...]) -> None:
     """Raises `ValueError` for tokens of another batch than the rows of a cache."""
     pairs = zip(remembered[::-1], batch[::-1], strict=False)
     if any(a != b and 1 not in (a, b) for a, b in pairs):
         raise ValueError(f"The cache is for a batch of {remembered}; this call has {batch}.")
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raises `ValueError` for a size below one."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"`{name}` must be positive; got {size}.")
 
 
 def _check_stored_alike(cache: tuple[int | None, ...], model: tuple[int | None, ...]) -> None:

@@ -12,9 +12,11 @@ from eqxformer.keys import split
 from eqxformer.layers.biases import PositionBias
 from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.feed_forward import RouterLosses
-from eqxformer.layers.masks import Causal, Mask, check_batch, ordered, valid_keys
+from eqxformer.layers.masked_calls import check_batch
+from eqxformer.layers.masks import Causal, Mask, ordered, valid_keys
 from eqxformer.layers.norms import Norm, build_norm
-from eqxformer.models.decoder_lm import build_bias, check_reads_positions, check_sizes
+from eqxformer.models.arguments import check_reads_positions, check_sizes
+from eqxformer.models.decoder_lm import build_bias
 from eqxformer.models.embedding import InputEmbedding, places
 from eqxformer.models.heads import TokenHead
 from eqxformer.models.label_heads import LabelHead, Pooling, SequenceHead

@@ -11,8 +11,9 @@ from eqxformer.keys import split
 from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.feed_forward import RouterLosses
 from eqxformer.layers.masks import Mask, Padding, Segments, join, parts
+from eqxformer.models.arguments import check_reads_source
 from eqxformer.models.audio import AudioEncoder
-from eqxformer.models.decoder_lm import DecoderLM, ModelCache, check_reads_source
+from eqxformer.models.decoder_lm import DecoderLM, ModelCache
 from eqxformer.models.encoder import Encoder
 from eqxformer.models.origin import Origin, unknown
 
@@ -89,7 +90,9 @@ class EncoderDecoder(eqx.Module):
             source_mask: who may look at whom in the source; `Padding(valid)` for sources of several
                 lengths, which the target does not look at either.
             mask: who may look at whom in the target, beside `Causal()`.
-            cross_mask: what the target may look at in the source, beside what is not padding.
+            cross_mask: what the target may look at in the source, beside what is not padding. One
+                by places, such as `Prefix`, counts the target's from the start of a row, with a
+                cache its real tokens alone.
             source_positions, positions: the place of every token of the source and of the target;
                 counted from 0 over real tokens if None.
             key: switches dropout on.

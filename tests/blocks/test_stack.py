@@ -135,6 +135,22 @@ def test_a_scan_takes_weights_of_two_float_types(part):
     close(found.astype(jnp.float32), expected.astype(jnp.float32), 0.05)
 
 
+def test_a_scan_widens_what_comes_in_as_blocks_one_by_one_do():
+    bare = ef.Residual.Config()
+    config = decoder(*[block({}, attention_residual=bare, feed_forward_residual=bare)] * 3)
+    narrow = eqx.tree_at(lambda m: m.embedding, filled(config), replace_fn=_halved)
+    ids = tokens(2, 5)
+    with jax.numpy_dtype_promotion("standard"):
+        expected, _, _ = narrow.run(ids)
+        found, _, _ = ef.rebuild(narrow, config.edit(layout=ef.Scanned())).run(ids)
+    assert found.dtype == expected.dtype == jnp.float32
+    close(found, expected)
+
+
+def _halved(part):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), part)
+
+
 def test_a_model_without_blocks_is_its_embedding_norm_and_head():
     built = filled(decoder())
     ids = tokens(2, 3)

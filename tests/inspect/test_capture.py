@@ -12,6 +12,7 @@ import eqxformer as ef
 from eqxformer.layers.taps import collecting
 from eqxformer.traces import apart
 from tests.helpers import models
+from tests.helpers.compare import same_bits
 from tests.helpers.models import close
 
 CONFIG = ef.families.llama(vocab=11, dim=12, layers=3, heads=4, kv_heads=2, head_dim=6, hidden=7)
@@ -186,6 +187,23 @@ def test_a_router_tells_the_experts_with_the_largest_scores():
     other = ef.patch(part, {"chosen_experts": jnp.zeros_like, "chosen_weights": jnp.ones_like})
     first = jax.tree.map(lambda a: a[0], part.experts)
     close(run(other, x), 2.0 * run(first, x))
+
+
+def test_the_losses_of_a_router_that_is_looked_at_leave_out_padding_as_ever():
+    experts = ef.Experts.Config(count=3, top=2, expert=ef.MLP.Config(hidden=5))
+    model = models.filled(models.decoder(models.block({}, feed_forward=experts)))
+    name = "blocks.0.feed_forward"
+    hidden, _, losses = run(ef.DecoderLM.run, model, TOKENS, mask=MASK)
+    _, _, every = run(ef.DecoderLM.run, model, TOKENS)
+    assert abs(float(losses.z - every.z)) > 0.01
+    look = ef.capture(model, name, f"{name}.input", f"{name}.router", call=ef.DecoderLM.run)
+    (hidden2, _, losses2), seen = run(look, TOKENS, mask=MASK)
+    assert same_bits((hidden2, losses2), (hidden, losses))
+    close(seen[name], model.blocks[0].feed_forward(seen[f"{name}.input"]))
+    patched = ef.patch(model, {name: jnp.zeros_like, f"{name}.input": lambda x: x})
+    hidden3, _, losses3 = run(ef.DecoderLM.run, patched, TOKENS, mask=MASK)
+    close((losses3.load_balance, losses3.z), (losses.load_balance, losses.z))
+    assert not np.allclose(hidden3, hidden, atol=1e-2)
 
 
 def test_layers_that_run_several_times_give_a_value_each_time():

@@ -43,6 +43,12 @@ def test_equations_and_instructions_say_of_which_part_they_are(forward):
     assert forward.signature == "f32[2,16,64]"
 
 
+def test_a_mixture_in_a_block_has_its_name():
+    model = ef.shapes(DECODERS["experts and sinks"])
+    text = ef.inspect.program(_forward, model, TOKENS).jaxpr
+    assert "blocks.1/feed_forward_residual/feed_forward" in text
+
+
 def test_gradients_carry_the_names_too(gradient):
     assert "transpose(jvp(blocks.1))" in gradient.jaxpr
     assert "jvp(head)/linear" in gradient.jaxpr

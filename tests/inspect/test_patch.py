@@ -104,6 +104,28 @@ def test_layers_of_one_scan_are_patched_each_with_its_own(model, scanned):
     close(one, other, 1e-5)
 
 
+def test_single_layers_of_several_scanned_models_are_named_within_the_vmap(scanned):
+    several = jax.tree.map(
+        lambda a, b: jnp.stack([a, b]), scanned, models.filled(scanned.config, 1)
+    )
+    changes = {"blocks.1.residual": jnp.zeros_like}
+    message = (
+        "`blocks.groups.0.attention.query.weight` must have the axes `layers dim heads*head_dim` "
+        "where single layers are named; got the shape (2, 3, 12, 24), as of several models in one. "
+        "Put the vmap around `patch` or `capture`."
+    )
+    for make in (lambda: ef.patch(several, changes), lambda: ef.capture(several, *changes)):
+        with pytest.raises(ValueError) as error:
+            make()
+        assert str(error.value) == message
+    mapped = eqx.filter_vmap(lambda model: ef.patch(model, changes)(TOKENS))
+    both = run(mapped, several)
+    close(both[0], run(ef.patch(scanned, changes), TOKENS), 1e-5)
+    together = ef.patch(several, {"blocks.*.residual": jnp.zeros_like})  # of all layers alike
+    one = eqx.filter_vmap(lambda model: model(TOKENS))
+    assert not np.allclose(run(one, together), run(one, several), atol=1e-2)
+
+
 def _add(vector, x):
     return x + jnp.broadcast_to(vector, x.shape)
 

@@ -61,6 +61,14 @@ def test_cross_attention_is_given_the_source_as_well():
     assert row[1:4] == [f"f32[2,5,{dim}],", f"f32[2,7,{dim}]", f"f32[2,5,{dim}]"]
 
 
+def test_a_mixture_in_a_block_is_shown_with_its_tokens_and_not_with_what_is_real():
+    experts = ef.Experts.Config(count=3, top=2, expert=ef.GatedMLP.Config(hidden=5))
+    model = ef.shapes(decoder(block({}, feed_forward=experts)))
+    for mask in (None, ef.Padding(jnp.ones((2, 5), bool))):
+        rows = _rows(ef.tabulate(model, *_inputs(model), mask=mask))
+        assert rows["blocks.0.feed_forward"][:3] == ["Experts", "f32[2,5,12]", "f32[2,5,12]"]
+
+
 def test_the_numbers_of_blocks_are_those_of_all_that_are_alike():
     config = decoder(*[block({})] * 3, block({"kv_heads": 1}))
     model = ef.shapes(config)

@@ -50,6 +50,29 @@ def test_the_kernel_of_jax_equals_the_formula_in_value_and_gradient(mask, bias):
     assert_close(xla, plain, 1e-5)
 
 
+class Before(ef.Causal):
+    """A query sees what came before it, but not itself."""
+
+    def allows(self, queries, keys):
+        return keys[..., None, None, :] < queries[..., None, :, None]
+
+
+class EverySecond(ef.Window):
+    """Every second key of a window."""
+
+    def allows(self, queries, keys):
+        distance = keys[..., None, None, :] - queries[..., None, :, None]
+        return super().allows(queries, keys) & (distance % 2 == 0)
+
+
+@pytest.mark.parametrize("mask", [Before(), EverySecond(3, 1)], ids=["Causal", "Window"])
+def test_a_subclass_of_what_the_kernel_knows_is_asked_itself(mask):
+    allowed = ef.Explicit(mask.allows(jnp.arange(5), jnp.arange(5))[0])
+    options = {"scoring": ef.Scoring(0.7), "backend": "xla"}
+    own, expected = (ef.attend(QUERY, KEYS, VALUES, mask=m, **options) for m in (mask, allowed))
+    assert_close(own, expected, 1e-6)
+
+
 @pytest.mark.parametrize("backend", ["xla", "cudnn"])
 @pytest.mark.parametrize("reason", REFUSED)
 def test_a_backend_asked_for_by_name_that_cannot_serve_is_an_error_that_says_why(backend, reason):

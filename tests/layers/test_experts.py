@@ -1,5 +1,7 @@
 """A mixture of experts against a loop over tokens and their experts."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -288,6 +290,39 @@ def test_an_expert_with_parameters_outside_linear_maps_is_refused():
         ef.Experts.Config(4, 2, Normed.Config()).build(4, key=jax.random.key(0))
 
 
+class Bent(ef.FeedForward):
+    """An expert that holds a function beside its map."""
+
+    class Config(ef.FeedForward.Config):
+        def build(self, dim, *, key):
+            return Bent(jnp.tanh, ef.Linear(dim, dim, key=key))
+
+    bend: Callable
+    linear: ef.Linear
+
+    def run(self, x, *, key=None):
+        return self.linear(self.bend(x)), None
+
+
+def test_an_expert_may_hold_what_is_no_array():
+    part = ef.Experts.Config(1, 1, Bent.Config()).build(4, key=jax.random.key(0))
+    x, weight, bias = normal(1, 3, 4), part.experts.linear.weight[0], part.experts.linear.bias[0]
+    np.testing.assert_allclose(part(x), jnp.tanh(x) @ weight + bias[None], atol=1e-6)
+
+
+def test_an_expert_without_parameters_is_refused():
+    class Nothing(ef.FeedForward):
+        class Config(ef.FeedForward.Config):
+            def build(self, dim, *, key):
+                return Nothing()
+
+        def run(self, x, *, key=None):
+            return x, None
+
+    with pytest.raises(NotImplementedError, match="must have parameters.*Nothing has none"):
+        ef.Experts.Config(4, 2, Nothing.Config()).build(4, key=jax.random.key(0))
+
+
 def test_a_run_of_ones_own_is_what_a_block_asks():
     class Doubled(ef.Experts):
         def run(self, x, *, key=None):
@@ -297,4 +332,7 @@ def test_a_run_of_ones_own_is_what_a_block_asks():
     config = ef.Experts.Config(3, 2, GATED)
     usual, own = (cls(8, config, key=jax.random.key(0)) for cls in (ef.Experts, Doubled))
     x, valid = normal(0, 1, 3, 8), jnp.array([[True, True, False]])
+    patched = ef.patch(own, {"chosen_weights": lambda weights: 2.0 * weights})
+    doubled = 4.0 * usual.run_valid(x, valid)[0]
+    np.testing.assert_array_equal(patched.run_valid(x, valid)[0], doubled)
     np.testing.assert_array_equal(own.run_valid(x, valid)[0], 2.0 * usual.run_valid(x, valid)[0])

@@ -65,6 +65,33 @@ def test_positions_and_a_shared_bias_may_be_given_to_the_call():
     )
 
 
+class ByPlace(ef.PositionBias):
+    """A score that goes by the place of the key alone."""
+
+    @property
+    def counts_places(self):
+        return True
+
+    def __call__(self, queries, keys):
+        shape = (*keys.shape[:-1], 3, queries.shape[-1], keys.shape[-1])
+        return jnp.broadcast_to(jnp.sin(keys.astype(jnp.float32))[..., None, None, :], shape)
+
+
+def test_to_a_shared_bias_by_places_padding_is_no_place():
+    made, x, valid = part("everything"), normal(0, 2, SEQ, DIM), jnp.asarray(VALID[:2])
+
+    @eqx.filter_jit
+    def run(x, mask, positions=None):
+        return made(x, mask=mask, positions=positions, bias=ByPlace())
+
+    padded = run(x, ef.Causal() & ef.Padding(valid))
+    alone = run(x[0, 2:], ef.Causal())
+    assert_close(padded[0, 2:], alone, 1e-5)
+    told = run(x[0, 2:], ef.Causal(), jnp.arange(4) + 2)
+    assert_close(told, run(x[0], ef.Causal() & ef.Padding(valid[0]), jnp.arange(SEQ))[2:], 1e-5)
+    assert not np.allclose(told, alone, atol=1e-3)
+
+
 @eqx.filter_jit
 def step(part, x, valid, cache):
     return part.run(x, mask=ef.Causal() & ef.Padding(valid), cache=cache)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import eqxformer as ef
 from eqxformer.layers import masks
-from eqxformer.layers.masks import check_batch, for_cache, ordered, parts, valid_keys
+from eqxformer.layers.masked_calls import check_batch, for_cache, reads_places
+from eqxformer.layers.masks import ordered, parts, valid_keys
 
 SEQ, KEYS = 5, 5
 VALID = np.array([[0, 1, 1, 0, 1], [1, 1, 1, 0, 0]], bool)
@@ -195,6 +196,57 @@ def test_a_cache_takes_paddings_out_and_refuses_what_describes_one_call():
     for name in ("segments", "explicit", "per head"):
         with pytest.raises(NotImplementedError, match=f"^{type(ROWS[name][0]).__name__} describes"):
             for_cache(ef.Causal() & ROWS[name][0])
+
+
+class AllButNew(ef.Padding):
+    """Padding behind which a query still sees itself."""
+
+    def allows(self, queries, keys):
+        itself = keys[..., None, None, :] == queries[..., None, :, None]
+        shape = (2, 1, SEQ, KEYS)
+        return super().allows(queries, keys) | jnp.broadcast_to(itself, shape)
+
+
+def test_a_padding_that_says_something_of_its_own_is_refused_with_a_cache():
+    own = AllButNew(jnp.asarray(VALID))
+    assert not np.array_equal(own.allows(PLACES, PLACES), ROWS["padding"][0].allows(PLACES, PLACES))
+    with pytest.raises(NotImplementedError, match="^AllButNew describes the keys of one call"):
+        for_cache(ef.Causal() & own)
+
+    class Named(ef.Padding):
+        """Padding that only has another name."""
+
+    assert for_cache(Named(jnp.asarray(VALID))) is None
+
+
+def test_places_matter_to_all_but_arrays_and_what_allows_everything():
+    assert not reads_places(None)
+    for name, (mask, _) in CASES.items():
+        by_places = name not in ("full", "padding", "explicit", "per head")
+        assert reads_places(ef.Full() & mask) == (by_places and "segments" not in name)
+    assert reads_places(AllButNew(jnp.asarray(VALID)))
+
+
+@pytest.mark.parametrize("kind", [ef.Padding, ef.Explicit, ef.PerHead])
+def test_numbers_that_would_be_added_to_scores_are_refused(kind):
+    """Cast to booleans, they would allow just what they hide."""
+
+    class Own(kind):
+        """Without shape checks, which are made of the class itself."""
+
+    allowed = jnp.array([[[True, False]]])
+    added = jnp.where(allowed, 0.0, -jnp.inf)
+    name = "valid" if kind is ef.Padding else "allowed"
+    message = rf"`{kind.__name__}.{name}` must be boolean.*got {added.dtype}.*`ExplicitBias`"
+    for numbers in (added, np.asarray(added), added.astype(jnp.bfloat16)):
+        with pytest.raises(ValueError, match=message.replace("float32", "b?float(32|16)")):
+            Own(numbers)
+    mask = Own(allowed)
+    assert (
+        jax.tree.leaves(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), mask))[0].dtype
+        == jnp.float32
+    )
+    Own(allowed.astype(jnp.int32))  # as tokenizers give it
 
 
 def test_valid_keys_are_those_that_every_padding_calls_valid():

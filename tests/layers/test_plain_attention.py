@@ -84,6 +84,25 @@ def test_what_may_be_seen_from_everywhere_is_one_block(mask):
     assert blocks(mask, 300, 300) == whole(mask, 300, 300)
 
 
+class Ahead(ef.Causal):
+    """A query sees two hundred keys ahead."""
+
+    def allows(self, queries, keys):
+        return keys[..., None, None, :] <= queries[..., None, :, None] + 200
+
+
+class Outside(ef.Window):
+    """A query sees what is not in its window."""
+
+    def allows(self, queries, keys):
+        return ~super().allows(queries, keys)
+
+
+@pytest.mark.parametrize("mask", [Ahead(), Outside(20, 10)], ids=["Causal", "Window"])
+def test_a_subclass_may_see_from_everywhere(mask):
+    assert blocks(mask, SEQ, SEQ) == whole(mask, SEQ, SEQ)
+
+
 def test_other_keys_than_queries_are_one_block():
     """Their places say nothing about which key is ahead."""
     assert blocks(ef.Causal(), 300, 400) == whole(None, 300, 400)

@@ -10,6 +10,7 @@ import eqxformer as ef
 from tests.helpers import twins
 from tests.helpers.models import (
     DECODERS,
+    SEQ2SEQ,
     VOCAB,
     block,
     close,
@@ -21,6 +22,7 @@ from tests.helpers.models import (
 )
 
 ROWS, SEQ = 3, 11
+KEY = jax.random.key(0)
 EVERY = pytest.mark.parametrize("name", DECODERS)
 
 
@@ -93,7 +95,8 @@ def test_packed_segments_are_as_if_alone(name):
     ids, first = tokens(1, SEQ), 4
     segments = jnp.array([[0] * first + [1] * (SEQ - first)])
     positions = jnp.concatenate([jnp.arange(first), jnp.arange(SEQ - first)])[None]
-    packed = logits(model(name), ids, mask=ef.Segments(segments), positions=positions)
+    told = {"positions": positions} if model(name).reads_positions else {}
+    packed = logits(model(name), ids, mask=ef.Segments(segments), **told)
     alone, valid = np.zeros((ROWS, SEQ), int), np.zeros((ROWS, SEQ), bool)
     for row, part in enumerate((ids[0, :first], ids[0, first:], ids[0, :1])):
         alone[row, : len(part)], valid[row, : len(part)] = part, True
@@ -192,6 +195,14 @@ def test_a_position_past_the_table_is_an_error_or_nan_in_its_own_row_alone():
             ),
             "nothing in this model depends on them",
         ),
+        (
+            lambda m: model("alibi")(tokens(1, 3), positions=jnp.arange(3)),
+            "as no bias by distance does",
+        ),
+        (
+            lambda m: model("relative")(tokens(1, 3), positions=jnp.arange(3)),
+            "as no bias by distance does",
+        ),
     ],
 )
 def test_an_argument_that_would_be_ignored_or_does_not_fit_is_an_error(call, message):
@@ -218,6 +229,10 @@ def test_an_argument_that_would_be_ignored_or_does_not_fit_is_an_error(call, mes
             r"blocks of one number of heads; got \[2, 3\]",
         ),
         (lambda: ef.shapes(decoder(bias=ef.ALiBi.Config())), r"one number of heads; got \[\]"),
+        (
+            lambda: decoder(source_dim=5).build(source_dim=6, key=jax.random.key(0)),
+            "that of the config; got source_dim=6, and 5 in the config",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_is_refused_with_the_reason(make, message):
@@ -245,3 +260,22 @@ def test_half_precision_runs_throughout_and_stays_near_single():
         np.dtype("int32"),
         jnp.dtype("bfloat16"),
     }
+
+
+def test_a_source_as_wide_as_the_model_leaves_its_config_as_it_is():
+    config = SEQ2SEQ["widths"].decoder
+
+    def built(config, width):
+        return eqx.filter_eval_shape(lambda key: config.build(source_dim=width, key=key), KEY)
+
+    for given, width in ((config, 12), (config, None), (config.edit(source_dim=6), 6)):
+        assert built(given, width).config == given
+    assert built(config, 6).config == config.edit(source_dim=6)
+
+
+def test_positions_are_told_to_a_bias_to_which_places_matter():
+    rounded = ef.ALiBi.Config(rounding="bfloat16")
+    for config in (decoder(block({"bias": rounded})), decoder(block({}), bias=rounded)):
+        built = ef.shapes(config)
+        assert built.reads_positions
+        assert eqx.filter_eval_shape(built, tokens(1, 3), positions=jnp.arange(3)).shape[1] == 3

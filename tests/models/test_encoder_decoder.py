@@ -84,6 +84,50 @@ def test_a_source_remembered_once_gives_the_logits_of_every_chunking(name, layou
     close(jnp.concatenate(steps, axis=1), _run(name, source, target, valid))
 
 
+init = eqx.filter_jit(lambda model, source: model.init_cache(source, SEQ))
+
+
+@pytest.mark.parametrize("layout", [None, ef.Scanned()], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("mask", [ef.Causal() & ef.Window(1, 0), ef.Prefix(2)], ids=["window", "p"])
+def test_a_cross_mask_by_places_gives_the_logits_of_every_chunking(mask, layout):
+    source, target = tokens(ROWS, KEYS), _target("transformer")
+    built, steps = model("transformer", layout), []
+    cache = init(built, source)
+    for ids in (target[:, :3], target[:, 3:4], target[:, 4:]):
+        out, cache = extend(built, ids, cache, cross_mask=mask)
+        steps.append(out)
+    whole = logits(built, source, target=target, cross_mask=mask)
+    close(jnp.concatenate(steps, axis=1), whole)
+    assert not np.allclose(whole, _run("transformer", source, target), atol=1e-3)
+
+
+def test_a_cross_mask_by_places_counts_the_real_tokens_of_a_cache():
+    source, target, mask = tokens(ROWS, KEYS), _target("transformer"), ef.Causal()
+    built, valid = model("transformer"), np.ones((ROWS, 4), bool)
+    valid[0, :3] = False
+    first, cache = extend(
+        built,
+        target[:, :4],
+        init(built, source),
+        mask=ef.Padding(jnp.asarray(valid)),
+        cross_mask=mask,
+    )
+    last, _ = extend(built, target[:, 4:], cache, cross_mask=mask)
+    alone = logits(built, source[:1], target=target[:1, 3:], cross_mask=mask)
+    close(jnp.concatenate([first[:1, 3:], last[:1]], axis=1), alone)
+
+
+def test_a_decoder_has_the_width_of_its_source_in_its_own_config(tmp_path):
+    built = model("widths")
+    assert built.config == SEQ2SEQ["widths"]  # which is what is saved
+    assert built.config.decoder.source_dim is None
+    assert built.decoder.config == built.config.decoder.edit(source_dim=6)
+    ef.save(built.decoder, tmp_path / "decoder")
+    assert eqx.tree_equal(ef.load(tmp_path / "decoder"), built.decoder)
+    scanned = built.decoder.config.edit(layout=ef.Scanned())
+    assert ef.rebuild(built.decoder, scanned).config == scanned
+
+
 @EVERY
 def test_gradients_are_finite_and_reach_every_parameter(name):
     source, target = tokens(2, KEYS), _target(name)[:2]
