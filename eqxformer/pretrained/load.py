@@ -33,7 +33,8 @@ def from_pretrained(
     read, tensor by tensor; every tensor and every setting is accounted for.
 
     Arguments:
-        source: a directory, or an id of the Hugging Face Hub (with the extra `hub`).
+        source: a directory, or an id of the Hugging Face Hub (with the extra `hub`), whose weights
+            are downloaded once its settings are known to be supported.
         dtype: the type of the weights. If None, float32 on a CPU, which is slow with anything
             less, and the checkpoint's own elsewhere.
         sharding: where the arrays go, as they are read: a `Placement`, a `jax.sharding.Sharding`

@@ -129,51 +129,6 @@ def test_a_head_that_is_neither_tied_nor_there_is_missing(t5):
         ef.from_pretrained(t5)
 
 
-OWN_HEAD = [
-    {"tie_word_embeddings": False},  # version 4
-    {"tie_word_embeddings": True, "scale_decoder_outputs": False},  # version 5
-]
-
-
-@pytest.mark.parametrize("said", OWN_HEAD)
-def test_a_class_without_a_head_is_refused_where_the_model_had_one_of_its_own(t5, said):
-    """As AutoModel leaves it, which drops the head. Where the states alone count, they are read."""
-    edit_settings(t5, *({"scale_decoder_outputs"} - said.keys()), architectures=["T5Model"], **said)
-    key = next(key for key, value in said.items() if not value)
-    with pytest.raises(ef.CheckpointError, match="names T5Model, which has no head") as caught:
-        ef.from_pretrained(t5)
-    assert f"`{key}` is false" in str(caught.value)
-    assert "again as T5ForConditionalGeneration" in str(caught.value)
-    edit_settings(t5, key)
-    assert isinstance(ef.from_pretrained(t5), ef.EncoderDecoder)
-
-
-@pytest.mark.parametrize("said", OWN_HEAD)
-@pytest.mark.parametrize(
-    "name", ["EncoderModel", "ForSequenceClassification", "ForQuestionAnswering"]
-)
-def test_classes_that_never_had_a_head_for_tokens_do_not_miss_one(name, said):
-    sizes = {"vocab_size": 11, "d_model": 12, "d_ff": 14, "num_layers": 1, "num_heads": 3}
-    ef.architecture("t5").tasks[f"T5{name}"].config(ef.Settings({**sizes, **said}))
-
-
-def test_mt5_scales_no_logits_so_that_its_scale_says_nothing_about_its_head():
-    sizes = {"vocab_size": 11, "d_model": 12, "d_ff": 14, "num_layers": 1, "num_heads": 3}
-    config = ef.architecture("mt5").tasks["MT5Model"].config
-    tree: Any = config(ef.Settings({**sizes, "scale_decoder_outputs": False}))
-    assert tree.decoder.head == ef.TiedHead.Config(1.0)
-    with pytest.raises(ef.CheckpointError, match="names MT5Model, which has no head"):
-        config(ef.Settings({**sizes, "tie_word_embeddings": False}))
-
-
-@pytest.mark.parametrize(("kind", "name"), [("bart", "Bart"), ("marian", "Marian")])
-def test_a_bart_without_a_head_is_refused_where_the_head_was_not_its_table(kind, name):
-    config = ef.architecture(kind).tasks[f"{name}Model"].config
-    config(ef.Settings(BART))
-    with pytest.raises(ef.CheckpointError, match=f"names {name}Model, which has no head"):
-        config(ef.Settings({**BART, "tie_word_embeddings": False}))
-
-
 def test_the_encoder_of_a_whole_t5_is_read_alone(t5):
     edit_settings(t5, architectures=["T5EncoderModel"], is_encoder_decoder=False)
     encoder = ef.from_pretrained(t5)

@@ -152,40 +152,6 @@ def test_a_cross_encoder_is_its_transformer_alone(tmp_path):
     assert all(np.array_equal(again[k], v) for k, v in ef.named_arrays(scorer).items())
 
 
-SPARSE = "sentence_transformers.sparse_encoder.models.{}"
-
-
-def sparse(first, path=""):
-    """The `modules.json` of SPLADE, with this transformer."""
-    return [
-        {"idx": 0, "name": "0", "path": path, "type": SPARSE.format(first)},
-        {"idx": 1, "name": "1", "path": "1_SpladePooling", "type": SPARSE.format("SpladePooling")},
-    ]
-
-
-@pytest.mark.parametrize(
-    ("first", "task"), [("MLMTransformer", None), ("Transformer", "fill-mask")]
-)
-def test_a_sparse_encoder_is_its_transformer_with_the_head_for_masked_tokens(first, task, tmp_path):
-    head = ef.MaskedLMHead.Config(norm=BERT.config.embedding.norm)
-    body = BERT.config.edit(pooling=ef.Pooling.Config())
-    model, folder = filled(ef.EncoderWithHead.Config(body, head)), tmp_path / "splade"
-    ef.save_pretrained(model, folder, model_type="bert")
-    write(folder, "modules.json", sparse(first))
-    write(folder, "1_SpladePooling/config.json", {"pooling_strategy": "max"})
-    if task is not None:
-        write(folder, "sentence_bert_config.json", {"transformer_task": task})
-    again = ef.from_pretrained(folder)
-    assert isinstance(again, ef.EncoderWithHead)
-    assert np.array_equal(again(TOKENS), model(TOKENS))
-
-
-def test_other_sparse_encoders_are_refused(sentences):
-    for modules in (sparse("MLMTransformer", "0_Transformer"), sparse("Transformer")):
-        write(sentences, "modules.json", modules)
-        refused(lambda: pooling_of(sentences), "the modules must be", "SpladePooling")
-
-
 def test_without_the_modules_that_are_refused_the_transformer_is_read_alone(sentences):
     write(sentences, "modules.json", listed("Transformer", "Pooling", "Dense"))
     refused(lambda: pooling_of(sentences), "A copy of the directory without modules.json")
