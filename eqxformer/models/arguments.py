@@ -19,8 +19,8 @@ def check_reads_positions(config: Any, positions: Array | None) -> None:
     """Raises `ValueError` for positions given to a model in which they would change nothing."""
     if positions is not None and not reads_positions(config):
         raise ValueError(
-            "`positions` were given, and nothing in this model depends on them, as no bias by "
-            "distance does; set `positions` in its embedding, or `rotary` in its attention."
+            "`positions` were given, and nothing in this model depends on them; set `positions` in "
+            "its embedding, or `rotary` in its attention. A bias by distance needs none."
         )
 
 

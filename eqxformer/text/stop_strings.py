@@ -36,7 +36,7 @@ class StopStrings(Stop):
         spaces: how many spaces at the beginning do not count: 1 for a whole text, such as that of
             an encoder-decoder, under a tokenizer whose `decode` leaves out that of a first word.
 
-    Raises `ValueError` for no string, or an empty one, and for less than no spaces.
+    Raises `ValueError` for no string, an empty one, or a negative `spaces`.
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp

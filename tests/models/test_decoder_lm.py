@@ -197,11 +197,11 @@ def test_a_position_past_the_table_is_an_error_or_nan_in_its_own_row_alone():
         ),
         (
             lambda m: model("alibi")(tokens(1, 3), positions=jnp.arange(3)),
-            "as no bias by distance does",
+            "A bias by distance needs none",
         ),
         (
             lambda m: model("relative")(tokens(1, 3), positions=jnp.arange(3)),
-            "as no bias by distance does",
+            "A bias by distance needs none",
         ),
     ],
 )

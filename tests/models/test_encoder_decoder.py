@@ -88,7 +88,9 @@ init = eqx.filter_jit(lambda model, source: model.init_cache(source, SEQ))
 
 
 @pytest.mark.parametrize("layout", [None, ef.Scanned()], ids=["unrolled", "scanned"])
-@pytest.mark.parametrize("mask", [ef.Causal() & ef.Window(1, 0), ef.Prefix(2)], ids=["window", "p"])
+@pytest.mark.parametrize(
+    "mask", [ef.Causal() & ef.Window(1, 0), ef.Prefix(2)], ids=["window", "prefix"]
+)
 def test_a_cross_mask_by_places_gives_the_logits_of_every_chunking(mask, layout):
     source, target = tokens(ROWS, KEYS), _target("transformer")
     built, steps = model("transformer", layout), []
