@@ -102,7 +102,7 @@ class BeamCache(Cache):
         made = slot_places(seating.step + 1, steps)  # the step that each slot is of
         owners = jnp.take(seating.owners, jnp.maximum(made, 0), axis=2)
         shape = (rows, beams, steps, beams)
-        writers = jnp.arange(beams)[None, None, None]
+        writers = jnp.arange(beams, dtype=jnp.int32)[None, None, None]
         own = jnp.broadcast_to(owners[..., None], shape) == writers
         place = seating.prompt[:, None, None, None] + made[None, None, :, None]
         place = jnp.broadcast_to(place, shape)

@@ -199,6 +199,6 @@ def places(
     if positions is not None:
         return positions
     if valid is None:
-        return jnp.arange(seq)
+        return jnp.arange(seq, dtype=jnp.int32)
     counted = jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1
     return jnp.maximum(counted, 0)

@@ -74,3 +74,10 @@ def test_a_step_of_beams_keeps_its_types(kind):
     found = step(settings, ef.StopIds(4), seen, total, none, jnp.zeros((1, 2), bool))
     assert found.tokens.tolist() == [[0, 1, 2, 3]]
     assert (found.scores.dtype, found.finished.scores.dtype) == (kind, kind)
+
+
+@pytest.mark.parametrize("name", ["gpt", "t5"])
+def test_a_beam_search_keeps_its_types(name):
+    options = {"beams": 2, "max_new_tokens": 4, "start": 1 if name == "t5" else None}
+    found = ef.beam_search(model(name), PROMPTS, **options)
+    assert [len(row) for row in found.tokens] == [1, 1]
