@@ -69,9 +69,8 @@ def __getattr__(name: str) -> Any:
 
 
 def _may_have(room: str, name: str) -> bool:
-    """Whether a room's `__all__` can have a name: it stands in the source, which is soon read.
-
-    A room that has not to be imported saves up to a tenth of a second.
+    """Whether a room's `__all__` can have a name: it stands in the source, which is sooner read than
+    the room is imported.
     """
     source = _source(room)
     return source is None or f'"{name}"' in source
@@ -80,9 +79,10 @@ def _may_have(room: str, name: str) -> bool:
 @functools.cache
 def _source(room: str) -> str | None:
     """The text of a room's first file; None where there is bytecode alone."""
-    spec = importlib.util.find_spec(f"eqxformer.{room}")
-    loader = None if spec is None else spec.loader
-    return loader.get_source(f"eqxformer.{room}") if hasattr(loader, "get_source") else None
+    name = f"eqxformer.{room}"
+    spec = importlib.util.find_spec(name)
+    read = getattr(getattr(spec, "loader", None), "get_source", None)
+    return None if read is None else read(name)
 
 
 def __dir__() -> list[str]:
