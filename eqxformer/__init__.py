@@ -69,9 +69,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _may_have(room: str, name: str) -> bool:
-    """Whether a room's `__all__` can have a name: it stands in the source, which is sooner read than
-    the room is imported.
-    """
+    """Whether a room's `__all__` can have a name: its source, which is soon read, has it."""
     source = _source(room)
     return source is None or f'"{name}"' in source
 
