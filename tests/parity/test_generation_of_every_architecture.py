@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
-from eqxformer.generation.prefill import _read
+from eqxformer.generation.prefill import _read_over
+from eqxformer.generation.state import copied
 from tests.helpers.writers import (
     GOLDEN,
     LENGTHS,
@@ -22,7 +23,7 @@ STEPS = 3
 def with_one_more(model, token, state):
     """The state with a token of every row read, by the program that reads prompts one by one."""
     newest = jnp.full((len(LENGTHS), 1), int(token), jnp.int32)
-    return _read(model, state, newest, jnp.ones(newest.shape, bool))
+    return _read_over(model, copied(state), newest, jnp.ones(newest.shape, bool))
 
 
 def close(found, expected):
