@@ -16,11 +16,12 @@ import numpy as np
 from eqxformer.adapters.choosing import is_linear, places
 from eqxformer.adapters.lora import Adapter, DoRA, norms
 from eqxformer.adapters.peft_config import CONFIG, settings_of
-from eqxformer.adapters.peft_modules import Module, modules_of
+from eqxformer.adapters.peft_modules import Module, modules_of, renamed
 from eqxformer.adapters.peft_reading import PREFIX, WEIGHTS, Adapted, saves
 from eqxformer.adapters.peft_tied import TiedTable, tied_table
 from eqxformer.adapters.surgery import adapters_of, over_stack, with_adapters
 from eqxformer.checkpoints.errors import CheckpointError
+from eqxformer.checkpoints.moves import Stacked
 from eqxformer.checkpoints.names import leads_to, named_arrays, with_names
 from eqxformer.checkpoints.placing import gathered, one_writes, place
 from eqxformer.checkpoints.rebuild import expected, shapes, with_arrays
@@ -71,8 +72,9 @@ def save_adapters(
 
     Raises `ValueError` for a model without adapters, for adapters of two kinds, and for parts that
     PEFT cannot hold whole, such as most tied token tables; `CheckpointError` for a model that no
-    architecture expresses; `NotImplementedError` for adapters beside experts, which are no modules
-    there; and `FileExistsError`.
+    architecture expresses; `NotImplementedError` for adapters beside experts, and for experts in
+    `whole` of which files have a tensor each, since they are no modules there; and
+    `FileExistsError`.
 
     Example:
         >>> import eqxformer as ef, jax, tempfile
@@ -154,7 +156,9 @@ def load_adapters(
         (16, 8)
     """
     known = known_as(model, model_type)
-    files = Adapted(locate(directory, revision=revision), known.written.task.prefix)
+    written = known.written
+    folder = locate(directory, revision=revision, patterns=(CONFIG, WEIGHTS))
+    files = Adapted(folder, written.task.prefix, written.architecture.modules)
     files.account(known.modules, known.bindings, known.tied)
     arrays = files.whole(known.bindings)
     adapters = files.adapters(known.modules)
@@ -223,14 +227,18 @@ def _beside(
                 "be one of these by its end; name its part in `whole` too."
             )
     tied = known.tied
-    if tied is None or tied.name not in stored:
-        return stored, saved, {}
-    if tied.copy is None:
-        raise ValueError(
-            f"{tied.name} cannot be written whole beside adapters: this model uses it twice, and "
-            "PEFT would replace one use alone. `merge` the model and save it whole."
-        )
-    return {**stored, tied.copy: stored[tied.name]}, saved, {"ensure_weight_tying": True}
+    about: dict[str, Any] = {}
+    if tied is not None and tied.name in stored:
+        if tied.copy is None:
+            raise ValueError(
+                f"{tied.name} cannot be written whole beside adapters: this model uses it twice, "
+                "and PEFT would replace one use alone. `merge` the model and save it whole."
+            )
+        stored[tied.copy] = stored[tied.name]
+        about = {"ensure_weight_tying": True}
+    words = known.written.architecture.modules
+    stored = {renamed(name, words): numbers for name, numbers in stored.items()}
+    return stored, [renamed(name, words) for name in saved], about
 
 
 def _whole_tensors(
@@ -248,6 +256,12 @@ def _whole_tensors(
         asked = [name for name in binding.ours if any(leads_to(path, name) for path in whole)]
         if not asked:
             continue
+        if isinstance(binding.move, Stacked):
+            raise NotImplementedError(
+                f"`{asked[0]}` cannot be written whole beside adapters: a model of transformers "
+                f"has {binding.theirs[0]} and its like as one parameter, and PEFT takes modules. "
+                "`merge` the model and save it whole."
+            )
         lost = [name for name in binding.ours if name not in asked or name not in arrays]
         if lost:
             raise ValueError(

@@ -127,6 +127,11 @@ def modules_of(bindings: Iterable[Binding], linears: Mapping[str, Any]) -> dict[
     return found
 
 
+def renamed(name: str, words: Mapping[str, str]) -> str:
+    """A name with other words in place of some, which are given by those."""
+    return ".".join(words.get(word, word) for word in name.split("."))
+
+
 def _adapter(lora: LoRA, down: Any, up: Any, magnitude: Any) -> Adapter:
     arrays = [jnp.asarray(np.ascontiguousarray(a, np.float32)) for a in (down, up)]
     parts = [Linear.of(array, None) for array in arrays]

@@ -1,5 +1,6 @@
 """A directory with adapters of PEFT, opened: all of it checked, the numbers still on disk."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from eqxformer.adapters.lora import Adapter
 from eqxformer.adapters.peft_config import CONFIG, described, ends
-from eqxformer.adapters.peft_modules import DOWN, MAGNITUDE, UP, Module
+from eqxformer.adapters.peft_modules import DOWN, MAGNITUDE, UP, Module, renamed
 from eqxformer.adapters.peft_tied import TiedTable
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.checkpoints.moves import Shape
@@ -29,13 +30,22 @@ class Adapted:
     Arguments:
         folder: where the two files lie.
         prefix: what stands before the names of the base model's parts in a model with a head.
+        modules: as of `Architecture`. What is saved whole may have these names or those of the
+            base's tensors, by which it is found here.
     """
 
-    def __init__(self, folder: pathlib.Path, prefix: str) -> None:
+    def __init__(self, folder: pathlib.Path, prefix: str, modules: Mapping[str, str]) -> None:
         self.where = str(folder / CONFIG)
-        self.described = described(read_json(folder / CONFIG, limit_bytes=_LIMIT), self.where)
+        words = {module: word for word, module in modules.items()}
+        said = described(read_json(folder / CONFIG, limit_bytes=_LIMIT), self.where)
+        saved = tuple(renamed(name, words) for name in said.saved)
+        self.described = dataclasses.replace(said, saved=saved)
         self.files = TensorFiles.open_one(folder, WEIGHTS)
         self.stored = Stored(_Bare(self.files), prefix)
+        for name in self.stored.names:
+            other = renamed(name, words)
+            if self.stored.find(other) is None:
+                self.stored.call(other, name)
 
     def account(
         self,

@@ -1,6 +1,7 @@
 """What all encoder-decoders are used as: writing, bare, with labels, their encoder alone."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ HEAD = (
 CLASSIFIER = under(
     "head", "classification_head", turned("pooling.dense", "dense"), turned("linear", "out_proj")
 )
+OWN_HEAD = {"tie_word_embeddings": (False,)}  # as of `seq2seq`
 
 Config = Callable[[Settings], EncoderDecoder.Config]
 RulesOf = Callable[[Any], Rules]
@@ -66,7 +68,7 @@ def seq2seq(
     writers: tuple[str, ...] = ("ForConditionalGeneration",),
     encoder: str | None = None,
     labelled: Labelled | None = None,
-    own_head: tuple[str, ...] = ("tie_word_embeddings",),
+    own_head: Mapping[str, tuple[bool, ...]] = OWN_HEAD,
     ignored: tuple[str, ...] = (),
     describe: Callable[[Any], Mapping[str, Any]] | None = None,
     computed: Callable[[Settings], Mapping[str, Computed]] = lambda _: {},
@@ -79,7 +81,8 @@ def seq2seq(
         writers: how the names of the classes end that have a head.
         encoder: how the name of the class ends that is the encoder alone, if there is one.
         labelled: the classes with a head of labels, if there are any.
-        own_head: settings that are false where the head is another thing than the token table.
+        own_head: settings, and what they say where the head is, or may be, another thing than the
+            token table.
         ignored: patterns of tensors without use.
         describe: the settings of both sides, or of an encoder alone.
         computed: tensors that transformers stores though they follow from the settings.
@@ -120,21 +123,26 @@ def seq2seq(
     return Architecture(model_type, tasks, None if describe is None else _describing(describe))
 
 
-def _refuse_lost(settings: Settings, own_head: tuple[str, ...], bare: str, whole: str) -> None:
+def _refuse_lost(
+    settings: Settings, own_head: Mapping[str, tuple[bool, ...]], bare: str, whole: str
+) -> None:
     """Raises `CheckpointError` for a model that had a head of its own, which its class has not.
 
     Arguments:
         own_head: as of `seq2seq`.
         bare, whole: the names of the class without a head and of the one with it.
     """
-    for key in own_head:
-        if settings.values.get(key) is False:
-            raise CheckpointError(
-                f"{settings.where}: `architectures` names {bare}, which has no head, and `{key}` "
-                "is false: the model's head was another thing than its token table. Convert the "
-                f"model again as {whole}, or name that in `architectures` where the file has the "
-                f"head; where the states alone are wanted, remove `{key}`."
-            )
+    found = {key: settings.values.get(key) for key in own_head}
+    said = [key for key in own_head if any(found[key] is each for each in own_head[key])]
+    if said:
+        words = " and ".join(f"`{key}` is {json.dumps(found[key])}" for key in said)
+        so = "was" if any(found[key] is False for key in said) else "may have been"
+        raise CheckpointError(
+            f"{settings.where}: `architectures` names {bare}, which has no head, and {words}: the "
+            f"model's head {so} another thing than its token table. Convert the model again as "
+            f"{whole}, or name that in `architectures` where the file has the head; where the "
+            f"states alone are wanted, remove {' and '.join(f'`{key}`' for key in said)}."
+        )
 
 
 def _sequence(

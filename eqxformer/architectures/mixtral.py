@@ -1,5 +1,6 @@
 """Mixtral: Mistral with a mixture of experts, the softmax over the chosen ones."""
 
+import dataclasses
 from typing import Any
 
 from eqxformer.architectures import llama
@@ -56,4 +57,7 @@ RULES = (
     ),
 )
 
-ARCHITECTURE = decoder("mixtral", "Mixtral", config, RULES, questions="model.", describe=describe)
+ARCHITECTURE = dataclasses.replace(
+    decoder("mixtral", "Mixtral", config, RULES, questions="model.", describe=describe),
+    modules={"block_sparse_moe": "mlp"},  # since version 5, whose files keep the old name
+)

@@ -16,7 +16,7 @@ from eqxformer.models.heads import LinearHead
 
 LABELLED = Labelled(start=0, end=1, prefix="transformer.")
 # Version 5 always says that the head is tied, and by the scale whether that was meant.
-OWN_HEAD = ("tie_word_embeddings", "scale_decoder_outputs")
+OWN_HEAD = {"tie_word_embeddings": (False,), "scale_decoder_outputs": (False,)}
 # Old files have a bias of the cross-attention that was never used.
 IGNORED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 

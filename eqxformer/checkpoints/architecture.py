@@ -55,6 +55,8 @@ class Architecture:
         describe: the keys of `config.json` that say what a config tree and its task are, the
             inverse of a task's `config`; None where models can only be saved as they were loaded.
         body: the name of the class without a head.
+        modules: words in the names of tensors for which transformers' own modules have others, by
+            the former; in files of adapters the names are those of the modules.
 
     Example:
         >>> import eqxformer as ef
@@ -67,6 +69,7 @@ class Architecture:
     tasks: Mapping[str, Task]
     describe: Callable[[Config], Mapping[str, Any]] | None = None
     body: str | None = None
+    modules: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def task(self, settings: Settings) -> tuple[str, Task]:
         """The first of the classes that `architectures` names and this architecture has."""

@@ -182,7 +182,8 @@ class Unigram(SubwordTraining):
     times are equal up to rounding only: keep the tokenizer, not the texts.
 
     Arguments:
-        vocab: how many ids there are at most, the four special ones and the 256 bytes among them.
+        vocab: how many ids there are at most, the four special ones, the 256 bytes and a piece of
+            several bytes among them: 261 or more.
 
     Example:
         >>> import eqxformer as ef
@@ -197,8 +198,10 @@ class Unigram(SubwordTraining):
         """The `tokenizers.Tokenizer` of these texts."""
         package = _tokenizers()
         made, options = _over_bytes(package, package.models.Unigram()), _options(package, self)
-        # With fewer, tokenizers raises a plain Exception that does not say how many it needs.
-        _check_holds(self.vocab, len(options["initial_alphabet"]) + len(SPECIALS))
+        # With fewer, tokenizers raises a plain Exception that does not say how many it needs. With
+        # none beside the bytes and special tokens, it takes all pieces there are instead of none.
+        least = len(options["initial_alphabet"]) + len(SPECIALS) + 1
+        _check_holds(self.vocab, least, "every byte, one piece of several")
         trainer = package.trainers.UnigramTrainer(
             **options, unk_token=UNKNOWN, shrinking_factor=0.75
         )
@@ -231,12 +234,12 @@ class WordBPE(SubwordTraining):
         return made
 
 
-def _check_holds(vocab: int, least: int) -> None:
-    """Raises `ValueError` for a vocabulary too small for all characters and special tokens."""
+def _check_holds(vocab: int, least: int, held: str = "every character of the texts") -> None:
+    """Raises `ValueError` for a vocabulary too small for what it must hold and special tokens."""
     if vocab < least:
         raise ValueError(
-            f"`vocab` must be at least {least}, for every character of the texts and "
-            f"{len(SPECIALS)} special tokens; got {vocab}."
+            f"`vocab` must be at least {least}, for {held} and {len(SPECIALS)} special tokens; "
+            f"got {vocab}."
         )
 
 

@@ -14,7 +14,6 @@ from eqxformer.pretrained.checkpoint import CONFIG, Said, is_native
 # since many a repository has them several times, in several types and for several programs.
 _SETTINGS = ("*.json",)
 _BESIDE = ("*.txt", "*.model", "*.spm", "*.codes", "*.jinja")
-_ADAPTERS = "adapter_model.safetensors"
 _OF_ADAPTERS = "adapter_config.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -35,8 +34,8 @@ def locate(
             settings and, where these are of a model that is known, the weights and what else
             belongs to it.
 
-    Raises `MissingFile` where there is neither, or no safetensors on the Hub, and `CheckpointError`
-    for settings that are refused.
+    Raises `MissingFile` where there is neither, or no safetensors beside the settings, and
+    `CheckpointError` for settings that are refused.
     """
     path = pathlib.Path(source).expanduser()
     if path.is_dir():
@@ -51,26 +50,34 @@ def locate(
 
 
 def _whole(source: str, revision: str | None) -> pathlib.Path:
-    """A checkpoint or adapters on the Hub with all that is read of them."""
+    """A checkpoint on the Hub with all that is read of it."""
     folder = _downloaded(source, revision, _SETTINGS)
-    adapters = os.path.lexists(folder / _OF_ADAPTERS)
-    if not adapters and not os.path.lexists(folder / CONFIG):
+    if not os.path.lexists(folder / CONFIG):
         return folder  # whoever reads it says what it needs
-    if not adapters and not is_native(folder):
+    if not is_native(folder):
         Said(folder).tree(None)
     if _COMMIT.fullmatch(folder.name):
         revision = folder.name  # a branch may move meanwhile
-    folder = _downloaded(source, revision, (*_SETTINGS, *_BESIDE, WEIGHTS, _ADAPTERS))
+    folder = _downloaded(source, revision, (*_SETTINGS, *_BESIDE, WEIGHTS))
     if os.path.lexists(folder / WEIGHTS):
         return folder
     if os.path.lexists(folder / INDEX):
         return _downloaded(source, revision, [glob.escape(name) for name in shard_names(folder)])
-    if adapters:
-        return folder
-    raise MissingFile(
-        f"`{source}` has no {WEIGHTS} on the Hub, nor {INDEX}, and pickles are never downloaded. "
-        f"Convert it once {CONVERSION}. Or name a revision that has them, such as that of the "
-        'Hub\'s own conversion: revision="refs/pr/N".'
+    raise MissingFile(_without_weights(source, folder))
+
+
+def _without_weights(source: str, folder: pathlib.Path) -> str:
+    """What may be done about a checkpoint of which there are settings alone."""
+    lacks = (
+        f"`{source}` has no {WEIGHTS}, nor {INDEX}, in {folder}: what the Hub gave, or its cache "
+        "where the Hub could not be reached. "
+    )
+    if os.path.lexists(folder / _OF_ADAPTERS):
+        return lacks + "It has adapters, which `load_adapters` puts into their base model."
+    return lacks + (
+        "If the Hub has them, ask again once it can be reached. If it has pickles alone, which are "
+        f"never downloaded, convert it once {CONVERSION}. Or name a revision that has them, such "
+        'as that of the Hub\'s own conversion: revision="refs/pr/N".'
     )
 
 

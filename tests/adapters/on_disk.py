@@ -34,7 +34,8 @@ def known():
 
 def account(folder):
     """What `load_adapters` does before it reads numbers, without tracing the model anew."""
-    opened = Adapted(folder, known().written.task.prefix)
+    written = known().written
+    opened = Adapted(folder, written.task.prefix, written.architecture.modules)
     opened.account(known().modules, known().bindings, known().tied)
     return opened.adapters(known().modules)
 

@@ -121,21 +121,77 @@ def test_a_part_is_not_written_by_a_name_that_means_others_to_peft(tmp_path):
         ef.save_adapters(model, tmp_path / "no", model_type="llama", whole=("norm",))
 
 
-def test_an_array_that_is_saved_in_part_is_refused(tmp_path):
-    feed_forward = ef.Experts.Config(2, 1, ef.GatedMLP.Config(hidden=5), ef.TopKThenSoftmax())
-    base = filled(LLAMA.config.edit("blocks.*", feed_forward=feed_forward))
-    options = {"model_type": "mixtral"}
-    ef.save_adapters(
-        adapted(base, to="**.query"), tmp_path / "some", whole=("**.experts.up",), **options
+@functools.cache
+def mixture(count=2):
+    """A model with experts."""
+    experts = ef.Experts.Config(count, 1, ef.GatedMLP.Config(hidden=5), ef.TopKThenSoftmax())
+    return filled(LLAMA.config.edit("blocks.*", feed_forward=experts))
+
+
+@pytest.fixture
+def routed(tmp_path):
+    """A mixture's adapters on disk beside its routers, and the mixture."""
+    folder, model = tmp_path / "routed", adapted(mixture(), to="**.query")
+    ef.save_adapters(model, folder, whole=("**.router",), model_type="mixtral")
+    return folder, model
+
+
+def of_experts(number, block=0):
+    """The tensors of one expert as PEFT wrote them while each was a module."""
+    parts = mixture().blocks[block].feed_forward.experts
+    there = {"w1": parts.gate, "w3": parts.up, "w2": parts.down}
+    stem = f"model.layers.{block}.block_sparse_moe.experts.{number}"
+    return {f"{stem}.{name}.weight": each.weight[number].T for name, each in there.items()}
+
+
+def test_experts_that_are_no_modules_there_are_not_written(tmp_path):
+    for count, whole in ((2, "**.experts.up"), (2, "blocks.1.feed_forward"), (1, "**.experts")):
+        model = adapted(mixture(count), to="**.query")
+        with pytest.raises(NotImplementedError, match=r"`blocks.*` cannot be .*one parameter"):
+            ef.save_adapters(model, tmp_path / "no", whole=(whole,), model_type="mixtral")
+
+
+def test_routers_are_written_under_the_names_of_their_modules(routed):
+    folder, model = routed
+    gates = [f"model.layers.{number}.mlp.gate" for number in (0, 1)]
+    assert settings(folder)["modules_to_save"] == gates
+    tensors = load_file(folder / "adapter_model.safetensors")
+    router = model.blocks[1].feed_forward.router.weight
+    assert same_bits(tensors[f"{PREFIX}{gates[1]}.weight"], np.asarray(router.T))
+
+
+@pytest.mark.parametrize("word", ["mlp", "block_sparse_moe"])
+@pytest.mark.parametrize("saved", ["gate", "{word}.gate", "model.layers.{number}.{word}.gate"])
+def test_routers_are_read_by_the_names_of_modules_of_either_version(word, saved, routed):
+    folder, model = routed
+    tensors = load_file(folder / "adapter_model.safetensors")
+    gates = {name.removeprefix(PREFIX): n for name, n in tensors.items() if ".gate." in name}
+    edit_tensors(folder, *gates, **{n.replace("mlp", word): 2 * a for n, a in gates.items()})
+    names = {saved.format(word=word, number=number) for number in (0, 1)}
+    edit(folder, modules_to_save=sorted(names))
+    found = ef.load_adapters(mixture(), folder, model_type="mixtral")
+    for block, other in zip(found.blocks, model.blocks, strict=True):
+        assert same_bits(block.feed_forward.router.weight, 2 * other.feed_forward.router.weight)
+    router = next(iter(gates))
+    edit_tensors(
+        folder,
+        **{router: gates[router], router.replace("mlp", "block_sparse_moe"): 0.0 * gates[router]},
     )
-    assert same_bits(
-        ef.without_adapters(ef.load_adapters(base, tmp_path / "some", **options)), base
-    )
-    saved = settings(tmp_path / "some")["modules_to_save"]
-    edit(tmp_path / "some", modules_to_save=[name for name in saved if "experts.0" in name])
-    edit_tensors(tmp_path / "some", *(f"{name}.weight" for name in saved if "experts.1" in name))
+    with pytest.raises(ef.CheckpointError, match=f"unexpected: {PREFIX}{router}"):
+        ef.load_adapters(mixture(), folder, model_type="mixtral")
+
+
+def test_an_array_that_is_saved_in_part_is_refused(routed):
+    folder, _ = routed
+    tensors = {k: v for i in (0, 1) for j in (0, 1) for k, v in of_experts(i, j).items()}
+    edit(folder, modules_to_save=["gate", "w1", "w2", "w3"])
+    edit_tensors(folder, **{name: np.ascontiguousarray(each) for name, each in tensors.items()})
+    found = ef.load_adapters(mixture(), folder, model_type="mixtral")
+    assert same_bits(ef.without_adapters(found), mixture())
+    edit(folder, modules_to_save=["gate", "experts.0.w1", "experts.0.w2", "experts.0.w3"])
+    edit_tensors(folder, *(name for name in tensors if "experts.1" in name))
     with pytest.raises(ef.CheckpointError, match=r"in part: .*experts.0.* is saved without .*s.1"):
-        ef.load_adapters(base, tmp_path / "some", **options)
+        ef.load_adapters(mixture(), folder, model_type="mixtral")
 
 
 def test_the_map_beside_an_adapter_may_be_in_the_file_too(tmp_path):

@@ -1,3 +1,4 @@
+import re
 import sys
 
 import numpy as np
@@ -98,11 +99,24 @@ def test_a_vocabulary_that_cannot_hold_every_character_is_refused():
         ByteLevelBPE(vocab=100).train(TEXTS)
     with pytest.raises(ValueError, match=r"`vocab` must be at least \d+, .* got 9"):
         WordBPE(vocab=9).train(TEXTS)
-    for vocab in (1, 200, 259):
-        with pytest.raises(ValueError, match=rf"`vocab` must be at least 260, .* got {vocab}"):
+    for vocab in (1, 200, 259, 260):
+        with pytest.raises(ValueError, match=rf"`vocab` must be at least 261, .* got {vocab}"):
             Unigram(vocab=vocab).train(TEXTS)
     with pytest.raises(ValueError, match="`vocab` must be positive"):
         WordBPE(vocab=0)
+
+
+@pytest.mark.parametrize(
+    "texts", [TEXTS, ["a man walks", "ein Mann geht é"] * 9, ["日本語の"], ["a"]]
+)
+@pytest.mark.parametrize("kind", [ByteLevelBPE, Unigram, WordBPE])
+def test_the_least_vocabulary_that_is_named_is_enough(kind, texts):
+    with pytest.raises(ValueError, match="`vocab` must be at least") as caught:
+        kind(vocab=1).train(texts)
+    least = int(re.findall(r"at least (\d+)", str(caught.value))[0])
+    assert kind(vocab=least).train(texts).vocab <= least
+    with pytest.raises(ValueError, match=f"at least {least}, .* got {least - 1}"):
+        kind(vocab=least - 1).train(texts)
 
 
 @pytest.mark.parametrize("texts", [[], ["", ""]])

@@ -143,6 +143,18 @@ SETTINGS = {
     "eva": ("llama", {"init_lora_weights": "eva"}, ()),
     "all norms": ("llama", {"modules_to_save": ["norm"]}, ("norm", "**.pre_norm")),
     "head": ("llama", {"target_modules": ["q_proj", "lm_head"]}, ()),
+    "routers": ("mixtral", {"modules_to_save": ["gate"]}, ("**.router",)),
+    "routers of some layers": ("qwen3_moe", {"modules_to_save": ["gate"]}, ("**.router",)),
+    "routers with corrections": (
+        "deepseek_v3",
+        {"target_modules": ["o_proj"], "modules_to_save": ["gate"]},
+        ("**.router", "**.correction"),
+    ),
+    "routers and experts": (
+        "gpt_oss",
+        {"modules_to_save": ["router", "experts"]},
+        ("**.router", "**.experts"),
+    ),
     "a target in what is saved": (
         "roberta-sequence",
         {"target_modules": ["query", "dense"], "task_type": "SEQ_CLS"},
