@@ -107,7 +107,7 @@ class AbstractBlock(eqx.Module):
         def build(
             self, dim: int, *, source_dim: int | None = None, key: PRNGKeyArray
         ) -> "AbstractBlock":
-            """The block of a model of width `dim`, with a source of width `source_dim`."""
+            """The block of a model of width `dim`; `source_dim` is a source's, None for none."""
             raise NotImplementedError(f"{self.type_name} must define `build`.")
 
     @abc.abstractmethod

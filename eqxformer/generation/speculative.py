@@ -154,7 +154,7 @@ def generate_speculative(
     choices = check_choices(model, given.rows.count, max_new_tokens, sampler, stop, key)
     state = begun(model, given, max_new_tokens, slots, chunk, draft.ahead)
     memory = draft.begin(model, given, state.slots, max_new_tokens, chunk)
-    if not isinstance(draft, DraftModel):  # whose cache is new, and large
+    if type(draft).begin is not DraftModel.begin:  # whose cache is new, and large
         memory = jax.tree.map(jnp.copy, memory)  # the loop writes over it
     if max_new_tokens == 0:
         none = np.zeros(state.rows, np.int32)

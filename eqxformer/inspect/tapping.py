@@ -1,8 +1,10 @@
 """Taps put into a model: its named parts become parts of the same kind that hold taps."""
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,6 +17,8 @@ from eqxformer.checkpoints.names import is_array
 from eqxformer.checkpoints.names import name as name_of
 from eqxformer.inspect.sites import Site
 from eqxformer.layers.taps import HELD, Tap, kind_of, tap
+
+METHODS = ("run", "run_valid", "look")  # by which others call a part; of what has none, `__call__`
 
 
 class Wish(NamedTuple):
@@ -132,12 +136,19 @@ def _refuse_several(stack: Stack, path: str) -> None:
     words = leaf_axes(stack)
     for keys, leaf in jax.tree_util.tree_leaves_with_path(stack):
         axes = words.get(name_of(keys))
-        if axes is not None and is_array(leaf) and leaf.ndim > len(axes):
+        if axes is None or any(map(_several_axes, axes)):  # of any number of axes
+            continue
+        if is_array(leaf) and leaf.ndim > len(axes):
             raise ValueError(
                 f"`{f'{path}.{name_of(keys)}'.removeprefix('.')}` must have the axes "
                 f"`{' '.join(axes)}` where single layers are named; got the shape {leaf.shape}, as "
                 "of several models in one. Put the vmap around `patch` or `capture`."
             )
+
+
+def _several_axes(word: str) -> bool:
+    """Whether a word of an annotation stands for any number of axes: `...`, `*any`, `#*any`."""
+    return word == "..." or word.lstrip("#?").startswith("*")  # `heads*head_dim` is one
 
 
 def _kind(wish: Wish) -> Any:
@@ -178,7 +189,7 @@ def _tap(wishes: tuple[Wish, ...]) -> Tap:
 @functools.cache
 def tapped_class(cls: type) -> type:
     """The class of parts that are like those of `cls` and hold taps."""
-    methods = [name for name in ("run", "look") if hasattr(cls, name)] or ["__call__"]
+    methods = [name for name in METHODS if hasattr(cls, name)] or ["__call__"]
     fields = {"__annotations__": {HELD: tuple[Tap, ...]}, HELD: ()}
     about = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     offered = {name: _offered(getattr(cls, name)) for name in methods}
@@ -186,16 +197,35 @@ def tapped_class(cls: type) -> type:
 
 
 def _offered(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method with its input and output offered to taps."""
+    """The method with its input and output offered to taps, unless another of the part calls it."""
 
     @functools.wraps(method)
     def offered(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        result = method(self, tap(self, "input", x), *args, **kwargs)
+        # Not its identity, which is another one where JAX has put the part together again.
+        part = (type(self), tuple(each.names for each in getattr(self, HELD)))
+        if part in _RUNNING.get():
+            return method(self, x, *args, **kwargs)
+        x = tap(self, "input", x)
+        with _running(part):
+            result = method(self, x, *args, **kwargs)
         if isinstance(result, tuple):  # beside what a part hands on
             return (tap(self, "output", result[0]), *result[1:])
         return tap(self, "output", result)
 
     return offered
+
+
+_RUNNING: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar("running", default=())
+
+
+@contextlib.contextmanager
+def _running(part: Any) -> Iterator[None]:
+    """The time while a method of a part runs."""
+    token = _RUNNING.set((*_RUNNING.get(), part))
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
 
 
 def _below(paths: Any, name: str | int) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from eqxformer.axes import Axes
 from eqxformer.config import takes_options
 from eqxformer.keys import split
 from eqxformer.layers.abstract_attention import AbstractAttention
-from eqxformer.layers.biases import PositionBias, sum_of
+from eqxformer.layers.biases import PositionBias, build_bias, sum_of
 from eqxformer.layers.cache import Cache, Seen, SourceCache, empty_cache
 from eqxformer.layers.dot_product import Backend, attend
 from eqxformer.layers.dropout import check_rate
@@ -152,7 +152,7 @@ class Attention(AbstractAttention):
         self.out = config.out.build(heads * value_dim, dim, key=keys[3])
         self.query_norm = _build_norm(config, heads, head_dim)
         self.key_norm = _build_norm(config, kv_heads, head_dim)
-        self.bias = None if config.bias is None else config.bias.build(heads, key=keys[4])
+        self.bias = build_bias(config.bias, heads, key=keys[4])
         self.sinks = None if config.sinks is None else config.sinks(keys[5], (1, heads))[0]
         self.config = config
         if config.rotary is not None:

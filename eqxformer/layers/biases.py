@@ -36,7 +36,8 @@ class PositionBias(eqx.Module):
         def counts_places(self) -> bool:
             """Whether places matter beside their distance; one of your own that needs them says so.
 
-            Then padding must not count as one, and positions may be given to a model.
+            Then padding must not count as one, and positions may be given to a model. The part must
+            say the same, as it does where it holds this config as `config`.
             """
             return False
 
@@ -216,6 +217,26 @@ class ExplicitBias(PositionBias):
                 f"this call has {expected}."
             )
         return self.values
+
+
+def build_bias(
+    config: PositionBias.Config | None, heads: int, *, key: PRNGKeyArray
+) -> PositionBias | None:
+    """The bias of this config for so many heads, or None when there is none.
+
+    Raises `ValueError` where the bias and its config disagree about `counts_places`: a model asks
+    the config whether it takes positions, and the computation asks the bias.
+    """
+    if config is None:
+        return None
+    built = config.build(heads, key=key)
+    if built.counts_places != config.counts_places:
+        raise ValueError(
+            f"`counts_places` of {type(built).__name__} must be that of its Config; got "
+            f"{built.counts_places} of the part and {config.counts_places} of the Config. Say it "
+            "in the Config alone, and let the part hold that as `config`."
+        )
+    return built
 
 
 def sum_of(

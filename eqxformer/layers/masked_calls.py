@@ -46,10 +46,11 @@ def blank_padding(
 ]:
     """Zeros in place of padding: a weight of zero does not remove a NaN, since 0 * NaN is NaN.
 
+    Not of a subclass with an `allows` of its own, which may let some queries see what is padding.
     Raises `ValueError` for a mask of another batch.
     """
     check_batch(mask, keys.shape[:-3])
-    valid = valid_keys(mask)
+    valid = valid_keys(join(of_kind(mask, Padding)))
     if valid is None:
         return keys, values
     kept = jnp.broadcast_to(valid, (*keys.shape[:-3], keys.shape[-2]))[..., None, :, None]

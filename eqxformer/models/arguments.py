@@ -15,19 +15,25 @@ def check_reads_source(blocks: tuple[AbstractBlock.Config, ...]) -> None:
         )
 
 
-def check_reads_positions(config: Any, positions: Array | None) -> None:
-    """Raises `ValueError` for positions given to a model in which they would change nothing."""
+def check_reads_positions(
+    config: Any, positions: Array | None, name: str = "positions", owner: str = "model"
+) -> None:
+    """Raises `ValueError` for positions given to a model in which they would change nothing.
+
+    Arguments:
+        name, owner: what the caller calls the positions, and what is to read them.
+    """
     if positions is not None and not reads_positions(config):
         raise ValueError(
-            "`positions` were given, and nothing in this model depends on them; set `positions` in "
+            f"`{name}` were given, and nothing in this {owner} depends on them; set `positions` in "
             "its embedding, or `rotary` in its attention. A bias by distance needs none."
         )
 
 
 def reads_positions(config: Any) -> bool:
     """Whether anything in a model depends on the positions of its tokens."""
-    shared = config.bias is not None and config.bias.counts_places
-    somewhere = shared or config.embedding.positions is not None
+    bias = getattr(config, "bias", None)  # encoders of audio share none
+    somewhere = (bias is not None and bias.counts_places) or config.embedding.positions is not None
     return somewhere or any(block.reads_positions for block in config.blocks)
 
 

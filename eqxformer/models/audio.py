@@ -18,7 +18,7 @@ from eqxformer.layers.feed_forward import RouterLosses
 from eqxformer.layers.masks import Mask
 from eqxformer.layers.norms import Norm, build_norm
 from eqxformer.layers.positions import Positions
-from eqxformer.models.arguments import check_sizes
+from eqxformer.models.arguments import check_reads_positions, check_sizes
 
 
 class AudioEmbedding(eqx.Module):
@@ -161,6 +161,7 @@ class AudioEncoder(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "*batch seq dim"], RouterLosses | None]:
         """The hidden states, and the losses of routers; arguments as in a call."""
+        check_reads_positions(self.config, positions)
         embedding_key, blocks_key = split(key, 2)
         x = self.embedding(frames, positions=positions, key=embedding_key)
         x, _, losses = self.blocks.run(x, Context(mask, positions), key=blocks_key)

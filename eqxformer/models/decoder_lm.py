@@ -13,7 +13,7 @@ from eqxformer.blocks.stack import Layout, Stack, Unrolled
 from eqxformer.config import Config, takes_options
 from eqxformer.keys import split
 from eqxformer.layers.abstract_attention import AbstractAttention
-from eqxformer.layers.biases import PositionBias
+from eqxformer.layers.biases import PositionBias, build_bias
 from eqxformer.layers.cache import Cache, SourceCache
 from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.feed_forward import RouterLosses
@@ -151,19 +151,20 @@ class DecoderLM(eqx.Module):
     @takes_options
     def __init__(self, config: Config, *, source_dim: int | None = None, key: PRNGKeyArray):
         config = _with_source_dim(config, source_dim)
+        reads_source = any(block.reads_source for block in config.blocks)
         embedding, blocks, head, bias = split(key, 4)
         self.embedding = config.embedding.build(config.vocab, config.dim, key=embedding)
         self.blocks = Stack.build(
             config.blocks,
             dim=config.dim,
-            source_dim=config.source_dim,
+            source_dim=config.source_dim or (config.dim if reads_source else None),
             layout=config.layout,
             key=blocks,
         )
         self.norm = build_norm(config.norm, config.dim)
         width = config.embedding.width
         self.head = config.head.build(config.dim, config.vocab, width=width, key=head)
-        self.bias = build_bias(config.bias, config.blocks, bias)
+        self.bias = shared_bias(config.bias, config.blocks, bias)
         self.config = config
 
     def __call__(
@@ -339,7 +340,7 @@ def _self_attentions(
         yield from _self_attentions(getattr(block, "blocks", ()))
 
 
-def build_bias(
+def shared_bias(
     config: PositionBias.Config | None,
     blocks: tuple[AbstractBlock.Config, ...],
     key: PRNGKeyArray,
@@ -350,7 +351,7 @@ def build_bias(
     heads = sorted({a.heads for a in _self_attentions(blocks)})
     if len(heads) != 1:
         raise ValueError(f"A shared `bias` needs blocks of one number of heads; got {heads}.")
-    return config.build(heads[0], key=key)
+    return build_bias(config, heads[0], key=key)
 
 
 def check_rows(remembered: tuple[int, ...], batch: tuple[int, ...]) -> None:

@@ -16,7 +16,7 @@ from eqxformer.layers.masked_calls import check_batch
 from eqxformer.layers.masks import Causal, Mask, ordered, valid_keys
 from eqxformer.layers.norms import Norm, build_norm
 from eqxformer.models.arguments import check_reads_positions, check_sizes
-from eqxformer.models.decoder_lm import build_bias
+from eqxformer.models.decoder_lm import shared_bias
 from eqxformer.models.embedding import InputEmbedding, places
 from eqxformer.models.heads import TokenHead
 from eqxformer.models.label_heads import LabelHead, Pooling, SequenceHead
@@ -82,7 +82,7 @@ class Encoder(eqx.Module):
         self.embedding = config.embedding.build(config.vocab, config.dim, key=embedding)
         self.blocks = Stack.build(config.blocks, dim=config.dim, layout=config.layout, key=blocks)
         self.norm = build_norm(config.norm, config.dim)
-        self.bias = build_bias(config.bias, config.blocks, bias)
+        self.bias = shared_bias(config.bias, config.blocks, bias)
         self.pooling = config.pooling.build(config.dim, key=pooling)
         self.config = config
 

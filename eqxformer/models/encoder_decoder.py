@@ -11,7 +11,7 @@ from eqxformer.keys import split
 from eqxformer.layers.embedding import Embedding
 from eqxformer.layers.feed_forward import RouterLosses
 from eqxformer.layers.masks import Mask, Padding, Segments, join, parts
-from eqxformer.models.arguments import check_reads_source
+from eqxformer.models.arguments import check_reads_positions, check_reads_source
 from eqxformer.models.audio import AudioEncoder
 from eqxformer.models.decoder_lm import DecoderLM, ModelCache
 from eqxformer.models.encoder import Encoder
@@ -125,6 +125,7 @@ class EncoderDecoder(eqx.Module):
     ) -> tuple[Float[Array, "*batch seq dim"], RouterLosses | None]:
         """The decoder's hidden states before the head, and the routers' losses of both sides."""
         across = _across(source_mask, cross_mask)
+        self._check_source_positions(source_positions)
         encoder_key, decoder_key = split(key, 2)
         encoded, encoder_losses = self.encoder.run(
             source, mask=source_mask, positions=source_positions, key=encoder_key
@@ -155,6 +156,7 @@ class EncoderDecoder(eqx.Module):
         dtype: DTypeLike | None = None,
     ) -> ModelCache:
         """The source read and remembered, and room for `slots` target tokens per row."""
+        self._check_source_positions(source_positions)
         encoded = self.encoder(source, mask=source_mask, positions=source_positions)
         return self.decoder.init_cache(encoded.shape[:-2], slots, source=encoded, dtype=dtype)
 
@@ -200,6 +202,9 @@ class EncoderDecoder(eqx.Module):
             cache=cache,
         )
         return x, new  # pyright: ignore[reportReturnType]
+
+    def _check_source_positions(self, positions: Array | None) -> None:
+        check_reads_positions(self.config.encoder, positions, "source_positions", "encoder")
 
     def _shared_table(self) -> Embedding | None:
         encoder = self.encoder

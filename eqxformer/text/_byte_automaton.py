@@ -5,12 +5,15 @@ outlines-core can go the whole way, but keeps every token of every state: of a v
 bytes, and the walk of the real ones through its automaton is made here, for all states at once.
 """
 
+import itertools
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+_SIMPLE_SET = re.compile(r"\[(?:\^[^\[\]()]+|[^\[\]()^][^\[\]()]*)\]")
 _STOP = 256  # the id after which nothing comes
 # What the library makes is right up to the first place at which a match could end, where it leaves
 # out some of the ways to go on. So it is given expressions that end with what no text holds, the
@@ -51,8 +54,20 @@ def byte_automaton(regex: str) -> ByteAutomaton:
 
 def check_expression(regex: str) -> None:
     """Raises `ValueError` for what is an expression only in brackets, as `a)|(b` would be."""
-    if ")" in regex:
+    if ")" in regex and not _closes_its_own(regex):
         _index(_without_anchors(regex) + _LAST, regex)
+
+
+def _closes_its_own(regex: str) -> bool:
+    """Whether every bracket closes one of the expression; False, too, where a glance won't tell.
+
+    That is where a set holds brackets or sets, or where `(?x)` may make a comment of some.
+    """
+    bare = _SIMPLE_SET.sub("", re.sub(r"(?s)\\.", "", regex))
+    if "[" in bare or "]" in bare or re.search(r"\(\?[a-zA-Z-]*x", bare):
+        return False
+    open_ones = itertools.accumulate((c == "(") - (c == ")") for c in bare)
+    return min(open_ones, default=0) >= 0
 
 
 def _index(expression: str, regex: str) -> Any:

@@ -30,7 +30,7 @@ class Special(str):
 class Stage(abc.ABC):
     """A step from tokens to text."""
 
-    spaces = 0  # that are left out at the beginning of a text, and nowhere else
+    spaces = 0  # that are left out at the beginning of a text, however many tokens they are in
 
     @abc.abstractmethod
     def feed(self, token: str) -> list[str]:
@@ -47,6 +47,10 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def part(self, token: str | bytes) -> str | bytes:
         """What a token adds inside of a text."""
+
+    def begin(self, token: str | bytes) -> str | bytes:
+        """What a token adds as the first of a text, with all of its spaces."""
+        return self.part(token)
 
 
 def stages_of(tokenizer: Any) -> list[Stage]:
@@ -89,11 +93,6 @@ def _step(stage: Stage, piece: str) -> list[str]:
     return stage.past(piece) if isinstance(piece, Special) else stage.feed(piece)
 
 
-def spaces_lost(tokenizer: Any) -> int:
-    """How many spaces `decode` leaves out at the beginning of a text."""
-    return sum(stage.spaces for stage in stages_of(tokenizer))
-
-
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """The ids of the special tokens, which are no text."""
     added = tokenizer.get_added_tokens_decoder()
@@ -120,8 +119,6 @@ def unknown(kind: str) -> NotImplementedError:
 class Spaced(Stage):
     """No decoder: tokens with a space between them."""
 
-    spaces = 1
-
     def __init__(self) -> None:
         self.first = True
 
@@ -131,6 +128,9 @@ class Spaced(Stage):
 
     def part(self, token: str | bytes) -> str | bytes:
         return b" " + token if isinstance(token, bytes) else " " + token
+
+    def begin(self, token: str | bytes) -> str | bytes:
+        return token
 
 
 class Each(Stage):
@@ -142,9 +142,6 @@ class Each(Stage):
         self.first = self.kind in ("Metaspace", "WordPiece")
         self.before = [""] if self.first else []  # a first token that adds nothing
         self.known: dict[str, str] = {}
-        if self.first:
-            word = spec.get("replacement", "") + "a"
-            self.spaces = len(self._later(word)) - len(self.decoder.decode([word]))
 
     def feed(self, token: str) -> list[str]:
         if self.first:
@@ -158,6 +155,9 @@ class Each(Stage):
         if self.kind in ("Replace", "Metaspace"):  # a lone byte is no sign they look for
             return token
         raise unknown(f"{self.kind} after ByteFallback")
+
+    def begin(self, token: str | bytes) -> str | bytes:
+        return self.decoder.decode([token]) if isinstance(token, str) else self.part(token)
 
     def _later(self, token: str) -> str:
         if token not in self.known:

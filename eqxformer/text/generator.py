@@ -19,11 +19,10 @@ from eqxformer.models.encoder_decoder import EncoderDecoder
 from eqxformer.pretrained.load import load_any, load_tokenizer
 from eqxformer.pretrained.locate import locate
 from eqxformer.text._automaton import strings_given
-from eqxformer.text._decoding import spaces_lost
 from eqxformer.text.chat import ChatTemplate
 from eqxformer.text.pieces import TextPieces
 from eqxformer.text.stop_strings import StopStrings
-from eqxformer.text.token_bytes import token_bytes, with_special
+from eqxformer.text.token_bytes import Spelled, spelled, with_special
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -192,13 +191,12 @@ class TextGenerator:
                 "The settings do not say how long a text may be; `max_new_tokens` must."
             )
         if strings:
-            parts = with_special(self._bytes, self.tokenizer, strings)
-            # As `_pieces` has it: a target is a whole text, and what follows a prompt is not.
-            whole = isinstance(self.model, EncoderDecoder)
-            spaces = spaces_lost(self.tokenizer) if whole else 0
-            options["stop"] = StopIds(settings.stop) | StopStrings(strings, parts, spaces=spaces)
+            parts = with_special(self._spelled, self.tokenizer, strings)
+            options["stop"] = StopIds(settings.stop) | StopStrings(strings, parts)
         return options, strings
 
     @functools.cached_property
-    def _bytes(self) -> tuple[bytes | None, ...]:
-        return token_bytes(self.tokenizer)
+    def _spelled(self) -> Spelled:
+        # As `_pieces` has it: a target is a whole text, and what follows a prompt is not.
+        whole = isinstance(self.model, EncoderDecoder)
+        return spelled(self.tokenizer, "beginning" if whole else "inside")

@@ -1,7 +1,7 @@
 """Stopping at a text, wherever the boundaries of tokens lie in it."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -13,9 +13,26 @@ from eqxformer.generation.following import Memory
 from eqxformer.generation.processors import Seen
 from eqxformer.generation.stops import Stop
 from eqxformer.text._automaton import Search, automaton, strings_given
-from eqxformer.text.token_bytes import token_bytes, with_special
+from eqxformer.text.token_bytes import Place, Spelled, spelled, with_special
 
-_STATES = 64  # automata are made a multiple of it large, so that most share a compiled program
+# Automata and their texts are made multiples of these large, so that most share a program.
+_STATES, _LETTERS = 64, 4096
+
+
+class _Read(NamedTuple):
+    """What has been read of each row.
+
+    Arguments:
+        state: that of the automaton.
+        found: whether the newest token has completed a string.
+        first: whether there was no token of text.
+        spaces: how many spaces are still passed over, at the beginning.
+    """
+
+    state: Int[Array, " rows"]
+    found: Bool[Array, " rows"]
+    first: Bool[Array, " rows"]
+    spaces: Int[Array, " rows"]
 
 
 class StopStrings(Stop):
@@ -24,7 +41,8 @@ class StopStrings(Stop):
     One may begin or end inside of a token and run over several; a token that holds it in its
     middle counts too. The prompt does not: a string must stand in the new text as a whole. Each row
     remembers the state of an automaton (Aho and Corasick 1975), which reads the bytes of each new
-    token. Other strings compile nothing anew, unless they are much longer.
+    token. Other strings compile nothing anew, unless they are much longer (or, rarely, special
+    tokens for which a multiple of 4096 bytes has no more room).
 
     The text is that of `token_bytes`: a word's space counts, also for the first new token. Special
     tokens are no text, but with a tokenizer, one that a string is or contains counts where it
@@ -33,10 +51,12 @@ class StopStrings(Stop):
     Arguments:
         strings: a string or several.
         tokenizer: a `tokenizers.Tokenizer`, or the bytes of each id as `token_bytes` gives them.
-        spaces: how many spaces at the beginning do not count: 1 for a whole text, such as that of
-            an encoder-decoder, under a tokenizer whose `decode` leaves out that of a first word.
+        place: where in a text the new tokens stand: `inside`, behind a prompt, or at its
+            `beginning`, as those of an encoder-decoder, where the text is that of `decode`, which
+            may leave out the space of a first word.
 
-    Raises `ValueError` for no string, an empty one, or a negative `spaces`.
+    Raises `ValueError` for no string, an empty one, another `place`, or bytes at the `beginning`,
+    which only a tokenizer tells.
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
@@ -50,59 +70,62 @@ class StopStrings(Stop):
     """
 
     following: Int[Array, "states bytes"]
-    first: Int[Array, ""]
     ends: Bool[Array, " states"]
     letters: UInt8[Array, " letters"]
-    borders: Int[Array, " borders"]
+    spans: Int[Array, "places ids sides"]
+    silent: Bool[Array, " ids"]
+    spaces: Int[Array, ""]
     memory: Memory | None
 
-    def __init__(self, strings: str | Iterable[str], tokenizer: Any, *, spaces: int = 0):
+    def __init__(self, strings: str | Iterable[str], tokenizer: Any, *, place: Place = "inside"):
         given = strings_given(strings, "StopStrings")
         if not given:
             raise ValueError("`StopStrings` needs a string to stop at; got none.")
-        if spaces < 0:
-            raise ValueError(f"`spaces` must not be negative; got {spaces}.")
-        if isinstance(tokenizer, Sequence):
-            parts = tokenizer
-        else:
-            parts = with_special(token_bytes(tokenizer), tokenizer, given)
+        parts = _spelled(tokenizer, place, given)
         found = automaton(string.encode() for string in given)
-        table, first = _without_spaces(found.following, spaces)
-        more = -len(table) % _STATES
-        self.following = jnp.asarray(np.pad(table, ((0, more), (0, 0))))
-        self.first = jnp.asarray(first, jnp.int32)
-        self.ends = jnp.asarray(np.pad(found.found > 0, (0, len(table) + more - len(found.found))))
+        more = -len(found.following) % _STATES
+        self.following = jnp.asarray(np.pad(found.following, ((0, more), (0, 0))))
+        self.ends = jnp.asarray(np.pad(found.found > 0, (0, more)))
+        letters, spans = _laid_out(parts)
+        self.letters = jnp.asarray(np.pad(letters, (0, -len(letters) % _LETTERS)))
+        self.spans = jnp.asarray(spans)
         # After the last id comes one without bytes, which stands for all that have none.
-        sizes = [0, *(len(part or b"") for part in parts), 0]
-        self.borders = jnp.asarray(np.cumsum(sizes, dtype=np.int32))
-        joined = b"".join(part or b"" for part in parts) or b"\0"
-        self.letters = jnp.asarray(np.frombuffer(joined, np.uint8))
+        self.silent = jnp.asarray(np.array([*(part is None for part in parts.inside), True]))
+        self.spaces = jnp.asarray(parts.spaces, jnp.int32)
         self.memory = None
 
     def begin(self, rows: int) -> "StopStrings":
-        return self._with(jnp.broadcast_to(self.first, (rows,)), jnp.zeros(rows, bool))
+        spaces = jnp.broadcast_to(self.spaces, (rows,))
+        none, first = jnp.zeros(rows, bool), jnp.ones(rows, bool)
+        return self._with(_Read(jnp.zeros(rows, jnp.int32), none, first, spaces))
 
     def after(self, tokens: Int[Array, " rows"]) -> "StopStrings":
-        before, _ = self._remembered()
-        none = self.borders.shape[0] - 2
+        before = self._remembered()
+        none = self.silent.shape[0] - 1
         ids = jnp.where((tokens >= 0) & (tokens < none), tokens, none)
-        last = self.borders[ids + 1]
+        silent, span = self.silent[ids], self.spans[before.first.astype(jnp.int32), ids]
+        last = span[:, 1]
 
-        def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            place, state, found = carry
-            within = place < last
+        def step(carry: tuple[Array, _Read]) -> tuple[Array, _Read]:
+            place, (state, found, first, spaces) = carry
             letter = self.letters[jnp.minimum(place, self.letters.shape[0] - 1)]
-            state = jnp.where(within, self.following[state, letter.astype(jnp.int32)], state)
-            return place + 1, state, found | (within & self.ends[state])
+            passed = ~silent & (spaces > 0) & (letter == ord(" "))  # over, as `decode` does
+            reads = (place < last) & ~passed
+            state = jnp.where(reads, self.following[state, letter.astype(jnp.int32)], state)
+            found = found | (reads & self.ends[state])
+            left = jnp.where(passed, spaces - 1, 0)
+            spaces = jnp.where((place < last) & ~silent, left, spaces)
+            return place + 1, _Read(state, found, first, spaces)
 
-        begin = (self.borders[ids], before, jnp.zeros(tokens.shape, bool))
-        _, state, found = jax.lax.while_loop(lambda carry: (carry[0] < last).any(), step, begin)
-        return self._with(state, found)
+        begun = before._replace(found=jnp.zeros(tokens.shape, bool), first=before.first & silent)
+        carry = (span[:, 0], begun)
+        carry = jax.lax.while_loop(lambda carry: (carry[0] < last).any(), step, carry)
+        return self._with(carry[1])
 
     def reached(self, seen: Seen) -> Bool[Array, " rows"]:
-        return self._remembered()[1]
+        return self._remembered().found
 
-    def _remembered(self) -> tuple[Array, Array]:
+    def _remembered(self) -> "_Read":
         if self.memory is None:
             raise ValueError(
                 "`StopStrings` follows rows from their first new token: stop.begin(rows), then "
@@ -110,21 +133,46 @@ class StopStrings(Stop):
             )
         return self.memory.value
 
-    def _with(self, state: Array, found: Array) -> "StopStrings":
-        memory = Memory((state, found))
-        return eqx.tree_at(lambda s: s.memory, self, memory, is_leaf=lambda x: x is None)
+    def _with(self, read: "_Read") -> "StopStrings":
+        return eqx.tree_at(lambda s: s.memory, self, Memory(read), is_leaf=lambda x: x is None)
 
 
-def _without_spaces(
-    following: Int[np.ndarray, "states bytes"], count: int
-) -> tuple[Int[np.ndarray, "more bytes"], int]:
-    """The automaton with states in front that pass over so many spaces, and the first of them."""
-    first = 0
-    for _ in range(count):
-        row = following[:1].copy()
-        row[0, ord(" ")] = first
-        first, following = len(following), np.concatenate([following, row])
-    return following, first
+def _spelled(tokenizer: Any, place: Place, strings: tuple[str, ...]) -> Spelled:
+    """What ids add to a text, special tokens in these strings included."""
+    if place not in get_args(Place):
+        raise ValueError(f"`place` must be one of {', '.join(get_args(Place))}; got {place!r}.")
+    if isinstance(tokenizer, Spelled):  # made once for many strings
+        return tokenizer
+    if not isinstance(tokenizer, Sequence):
+        return with_special(spelled(tokenizer, place), tokenizer, strings)
+    if place == "beginning":
+        raise ValueError(
+            "`place='beginning'` needs the tokenizer, since bytes do not tell what `decode` leaves "
+            "out there; got the bytes of each id."
+        )
+    return Spelled(tokenizer, tokenizer)
+
+
+def _laid_out(
+    parts: Spelled,
+) -> tuple[UInt8[np.ndarray, " letters"], Int[np.ndarray, "places ids sides"]]:
+    """All bytes in a row, and from where to where are those of an id, inside and as the first."""
+    inside = [parts.special.get(i, part or b"") for i, part in enumerate(parts.inside)]
+    inside.append(b"")
+    ends = np.cumsum([len(part) for part in inside])
+    begins = np.concatenate([[0], ends[:-1]])
+    spans = np.stack([np.stack([begins, ends], axis=-1)] * 2).astype(np.int32)
+    others, total = [], int(ends[-1])
+    for number, part in enumerate(parts.first):
+        if part is None or part == inside[number]:
+            continue
+        if inside[number].endswith(part):  # all but its spaces
+            spans[1, number, 0] = ends[number] - len(part)
+        else:
+            others.append(part)
+            spans[1, number] = total, total + len(part)
+            total += len(part)
+    return np.frombuffer(b"".join([*inside, *others, b"\0"]), np.uint8), spans
 
 
 def text_before(text: str, strings: str | Iterable[str]) -> str:

@@ -1,9 +1,28 @@
 """The bytes that each token of a vocabulary adds to a text."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
-from eqxformer.text._decoding import special_ids, special_in, stages_of
+from eqxformer.text._decoding import Stage, special_ids, special_in, stages_of
+
+Place = Literal["inside", "beginning"]
+_Part = str | bytes
+
+
+class Spelled(NamedTuple):
+    """What ids add to a text, of which some is left out at its beginning.
+
+    Arguments:
+        inside: the bytes of each id inside of a text, None for one that is no text.
+        first: the same of one that is the first of a text.
+        spaces: how many spaces a text loses at its beginning, in however many tokens they are.
+        special: the bytes of special tokens, where they count though they are no text.
+    """
+
+    inside: Sequence[bytes | None]
+    first: Sequence[bytes | None]
+    spaces: int = 0
+    special: Mapping[int, bytes] = {}
 
 
 def token_bytes(tokenizer: Any) -> tuple[bytes | None, ...]:
@@ -33,28 +52,32 @@ def token_bytes(tokenizer: Any) -> tuple[bytes | None, ...]:
         >>> ef.token_bytes(tokenizer)
         (b'a', b'\\xf0', b' b')
     """
+    return _each(tokenizer, lambda stage, part: stage.part(part))
+
+
+def spelled(tokenizer: Any, place: Place) -> Spelled:
+    """What the ids of a tokenizer add to a text of which new tokens are the inside or all."""
+    inside = token_bytes(tokenizer)
+    if place == "inside":
+        return Spelled(inside, inside)
+    first = _each(tokenizer, lambda stage, part: stage.begin(part))
+    return Spelled(inside, first, sum(stage.spaces for stage in stages_of(tokenizer)))
+
+
+def with_special(parts: Spelled, tokenizer: Any, strings: Iterable[str]) -> Spelled:
+    """What ids add, the special tokens in one of the strings among them."""
+    found = special_in(tokenizer, strings)
+    return parts._replace(special={number: token.encode() for number, token in found.items()})
+
+
+def _each(tokenizer: Any, after: Callable[[Stage, _Part], _Part]) -> tuple[bytes | None, ...]:
+    """The bytes of each id, given what a stage makes of what it gets of a token."""
     stages, special = stages_of(tokenizer), special_ids(tokenizer)
     known = tokenizer.get_vocab(with_added_tokens=True)
     found: list[bytes | None] = [None] * (max(known.values(), default=-1) + 1)
     for number in set(known.values()) - special:
-        part: str | bytes = tokenizer.id_to_token(number)
+        part: _Part = tokenizer.id_to_token(number)
         for stage in stages:
-            part = stage.part(part)
+            part = after(stage, part)
         found[number] = part if isinstance(part, bytes) else part.encode()
     return tuple(found)
-
-
-def with_special(
-    parts: Sequence[bytes | None], tokenizer: Any, strings: Iterable[str]
-) -> Sequence[bytes | None]:
-    """The bytes of each id, those of the special tokens in one of the strings among them.
-
-    Arguments:
-        parts: the bytes of each id of the tokenizer, as `token_bytes` gives them.
-    """
-    special = special_in(tokenizer, strings)
-    if not special:
-        return parts
-    return tuple(
-        special[number].encode() if number in special else part for number, part in enumerate(parts)
-    )

@@ -203,6 +203,33 @@ def test_what_a_draft_keeps_is_there_for_the_next_text_too():
     np.testing.assert_array_equal(draft.following, np.arange(VOCAB)[::-1])
 
 
+class Noted(ef.DraftModel):
+    """A draft model of one's own that hands an array that it keeps to the loop as well."""
+
+    note: jax.Array
+
+    def __init__(self, model, ahead, note):
+        super().__init__(model, ahead)
+        self.note = note
+
+    def begin(self, model, given, slots, new, chunk):
+        return super().begin(model, given, slots, new, chunk), self.note
+
+    def propose(self, memory, seen, room, sampler, keys):
+        proposal, own = super().propose(memory[0], seen, room, sampler, keys)
+        return proposal, (own, memory[1] + 1)
+
+    def back_to(self, memory, length):
+        return super().back_to(memory[0], length), memory[1]
+
+
+def test_what_a_draft_model_of_ones_own_keeps_is_there_for_the_next_text_too():
+    draft = Noted(nudged("gpt"), 3, jnp.zeros(3, jnp.int32))
+    first, again = (both("gpt", draft, max_new_tokens=4) for _ in range(2))
+    assert first[1].tokens == again[1].tokens == first[0]
+    assert draft.note.tolist() == [0, 0, 0]
+
+
 # Going back
 
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array, Float
 
 import eqxformer as ef
 from tests.helpers import models
@@ -201,3 +202,65 @@ def test_a_patched_model_is_not_saved_as_if_it_were_plain(scanned, tmp_path):
             save(patched, tmp_path / "model")
     ef.save(ef.without_patches(patched), tmp_path / "model")
     assert eqx.tree_equal(ef.load(tmp_path / "model"), scanned)
+
+
+def _calls(name):
+    """A feed-forward of one's own by `run` and `run_valid`, of which one of that name calls one."""
+
+    class Own(ef.FeedForward):
+        class Config(ef.FeedForward.Config):
+            def build(self, dim, *, key):
+                return Own(ef.Linear(dim, dim, key=key))
+
+        map: ef.Linear
+
+        def run(self, x, *, key=None):
+            if name == "run":
+                return self.run_valid(x, None, key=key)
+            return self.map(x), None
+
+        def run_valid(self, x, valid, *, key=None):
+            if name == "run_valid, rematerialised":
+                return eqx.filter_checkpoint(Own.run)(self, x)
+            return self.run(x) if name == "run_valid" else (self.map(x), None)
+
+    return Own
+
+
+@pytest.mark.parametrize("caller", ["run", "run_valid", "run_valid, rematerialised", "neither"])
+def test_a_feed_forward_of_ones_own_is_tapped_once_by_whichever_method_it_is_called(caller):
+    own = _calls(caller)
+    config = models.decoder(models.block({}, feed_forward=own.Config()))
+    plain, path = models.filled(config), "blocks.0.feed_forward"
+    ids = models.tokens(1, 3)
+    _, seen = run(ef.capture(plain, path, f"{path}.input"), ids)
+    close(seen[path], plain.blocks[0].feed_forward.map(seen[f"{path}.input"]))
+    maps = plain.blocks[0].feed_forward.map
+    doubled = eqx.tree_at(lambda m: m.blocks[0].feed_forward.map, plain, jax.tree.map(twice, maps))
+    close(run(ef.patch(plain, {path: twice}), ids), run(doubled, ids))
+    part, x = ef.patch(plain, {f"{path}.input": twice}).blocks[0].feed_forward, jnp.ones((3, 12))
+    for each in (part(x), part.run(x)[0], part.run_valid(x, None)[0]):
+        close(each, maps(2.0 * x))
+
+
+class Gain(ef.FeedForward):
+    """A feed-forward of one's own whose arrays may have any number of axes."""
+
+    class Config(ef.FeedForward.Config):
+        def build(self, dim, *, key):
+            return Gain(jnp.ones((dim, dim)), jnp.ones((2, 1, dim)))
+
+    map: Float[Array, "..."]
+    gains: Float[Array, "*any dim"]
+
+    def run(self, x, *, key=None):
+        return (x * jnp.broadcast_to(self.gains.sum((0, 1)), x.shape)) @ self.map, None
+
+
+def test_single_layers_of_a_scan_may_have_arrays_of_any_number_of_axes():
+    layers = [models.block({}, feed_forward=Gain.Config())] * 3
+    scanned = models.filled(models.decoder(*layers, layout=ef.Scanned()))
+    patched = ef.patch(scanned, {"blocks.1.feed_forward": twice})
+    alone = ef.rebuild(scanned, scanned.config.edit(layout=ef.Unrolled()))
+    ids = models.tokens(1, 3)
+    close(run(patched, ids), run(ef.patch(alone, {"blocks.1.feed_forward": twice}), ids), 1e-5)

@@ -191,3 +191,34 @@ def test_a_bias_of_places_is_the_same_with_a_cache():
         out, cache = made.extend(ids[:, first:last], cache)
         found.append(np.asarray(out))
     np.testing.assert_allclose(np.concatenate(found, axis=1), made(ids), atol=1e-5)
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_bias_that_counts_places_where_its_config_does_not_is_refused(told, shared):
+    """A model asks the config whether it takes positions, and the computation asks the bias."""
+
+    class Own(ef.PositionBias):
+        class Config(ef.PositionBias.Config):
+            @property
+            def counts_places(self):
+                return told
+
+            def build(self, heads, *, key):
+                return Own()
+
+        @property
+        def counts_places(self):
+            return not told
+
+        def __call__(self, queries, keys):
+            return jnp.zeros((1, queries.shape[-1], keys.shape[-1]))
+
+    own = Own.Config()
+    config = decoder(block({}), bias=own) if shared else decoder(block({"bias": own}))
+    message = (
+        f"`counts_places` of Own must be that of its Config; got {not told} of the part and {told} "
+        "of the Config. Say it in the Config alone"
+    )
+    with pytest.raises(ValueError, match=message):
+        ef.shapes(config)

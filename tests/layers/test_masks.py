@@ -219,6 +219,19 @@ def test_a_padding_that_says_something_of_its_own_is_refused_with_a_cache():
     assert for_cache(Named(jnp.asarray(VALID))) is None
 
 
+@pytest.mark.parametrize("kind", ["attention", "latent attention"])
+def test_a_padding_that_says_something_of_its_own_is_what_it_allows(kind):
+    """Its keys are not blanked either, since a query may look at them."""
+    if kind == "attention":
+        part = ef.Attention(8, heads=2, key=jax.random.key(0))
+    else:
+        sizes = {"heads": 2, "latent": 4, "head_dim": 3, "rotary_dim": 2}
+        part = ef.LatentAttention(8, **sizes, key=jax.random.key(0))
+    own, x = AllButNew(jnp.asarray(VALID)), jax.random.normal(jax.random.key(1), (2, SEQ, 8))
+    expected = part(x, mask=ef.Explicit(own.allows(PLACES, PLACES)[:, 0]), positions=PLACES)
+    np.testing.assert_allclose(part(x, mask=own, positions=PLACES), expected, atol=1e-5)
+
+
 def test_places_matter_to_all_but_arrays_and_what_allows_everything():
     assert not reads_places(None)
     for name, (mask, _) in CASES.items():

@@ -136,3 +136,9 @@ def test_a_table_of_sinusoids_starts_as_they_are():
     waves = ef.Sinusoids.Config(layout="halves", spread="closed")
     table = ef.LearnedPositions(8, length=5, init=ef.SinusoidTable(waves), key=jax.random.key(0))
     close(table.weight, waves.build(8, key=jax.random.key(0))(jnp.arange(5)))
+
+
+def test_positions_of_places_that_nothing_tells_apart_are_refused():
+    without = ef.shapes(READER.edit("embedding", positions=None))
+    with pytest.raises(ValueError, match="`positions` were given, and nothing in this model"):
+        without(FRAMES, positions=jnp.arange(4))

@@ -269,3 +269,50 @@ def test_positions_may_be_given_for_either_side_also_with_a_cache():
     first, cache = extend(built, target[:, :4], cache, positions=given["positions"][:4])
     last, _ = extend(built, target[:, 4:], cache, positions=given["positions"][4:])
     close(jnp.concatenate([first, last], axis=1), whole)
+
+
+class Reader(ef.AbstractBlock):
+    """A block of one's own that adds a map of the mean of its source."""
+
+    class Config(ef.AbstractBlock.Config):
+        reads: bool = True
+
+        @property
+        def reads_source(self):
+            return self.reads
+
+        def build(self, dim, *, source_dim=None, key):
+            return Reader(None if source_dim is None else ef.Linear(source_dim, dim, key=key))
+
+    map: ef.Linear | None
+
+    def run(self, x, context, *, cache=None, key=None):
+        seen = self.map(context.source).mean(-2, keepdims=True)
+        return x + jnp.broadcast_to(seen, x.shape), cache, None
+
+    def init_cache(self, batch, slots, *, source=None, dtype=jnp.float32):
+        return None
+
+
+@pytest.mark.parametrize("width", [6, 4])  # the decoder's own, and another
+def test_a_block_of_ones_own_that_reads_a_source_is_told_how_wide_it_is(width):
+    encoder = ef.Encoder.Config(vocab=VOCAB, dim=width, blocks=(block({"heads": 2}),))
+    side = decoder(Reader.Config(), dim=6)
+    built = ef.EncoderDecoder.Config(encoder, side).build(key=jax.random.key(0))
+    assert built.decoder.blocks[0].map.weight.shape == (width, 6)
+    assert logits(built, tokens(1, 3), target=tokens(1, 2)).shape == (1, 2, VOCAB)
+    alone = ef.rebuild(built.decoder, built.decoder.config)
+    assert eqx.tree_equal(alone, built.decoder)
+    assert ef.shapes(side).blocks[0].map.weight.shape == (6, 6)
+    assert ef.shapes(side.edit("blocks.*", reads=False)).blocks[0].map is None
+
+
+def test_positions_of_a_source_in_which_nothing_depends_on_them_are_refused_by_name():
+    built, source, target, given = model("t5"), tokens(1, 3), tokens(1, 2), jnp.arange(3)
+    message = "^`source_positions` were given, and nothing in this encoder depends on them"
+    with pytest.raises(ValueError, match=message):
+        built(source, target, source_positions=given)
+    with pytest.raises(ValueError, match=message):
+        built.init_cache(source, 2, source_positions=given)
+    with pytest.raises(ValueError, match="^`positions` were given, and nothing in this model"):
+        built(source, target, positions=jnp.arange(2))

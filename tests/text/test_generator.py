@@ -60,6 +60,20 @@ def test_the_text_of_an_encoder_decoder_ends_where_it_says_so_itself(decoder, st
     assert "".join(generator.stream("big", stop=stop)) == text
 
 
+@pytest.mark.parametrize(
+    ("words", "stop", "text"),
+    [
+        (["▁▁Paris", "▁is", "▁big"], " Paris", "Paris is big"),
+        (["<e>", "▁Paris", "▁is"], ("x<e>", " Paris"), "Paris is"),
+        (["<e>", "▁Paris", "▁is"], ("x<e>", " is"), "Paris"),
+    ],
+)
+def test_the_text_of_an_encoder_decoder_ends_early_at_nothing_that_is_cut(words, stop, text):
+    tokenizer = tokenizer_of([w for w in words if w != "<e>"], decoders.Metaspace(), ["<e>"])
+    generator = writer("t5", tokenizer, words, start=VOCAB - 1)
+    assert generator("is", stop=stop) == text
+
+
 @pytest.mark.parametrize("beside", [True, False])
 def test_settings_and_template_beside_a_model_of_our_own_format_count(tmp_path, beside):
     ef.save(model("gpt"), tmp_path / "own")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
+from eqxformer.text import _byte_automaton
 from eqxformer.text._schema import pattern_of
 from tests.helpers.models import filled
 from tests.text.made import size_of, tokenizer_of
@@ -62,6 +63,47 @@ def text_of(ids, kind):
     end = ids.index(stop) if stop in ids else len(ids)
     assert set(ids[end:]) <= {stop}
     return b"".join(parts[number] for number in ids[:end]).decode()
+
+
+@pytest.mark.parametrize(
+    ("regex", "once"),
+    [
+        (r"(a)|b", True),
+        (r"(a|(b))c", True),
+        (r"a\)|(b)", True),
+        (r"[^a](b[a-c\]])", True),
+        (r"(?i)(yes|no)", True),
+        (r"[)]|(b)", False),  # where a glance won't tell
+        (r"([a[b]])", False),
+        (r"[]a](b)", False),
+        (r"(?x)(a) b", False),
+    ],
+)
+def test_an_expression_whose_brackets_are_plainly_its_own_is_made_an_automaton_once(
+    regex, once, monkeypatch
+):
+    made, index = [], _byte_automaton._index
+    monkeypatch.setattr(_byte_automaton, "_index", lambda *a: made.append(a) or index(*a))
+    ef.Pattern(regex, (b"", b"a", b"b", b"c", b"yes"), stop=0, within_limit=False)
+    assert len(made) == (1 if once else 2)
+
+
+@pytest.mark.parametrize(
+    "regex",
+    [
+        r"a)|(b",
+        r"a\\)|(b",
+        r"[a])|(b",
+        r"(a))|((b",
+        r"[]]a)|([b]",
+        r"(?x)a)|(b # (",
+        r"[^]])|(b",
+        "a)|b\\",
+    ],
+)
+def test_what_is_an_expression_only_in_brackets_is_refused(regex):
+    with pytest.raises(ValueError, match="must be a regular expression"):
+        ef.Pattern(regex, (b"", b"a", b"b"), stop=0)
 
 
 REGEXES = [

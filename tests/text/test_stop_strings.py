@@ -11,8 +11,7 @@ from tokenizers import Tokenizer, decoders, models
 
 import eqxformer as ef
 from eqxformer.generation.following import joined, parted, take_rows
-from eqxformer.text._decoding import spaces_lost
-from tests.text.made import MAKERS, tokenizer_of
+from tests.text.made import BYTES, MAKERS, tokenizer_of
 
 VOCAB = (b"a", b"b", b"ab", b"ba", b"xaabx", None, b"", b"\xe4\xbd", b"\xa0", b"\xa1", b"aabab")
 ROWS, STEPS = 4, 8
@@ -90,6 +89,21 @@ def test_other_strings_compile_nothing_anew():
     assert len(TRACED) == before + 1
 
 
+def test_special_tokens_in_a_string_compile_nothing_anew():
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["<|im_end|>", "<|eot|>"])
+    table = jnp.array([[0, 2, 3, 1]])
+    stops(ef.StopStrings("x", tokenizer), table)
+    before = len(TRACED)
+    for string, expected in (("<|im_end|>", [0, 1, 0, 0]), ("a<|eot|>", [0, 0, 1, 0])):
+        found = stops(ef.StopStrings(string, tokenizer), table)
+        assert found[0].tolist() == [bool(each) for each in expected]
+    whole = stops(ef.StopStrings("a", tokenizer, place="beginning"), table)
+    assert whole[0].tolist() == [True, False, False, False]
+    assert len(TRACED) == before
+
+
 def test_under_vmap_a_stop_is_what_it_is_for_all_rows_at_once():
     random = np.random.default_rng(0)
     table = jnp.asarray(random.integers(0, len(VOCAB), (6, STEPS)))
@@ -153,30 +167,6 @@ def test_a_special_token_that_is_or_is_in_a_string_counts(string, row, expected)
     assert found[0].tolist() == [bool(each) for each in expected]
 
 
-SPACES = {
-    "byte level": 0,
-    "llama": 1,
-    "two spaces": 2,
-    "gemma": 0,
-    "metaspace": 1,
-    "bytes then metaspace": 1,
-    "never": 0,
-    "unigram": 1,
-    "word pieces": 1,
-    "word pieces as they are": 1,
-    "word ends": 0,
-    "letters": 0,
-    "letters with spaces": 1,
-    "strip": 0,
-    "only bytes": 0,
-}
-
-
-@pytest.mark.parametrize("kind", MAKERS)
-def test_how_many_spaces_decode_leaves_out_follows_from_the_decoder(kind):
-    assert spaces_lost(tokenizer_of(kind)) == SPACES[kind]
-
-
 @pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind != "only bytes"])
 @settings(deadline=None, max_examples=5)
 @given(st.text(LETTERS + "isx", max_size=12), st.lists(st.text(LETTERS, min_size=1, max_size=3)))
@@ -184,7 +174,7 @@ def test_in_a_whole_text_the_spaces_that_decode_leaves_out_do_not_count(kind, te
     tokenizer, strings = tokenizer_of(kind), [" th", " 你", *more]
     ids = tokenizer.encode("the" + text, add_special_tokens=False).ids
     row = (ids * 13)[:13]
-    stop = ef.StopStrings(strings, tokenizer, spaces=spaces_lost(tokenizer))
+    stop = ef.StopStrings(strings, tokenizer, place="beginning")
     reached = bool(stops(stop, jnp.array([row])).any())
     pieces = ef.TextPieces(tokenizer, stop=strings)
     pieces.feed(row)
@@ -192,13 +182,83 @@ def test_in_a_whole_text_the_spaces_that_decode_leaves_out_do_not_count(kind, te
     assert reached == pieces.stopped
 
 
-def test_as_many_spaces_as_are_said_are_passed_over_at_the_beginning_alone():
-    parts = (b" ", b" a", b"a", b"  a", b"")
+def test_as_many_spaces_as_decode_leaves_out_are_passed_over_at_the_beginning_alone():
+    words = {"▁": 0, "▁a": 1, "a": 2, "▁▁a": 3, "": 4}
     rows = jnp.array([[1, 1, 4], [0, 1, 4], [4, 2, 1], [3, 4, 4], [2, 1, 4]])
     for spaces, ends in ((0, [1, 2, 3, 1, 2]), (1, [2, 2, 3, 1, 2]), (2, [2, 0, 3, 0, 2])):
-        found = np.asarray(stops(ef.StopStrings(" a", parts, spaces=spaces), rows))
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
+        steps = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", spaces, 0)]
+        tokenizer.decoder = decoders.Sequence(steps)
+        stop = ef.StopStrings(" a", tokenizer, place="beginning")
+        found = np.asarray(stops(stop, rows))
         first = np.where(found.any(1), found.argmax(1) + 1, 0)
         np.testing.assert_array_equal(first, ends)
+
+
+def beginning(tokenizer, strings, ids):
+    """Whether a whole text of these ids stops at a string, and whether its pieces do."""
+    stop = ef.StopStrings(strings, tokenizer, place="beginning")
+    row = [*ids, *[-1] * (13 - len(ids))]
+    pieces = ef.TextPieces(tokenizer, stop=strings)
+    pieces.feed(ids)
+    pieces.finish()
+    return bool(stops(stop, jnp.array([row])).any()), pieces.stopped
+
+
+@pytest.mark.parametrize(
+    ("decoder", "strings", "words", "expected"),
+    [
+        (decoders.Metaspace(), " c", ["▁▁c", "▁a"], False),  # all spaces of a first token go
+        (decoders.Metaspace(), " c", ["▁", "▁▁c"], True),
+        (decoders.Metaspace(), " c", ["", "▁▁c"], True),
+        (decoders.Metaspace(), "b", ["▁▁c", "▁b"], True),
+        (decoders.Metaspace(), ("x<e>", " b"), ["<e>", "▁b", "▁a"], False),
+        (decoders.Metaspace(), ("x<e>", " b"), ["<no>", "<e>", "<e>", "▁b", "▁b"], True),
+        (decoders.Metaspace(), "<e> b", ["<e>", "▁b"], False),
+        (decoders.Metaspace(), "<e>b", ["<e>", "▁b"], True),
+        (decoders.WordPiece(), "##d", ["##d", "a"], True),  # the sign that it goes on stays
+        (decoders.WordPiece(), "##d", ["a", "##d"], False),
+        (None, ("x<e>", " a"), ["<e>", "a", "##d"], False),
+        (None, "<e> a", ["##d", "<e>", "a"], True),
+    ],
+)
+def test_the_first_token_of_a_whole_text_is_what_decode_makes_of_it(
+    decoder, strings, words, expected
+):
+    vocabulary = ["a", "▁a", "▁b", "▁▁c", "▁", "", "##d"]
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="a"))
+    tokenizer.decoder = decoder
+    tokenizer.add_special_tokens(["<e>", "<no>"])
+    found = beginning(tokenizer, strings, [tokenizer.token_to_id(word) for word in words])
+    assert found == (expected, expected)
+
+
+WITHOUT_BYTES = [  # whose tokens are all text that is one by itself
+    "two spaces",
+    "gemma",
+    "metaspace",
+    "bytes then metaspace",
+    "never",
+    "unigram",
+    "word pieces",
+    "word pieces as they are",
+    "letters with spaces",
+]
+
+
+@pytest.mark.parametrize("kind", WITHOUT_BYTES)
+@settings(deadline=None, max_examples=15)
+@given(st.data())
+def test_whatever_tokens_a_whole_text_begins_with_it_stops_where_its_pieces_do(kind, data):
+    tokenizer = tokenizer_of(kind)
+    known = sorted(tokenizer.get_vocab(with_added_tokens=True).items())
+    begins = [number for token, number in known if token[0] in "<▁#t " and token not in BYTES]
+    ids = data.draw(st.lists(st.sampled_from(begins), min_size=1, max_size=4))
+    some = [" ", "  ", " t", "t", "##", "#", " <s>", "<s> ", "<unk>t", "x<s>", "x<unk>"]
+    strings = data.draw(st.lists(st.sampled_from(some), min_size=1, max_size=3))
+    reached, stopped = beginning(tokenizer, strings, ids)
+    assert reached == stopped
 
 
 def test_generation_ends_with_the_token_that_completes_a_string():
@@ -224,7 +284,14 @@ def test_generation_ends_with_the_token_that_completes_a_string():
     ("make", "message"),
     [
         (lambda: ef.StopStrings((), VOCAB), "needs a string to stop at; got none"),
-        (lambda: ef.StopStrings("a", VOCAB, spaces=-1), "`spaces` must not be negative; got -1"),
+        (
+            lambda: ef.StopStrings("a", VOCAB, place="end"),
+            "`place` .*must be .*inside.*beginning.*; got .*'end'",
+        ),
+        (
+            lambda: ef.StopStrings("a", VOCAB, place="beginning"),
+            "`place='beginning'` needs the tokenizer, .* got the bytes of each id",
+        ),
         (lambda: ef.StopStrings(("a", ""), VOCAB), "Every string of `StopStrings` must .* got ''"),
         (
             lambda: ef.StopStrings("a", VOCAB).after(jnp.array([0])),
@@ -233,5 +300,5 @@ def test_generation_ends_with_the_token_that_completes_a_string():
     ],
 )
 def test_no_string_and_no_beginning_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):  # the latter of checked annotations
         make()

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eqxformer as ef
+from eqxformer.text.token_bytes import spelled
 from tests.text.made import BYTES, LATE, LETTERS, MAKERS, tokenizer_of
 
 # A token that is the same text at the beginning, and next to any other.
@@ -80,6 +81,21 @@ def test_a_token_is_the_text_it_stands_for(kind, token, part):
     number = tokenizer_of(kind).token_to_id(token)
     assert number is not None
     assert bytes_of(kind)[number] == part
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_the_bytes_of_a_first_token_are_what_decode_makes_of_it_alone(kind):
+    tokenizer = tokenizer_of(kind)
+    parts = spelled(tokenizer, "beginning")
+    assert parts.spaces == {"llama": 1, "two spaces": 2}.get(kind, 0)
+    for number, part in enumerate(parts.first):
+        assert (part is None) == (parts.inside[number] is None)
+        text = (part or b"").decode("utf-8", "replace")
+        for _ in range(parts.spaces):
+            text = text.removeprefix(" ")
+        if kind == "word ends":  # of a last token, the sign for the end is no space
+            text = text.removesuffix(" ")
+        assert text == tokenizer.decode([number]), tokenizer.id_to_token(number)
 
 
 def test_holes_in_a_vocabulary_are_none():
