@@ -77,12 +77,14 @@ class TokenBatch(eqx.Module):
 
     Arguments:
         tokens: the ids.
-        weights: how much each token counts as a target, 1 for all by default. 0 for padding, which
-            stands behind the text where nothing sees it, and for a prompt that should be read but
-            not learned.
+        weights: how much each token counts as a target; by default 1, and 0 where `valid` is False.
+            0 for padding, and for a prompt that should be read but not learned.
         segments: for rows that hold several documents, which one a token is of. A token sees its
             own document alone, and the first token of a document is no target.
         positions: the place of each token in its document; counted from the start of a row if None.
+        valid: False where the tokens are padding, on whichever side. Padding behind the text needs
+            no more than weights of 0, since nothing sees it; but of a mixture of experts, the
+            routers' losses are means over all tokens read, and only `valid` leaves padding out.
 
     Example:
         >>> import eqxformer as ef, numpy as np
@@ -96,6 +98,7 @@ class TokenBatch(eqx.Module):
     weights: Weights | None = None
     segments: Ids | None = None
     positions: Ids | None = None
+    valid: Bool[Array, "*batch seq"] | Bool[np.ndarray, "*batch seq"] | None = None
 
     @property
     def token_count(self) -> int:
@@ -105,7 +108,8 @@ class TokenBatch(eqx.Module):
 
     def target_weights(self) -> Float[Array, "*batch targets"]:
         """How much each token but the first counts; 0 where a document begins."""
-        weights = weights_of(self.weights, self.tokens)[..., 1:]
+        counts = self.valid if self.weights is None else self.weights
+        weights = weights_of(counts, self.tokens)[..., 1:]
         if self.segments is None:
             return weights
         before, here = shifted(self.segments)
@@ -113,9 +117,12 @@ class TokenBatch(eqx.Module):
 
     def context(self) -> dict[str, Any]:
         """The `mask` and `positions` of what a model reads, as far as there are any."""
-        given = {}
+        given: dict[str, Any] = {}
         if self.segments is not None:
             given["mask"] = Segments(shifted(self.segments)[0])
+        if self.valid is not None:
+            padding = Padding(jnp.asarray(self.valid)[..., :-1])
+            given["mask"] = given["mask"] & padding if "mask" in given else padding
         if self.positions is not None:
             given["positions"] = shifted(self.positions)[0]
         return given
@@ -169,4 +176,18 @@ def weights_of(weights: Weights | None, tokens: Ids) -> Float[Array, "*batch seq
     """`weights` in float32, ones when there are none."""
     if weights is None:
         return jnp.ones(tokens.shape, jnp.float32)
-    return jnp.asarray(weights).astype(jnp.float32)
+    weights = jnp.asarray(weights).astype(jnp.float32)
+    check_weights_shape(weights.shape, tokens.shape)
+    return weights
+
+
+def check_weights_shape(weights: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Raises `ValueError` for weights that are not one for each of what they weigh.
+
+    Of others, the sum of the weights would be that of fewer, and the mean wrong by a factor.
+    """
+    if weights != wanted:
+        raise ValueError(
+            f"Weights must have the shape {wanted}, one for each token or label; got {weights}. "
+            f"Spread what rows share with `jnp.broadcast_to(weights, {wanted})`."
+        )

@@ -114,7 +114,7 @@ class CorruptedWindows(Data):
         rows = tokens[: count * self.length].reshape(count, self.length)
         size = min(self.batch, count)
         batches = count // size if most is None else min(most, count // size)
-        chosen = rows[np.linspace(0, count - 1, batches * size).astype(np.int64)]
+        chosen = rows[np.linspace(0, count - 1, batches * size).astype(np.int64)].astype(np.int32)
         random = np.random.default_rng((seed, 0, _VALIDATION))
         return [self.corruption(each, random=random) for each in np.split(chosen, batches)]
 
@@ -130,8 +130,24 @@ class CorruptedWindows(Data):
 
 def real_rows(tokens: Rows, valid: Real | None) -> Iterator[Int[np.ndarray, " real"]]:
     """The tokens of each row that are no padding."""
-    for number, row in enumerate(tokens):
-        yield row if valid is None else row[valid[number]]
+    for row, real in zip(tokens, real_places(tokens, valid), strict=True):
+        yield row[real]
+
+
+def real_places(tokens: Rows, valid: Real | None) -> Real:
+    """Where rows are no padding: everywhere if `valid` is None.
+
+    Raises `ValueError` for anything but true or false: ones and zeros would be taken for places.
+    """
+    if valid is None:
+        return np.ones(tokens.shape, bool)
+    if valid.shape != tokens.shape or valid.dtype != bool:
+        raise ValueError(
+            "`valid` must be true or false for every place of `tokens`, "
+            f"{list(tokens.shape)}; got {valid.dtype}{list(valid.shape)}. Of ones and zeros, "
+            "`valid == 1` makes it."
+        )
+    return valid
 
 
 def padded(rows: list[np.ndarray], width: int, fill: int) -> tuple[Rows, Real]:

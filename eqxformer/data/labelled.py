@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
-from eqxformer.data.batches import Ids
+from eqxformer.data.batches import Ids, check_weights_shape
 from eqxformer.layers.masks import Padding
 
 Valid = Bool[Array, "*batch seq"] | Bool[np.ndarray, "*batch seq"]
@@ -55,7 +55,9 @@ class LabelledBatch(eqx.Module):
     def label_weights(self) -> Float[Array, "*labels"]:
         """How much each label counts, in float32."""
         if self.weights is not None:
-            return jnp.asarray(self.weights).astype(jnp.float32)
+            weights = jnp.asarray(self.weights).astype(jnp.float32)
+            check_weights_shape(weights.shape, self.labels.shape)
+            return weights
         are_classes = jnp.issubdtype(self.labels.dtype, jnp.integer)
         if self.valid is not None and are_classes and self.labels.shape == self.tokens.shape:
             return jnp.asarray(self.valid).astype(jnp.float32)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from eqxformer.data.corruption import Corruption, Real, Rows
+from eqxformer.data.corruption import Corruption, Real, Rows, real_places
 from eqxformer.data.labelled import LabelledBatch
 
 
@@ -52,8 +52,8 @@ class MaskTokens(Corruption):
         self, tokens: Rows, valid: Real | None = None, *, random: np.random.Generator
     ) -> LabelledBatch:
         """A batch with these rows corrupted and as labels, weighted 1 where tokens were chosen."""
-        real = np.ones(tokens.shape, bool) if valid is None else valid
-        candidates = real & ~np.isin(tokens, self.special)
+        tokens = np.asarray(tokens, np.int32)  # ids of bytes may have no room for the mask
+        candidates = real_places(tokens, valid) & ~np.isin(tokens, self.special)
         among = candidates.sum(axis=1)
         count = np.minimum(np.maximum(np.round(self.share * among), 1), among)
         # The candidates in random order, the others behind them.

@@ -1,7 +1,9 @@
 """Packing: documents of any lengths in rows of one length, several in a row, each by itself.
 
 A row's documents do not see one another and none predicts another's beginning, so that the loss
-over packed rows is that over the documents one by one, without their padding.
+over packed rows is that over the documents one by one, without their padding. What the routers of a
+mixture of experts add to it is a mean over whole rows, their padding included, unless `valid` of
+the batches says where that is.
 """
 
 from typing import Any, NamedTuple

@@ -173,7 +173,7 @@ class Pairs(Data):
     @property
     def shape(self) -> tuple[int, int]:
         """Rows of the widest batch, and the tokens predicted in each."""
-        return max(self.tokens // self.longest, 1), self.longest
+        return max(self._rows(self.longest), 1), self.longest
 
     @property
     def row_counts(self) -> frozenset[int]:

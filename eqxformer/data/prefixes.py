@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from eqxformer.data.batches import Ids, Weights, weights_of
-from eqxformer.data.corruption import Corruption, Real, Rows
+from eqxformer.data.corruption import Corruption, Real, Rows, real_places
 from eqxformer.layers.masks import Mask, Padding, Prefix
 
 
@@ -68,7 +68,7 @@ class SplitAnywhere(Corruption):
         self, tokens: Rows, valid: Real | None = None, *, random: np.random.Generator
     ) -> PrefixBatch:
         """A batch of these rows, each with a prefix."""
-        real = np.ones(tokens.shape, bool) if valid is None else valid
+        real = real_places(tokens, valid)
         begin = np.argmax(real, axis=1)
         longest = np.maximum(real.sum(axis=1) - 1, 1)  # what a row of one token has is not learned
         prefix = begin + 1 + random.integers(0, longest)

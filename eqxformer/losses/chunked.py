@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, Int
 
 from eqxformer.constraints import token_shares
+from eqxformer.data.batches import check_weights_shape
 from eqxformer.layers.norms import wide_dtype, widen
 from eqxformer.layers.taps import is_collecting
 from eqxformer.losses.cross_entropy import (
@@ -100,6 +101,7 @@ def cross_entropy_of(
         return cross_entropy(head(hidden), targets, weights=weights, **options)
     if weights is None:
         weights = jnp.ones(targets.shape, jnp.float32)
+    check_weights_shape(weights.shape, targets.shape)
     weights, targets = weights.astype(jnp.float32), wide_ids(targets)
     check_targets(targets, weights != 0, scores.shape[-1])
     settings = _Settings(label_smoothing, z_loss)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from eqxformer.data.batches import check_weights_shape
+
 Weights = Float[Array, "*batch"] | Bool[Array, "*batch"]
 
 
@@ -93,7 +95,8 @@ def cross_entropy(
         z_loss: factor of `lse ** 2`, which keeps logits from drifting (Chowdhery et al. 2022).
 
     Returns a `Loss`; its `mean` is in nats per token. A target outside the vocabulary raises
-    `ValueError`, or makes the loss NaN where ids are not known yet, inside `jax.jit`.
+    `ValueError`, or makes the loss NaN where ids are not known yet, inside `jax.jit`. Targets and
+    weights of another shape than the places of the logits raise it too: neither is broadcast.
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
@@ -118,6 +121,12 @@ def cross_entropies(
 ) -> Float[Array, "*batch"]:
     """The weighted cross-entropy at each place, before `cross_entropy` adds them up."""
     check_share("label_smoothing", label_smoothing)
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"`targets` must have the shape {logits.shape[:-1]}, an id for each place of the "
+            f"logits; got {targets.shape}."
+        )
+    check_weights_shape(weights.shape, targets.shape)
     counted, targets = weights != 0, wide_ids(targets)
     check_targets(targets, counted, logits.shape[-1])
     # Not only the result is masked but the logits too: 0 x NaN would be NaN in the gradient.

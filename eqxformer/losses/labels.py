@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from eqxformer.data.batches import check_weights_shape
 from eqxformer.data.labelled import LabelledBatch
 from eqxformer.losses.cross_entropy import Loss, check_share, cross_entropy
 from eqxformer.losses.objective import Answer, Question, Supervised
@@ -116,6 +117,7 @@ class SequenceRegression(Supervised):
     def judge(self, answer: Answer, question: Question) -> Loss:
         """The squared error."""
         check_labels_shape(question.targets.shape, answer.scores.shape)
+        check_weights_shape(question.weights.shape, question.targets.shape)
         weights, wanted = question.weights, question.targets.astype(jnp.float32)
         # Masked before it is squared: 0 x NaN would be NaN in the gradient.
         error = jnp.where(weights != 0, answer.scores.astype(jnp.float32) - wanted, 0.0)

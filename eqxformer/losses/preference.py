@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from eqxformer.data.preferences import PreferenceBatch
 from eqxformer.keys import split
@@ -29,6 +29,8 @@ class DirectPreference(Comparison):
         label_smoothing: the share of preferences taken to be the wrong way round (Mitchell 2023).
         task: how an answer is asked for: `NextToken()` of a `TokenBatch`, `SequenceToSequence()`
             of a `PairBatch`.
+
+    A pair of which no token counts, such as one that fills up a batch, counts for nothing.
 
     The reference is `with_reference(batch, reference)`, once for each batch, or in every step:
     `DirectPreference().against(reference)`. Metrics are the `margin`, which is what the sigmoid is
@@ -66,13 +68,15 @@ class DirectPreference(Comparison):
                 "The batch has no log-probabilities of a reference; fill them in with "
                 "`with_reference(batch, reference)`, or use `against(reference)` as the loss."
             )
+        counted = self._counted(batch)
         chosen, rejected = self.log_probabilities(model, batch, key=key)
         gains = chosen - jnp.asarray(references[0]), rejected - jnp.asarray(references[1])
-        margin = self.beta * (gains[0] - gains[1])
+        margin = jnp.where(counted, self.beta * (gains[0] - gains[1]), 0.0)
         share = self.label_smoothing
         losses = -(1.0 - share) * jax.nn.log_sigmoid(margin) - share * jax.nn.log_sigmoid(-margin)
         metrics = {"margin": margin.sum(), "accuracy": jnp.sum((margin > 0).astype(jnp.float32))}
-        return Loss(losses.sum(), jnp.asarray(float(margin.size)), metrics)
+        total, pairs = jnp.where(counted, losses, 0.0).sum(), counted.astype(jnp.float32).sum()
+        return Loss(total, pairs, metrics)
 
     def compare(
         self,
@@ -102,6 +106,14 @@ class DirectPreference(Comparison):
             for answer, each in zip(answers, keys, strict=True)
         )
         return chosen, rejected
+
+    def _counted(self, batch: PreferenceBatch) -> Bool[Array, "*batch"]:
+        """Which pairs have a token that counts, in either of their answers."""
+        answers = (batch.chosen, batch.rejected)
+        chosen, rejected = (
+            (self.task.question(answer).weights != 0).any(axis=-1) for answer in answers
+        )
+        return chosen | rejected
 
 
 def log_probability(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from eqxformer.config import Config
+from eqxformer.data.batches import check_weights_shape
 from eqxformer.losses.chunked import chunk_count, dealt_out
 from eqxformer.losses.cross_entropy import Loss, cross_entropy
 from eqxformer.losses.objective import Answer, LossFunction, Question
@@ -57,6 +58,7 @@ def _scores(answer: Answer, question: Question) -> Loss:
         return Loss(loss.total, loss.weight, {"cross_entropy": loss.total, "accuracy": right.sum()})
 
     hidden, targets, weights = answer.hidden, question.targets, question.weights
+    check_weights_shape(weights.shape, targets.shape)  # before the rows are one behind the other
     rows = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), weights.reshape(-1)
     count = chunk_count(len(rows[0]), _CHUNK)
     sums = jax.lax.map(lambda each: of(*each), tuple(dealt_out(x, count) for x in rows))

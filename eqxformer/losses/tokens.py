@@ -20,7 +20,8 @@ class TokenLoss(Supervised):
     Arguments:
         label_smoothing, z_loss: see `cross_entropy`.
         load_balance, router_z: factors of what the routers of a mixture of experts add to the
-            mean; without effect in models that have none.
+            mean; without effect in models that have none. It is a mean over all tokens that are
+            read, but for those that a `Padding` of the batch (its `valid`) says are none.
 
     Example:
         >>> import eqxformer as ef
@@ -74,7 +75,8 @@ class NextToken(TokenLoss):
     document of a row sets them for all of it.
 
     The mean is `-sum(w[t] * log p(x[t] | x[:t])) / sum(w[t])`, in nats per token. Arguments as for
-    `TokenLoss`.
+    `TokenLoss`. Padding behind the text changes nothing where its weights are 0, but in what the
+    routers of a mixture of experts add: these leave out what a batch's `valid` says is padding.
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp

@@ -8,6 +8,7 @@ import optax
 from eqxformer.axes import leaf_axes, leaf_copies
 from eqxformer.config import Config
 from eqxformer.losses.cross_entropy import check_share
+from eqxformer.optimizers.copies import each_copy, factored_moments
 from eqxformer.optimizers.schedules import Schedule
 
 
@@ -166,6 +167,9 @@ class Lion(Optimizer):
 class Adafactor(Optimizer):
     """Adam whose second moment of a matrix is kept as a row and a column (Shazeer & Stern 2018).
 
+    Where layers or experts are stacked in one array, each of their matrices has its own, and what
+    is a vector in each of them stays one.
+
     Arguments:
         learning_rate: a number, or a schedule; times the root mean square of each parameter where
             `relative` says so, as T5 was trained.
@@ -201,38 +205,15 @@ class Adafactor(Optimizer):
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax chain for a run of `steps` steps."""
-        factored = optax.scale_by_factored_rms(
-            decay_rate=self.decay, min_dim_size_to_factor=self.least
-        )
         return optax.chain(
             clipped(self.clip),
-            factored,
-            _each_copy(optax.clip_by_block_rms(self.limit)),
-            _each_copy(optax.scale_by_param_block_rms()) if self.relative else optax.identity(),
+            factored_moments(self.decay, self.least),
+            each_copy(optax.clip_by_block_rms(self.limit)),
+            each_copy(optax.scale_by_param_block_rms()) if self.relative else optax.identity(),
             optax.ema(self.momentum, debias=False) if self.momentum else optax.identity(),
             _decayed(self.weight_decay),
             optax.scale_by_learning_rate(rated(self.learning_rate, steps)),
         )
-
-
-def _each_copy(transform: optax.GradientTransformation) -> optax.GradientTransformation:
-    """A stateless transformation of every array, applied to each of the copies stacked in one."""
-
-    def one(update: jax.Array, parameter: jax.Array) -> jax.Array:
-        return transform.update(update, transform.init(parameter), parameter)[0]  # pyright: ignore
-
-    def changed(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        copies = leaf_copies(params)
-
-        def of(path: tuple[Any, ...], update: jax.Array, parameter: jax.Array) -> jax.Array:
-            function = one
-            for _ in range(copies.get(jax.tree_util.keystr(path, simple=True, separator="."), 0)):
-                function = jax.vmap(function)
-            return function(update, parameter)
-
-        return jax.tree_util.tree_map_with_path(of, updates, params), state
-
-    return optax.GradientTransformation(transform.init, changed)
 
 
 class SGD(Optimizer):

@@ -45,9 +45,10 @@ class Schedule(Config):
 
 
 class WarmupCosine(Schedule):
-    """Linear to `peak` in `warmup` steps, then half a cosine down to `final` at the last step.
+    """Linear to `peak` in `warmup` steps, then half a cosine down to `final` at the end of the run.
 
-    Loshchilov and Hutter 2017. The first step already has a rate above 0.
+    Loshchilov and Hutter 2017. The first step already has a rate above 0. `final` is what the step
+    behind the last would have: the last has a little more, and with `final=0` is no step lost.
 
     Example:
         >>> import eqxformer as ef
@@ -77,7 +78,7 @@ class WarmupCosine(Schedule):
 
 
 class WarmupLinear(Schedule):
-    """Linear to `peak` in `warmup` steps, then linear down to `final` at the last step.
+    """Linear to `peak` in `warmup` steps, then linear down to `final` at the end of the run.
 
     `peak * (step + 1) / (warmup + 1)`, and from step `warmup` on
     `peak + (final - peak) * (step - warmup) / (steps - warmup)`.
@@ -85,7 +86,7 @@ class WarmupLinear(Schedule):
     Arguments:
         peak: the highest rate.
         warmup: steps until it is reached.
-        final: the rate at the end of the run.
+        final: the rate that the step behind the last would have.
 
     Example:
         >>> import eqxformer as ef
@@ -116,8 +117,9 @@ class WarmupLinear(Schedule):
 class WarmupStableDecay(Schedule):
     """Linear to `peak` in `warmup` steps, `peak` for long, linear to `final` in the last `decay`.
 
-    The decay does not begin before the warm-up is over. Hu et al. 2024: a run can be made without
-    knowing its end from the start. Without a decay (0) it may be given more steps afterwards.
+    `final` is what the step behind the last would have. The decay does not begin before the warm-up
+    is over. Hu et al. 2024: a run can be made without knowing its end from the start. Without a
+    decay (0) it may be given more steps afterwards.
 
     Example:
         >>> import eqxformer as ef
@@ -201,12 +203,12 @@ class InverseSquareRoot(Schedule):
 
     Vaswani et al. 2017, who also scale it by `1 / sqrt(dim * warmup)`. In the last `cooldown`
     steps, but not before the warm-up is over, it is times the share of these that is left, down
-    to 0 (Zhai et al. 2022, section 3.4).
+    to 0, which the step behind the last would have (Zhai et al. 2022, section 3.4).
 
     Arguments:
         peak: the highest rate.
         warmup: steps until it is reached.
-        cooldown: steps at the end in which it goes down to 0; 0 for none.
+        cooldown: steps at the end in which it goes down towards 0; 0 for none.
 
     Example:
         >>> import eqxformer as ef

@@ -10,6 +10,7 @@ from eqxformer.data.masking import MaskTokens
 from eqxformer.data.prefixes import SplitAnywhere
 from eqxformer.data.share import Share
 from eqxformer.data.spans import SpanCorruption, parts
+from tests.helpers.compare import same_bits
 
 MASK, START, END, SENTINEL = 90, 91, 92, 99
 SPANS = SpanCorruption(sentinel=SENTINEL, start=START, end=END, sentinels=7, fill=93)
@@ -89,6 +90,36 @@ def test_an_epoch_of_windows_has_every_token_once_and_those_to_validate_with_are
     assert len(data.spread(tokens[:13])) == 1
     with pytest.raises(ValueError, match="9 tokens has no window of 10"):
         data.spread(tokens[:9])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_in_bytes_are_corrupted_as_wide_ones_are(kind):
+    """The mask of a vocabulary of bytes is 256, which no byte is."""
+    tokens = numbers().integers(0, 50, 400)
+    noise = KINDS[kind]
+    noise = noise.edit(mask=256, vocab=300) if kind == "mask" else noise
+    data = CorruptedWindows(40, batch=3, corruption=noise)
+    for make in (lambda text: data.build(text)(0), lambda text: data.spread(text)[0]):
+        narrow, wide = (make(tokens.astype(dtype)) for dtype in (np.uint8, np.int32))
+        assert same_bits(narrow, wide)
+
+
+def test_a_mask_that_the_type_of_the_ids_does_not_hold_is_a_mask_all_the_same():
+    rows, noise = numbers().integers(0, 50, (10, 40)), MaskTokens(mask=256, vocab=300)
+    narrow, wide = (noise(rows.astype(t), random=numbers()) for t in (np.int8, np.int32))
+    assert (wide.tokens == 256).any()
+    assert same_bits(narrow, wide)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", KINDS)
+def test_ones_and_zeros_are_not_taken_for_what_is_valid(kind):
+    """They would be taken for places: tokens nought and one again and again."""
+    tokens, valid = ragged("right")
+    with pytest.raises(ValueError, match=r"true or false for every place of `tokens`, \[6, 40\]"):
+        KINDS[kind](tokens, valid.astype(np.int32), random=numbers())
+    with pytest.raises(ValueError, match=r"got bool\[40\]. Of ones and zeros"):
+        KINDS[kind](tokens, valid[0], random=numbers())
 
 
 def test_most_chosen_tokens_are_masked_some_replaced_and_some_left():

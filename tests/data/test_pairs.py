@@ -86,6 +86,19 @@ def test_shapes_are_few_and_within_the_number_of_tokens():
         assert rows % 8 == 0
 
 
+@pytest.mark.parametrize(("tokens", "longest", "even"), [(100, 10, 8), (100, 10, 1), (192, 20, 8)])
+def test_the_shape_is_that_of_the_widest_batch(tokens, longest, even):
+    data = Pairs(tokens=tokens, longest=longest, even=even)
+    wide = TOKENS.only(TOKENS.widths <= longest)
+    ids = np.zeros(longest, np.int32)
+    widest = wide._replace(source=Rows.joined([wide.source, Rows.of([ids])]))
+    widest = widest._replace(
+        target=Rows.joined([wide.target, Rows.of([ids[1:]])]), lines=np.append(wide.lines, 9)
+    )
+    batches = data.in_turn(widest)
+    assert data.shape == max((b.source.shape for b in batches), key=lambda shape: shape[1])
+
+
 def test_most_of_a_batch_is_no_padding():
     batches = DATA.in_turn(TOKENS)
     places = sum(batch.source.size for batch in batches)

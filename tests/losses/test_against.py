@@ -133,6 +133,18 @@ def test_microbatches_give_the_loss_of_the_whole(case):
     assert_close((value.mean, gradients), measured(loss, STUDENT, batch), 1e-5)
 
 
+def test_a_pair_of_which_no_token_counts_is_no_preference():
+    """A filler behind four pairs, one of which has an answer on one side alone."""
+    some = RAGGED.copy()
+    some[2] = False
+    pairs = ef.PreferenceBatch(ef.TokenBatch(TOKENS, some), PREFERENCES.rejected)
+    loss, kept = ef.DirectPreference(beta=2.0, label_smoothing=0.1).against(TEACHER), [0, 1, 2, 4]
+    found = eqx.filter_jit(loss)(STUDENT, pairs)
+    wanted = eqx.filter_jit(loss)(STUDENT, jax.tree.map(lambda x: x[np.array(kept)], pairs))
+    assert float(found.weight) == 4.0
+    assert_close(found, wanted, 1e-6)
+
+
 def test_references_given_in_the_batch_are_those_of_the_model_held():
     loss = ef.DirectPreference(beta=2.0)
     filled_in = eqx.filter_jit(loss.with_reference)(PREFERENCES, TEACHER)

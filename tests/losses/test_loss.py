@@ -112,6 +112,74 @@ def test_a_target_outside_the_vocabulary_is_an_error_or_nan_never_another_token(
     assert jnp.isnan(cross_entropy(logits, targets).total)
 
 
+def scored(tokens, *, key=None):
+    """A model to which all of four ids are alike."""
+    return jnp.zeros((*tokens.shape, 4))
+
+
+def of_one_number(tokens, *, key=None):
+    return jnp.ones((tokens.shape[0], 1))
+
+
+def with_weights(batch, weights, field="weights"):
+    """A batch with these weights, whatever their shape; shape checks never see them."""
+    return eqx.tree_at(lambda b: getattr(b, field), batch, weights, is_leaf=lambda x: x is None)
+
+
+ROWS, SCORES = jnp.arange(10).reshape(2, 5) % 4, jnp.zeros((2, 5, 4))
+ONE_A_ROW, SHARED = jnp.ones((2, 1)), jnp.arange(5) >= 3
+MISSHAPEN = {
+    "cross_entropy": lambda: ef.cross_entropy(SCORES, ROWS, weights=ONE_A_ROW),
+    "in chunks": lambda: ef.cross_entropy_of(SCORES, lambda x: x, ROWS, weights=ONE_A_ROW, chunk=2),
+    "tokens": lambda: NextToken()(scored, with_weights(TokenBatch(ROWS), SHARED)),
+    "documents": lambda: with_weights(TokenBatch(ROWS, None, ROWS), SHARED).target_weights(),
+    "targets of a source": lambda: SequenceToSequence().question(
+        with_weights(PairBatch(ROWS, ROWS), ONE_A_ROW, "target_weights")
+    ),
+    "behind a prefix": lambda: with_weights(
+        ef.PrefixBatch(ROWS, jnp.array([1, 2])), SHARED
+    ).target_weights(),
+    "classes": lambda: ef.TokenClassification()(
+        scored, with_weights(ef.LabelledBatch(ROWS, ROWS), ONE_A_ROW)
+    ),
+    "numbers": lambda: ef.SequenceRegression()(
+        of_one_number, with_weights(ef.LabelledBatch(ROWS, jnp.zeros((2, 1))), jnp.ones(2))
+    ),
+    "scores": lambda: ef.TokenScores()(scored, with_weights(TokenBatch(ROWS), SHARED)),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("case", MISSHAPEN)
+def test_weights_of_another_shape_are_refused_and_never_broadcast(case):
+    """The total would be of broadcast weights and the divisor of the few that were given."""
+    with pytest.raises(ValueError, match=r"Weights must have the shape \(2, [15]\), one for each"):
+        MISSHAPEN[case]()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_weights_of_a_question_of_ones_own_are_refused_as_well():
+    class Halved(NextToken):
+        def question(self, batch, /):
+            asked = super().question(batch)
+            return asked._replace(weights=asked.weights[:1])
+
+    class Turned(NextToken):
+        def question(self, batch, /):
+            asked = super().question(batch)
+            return asked._replace(weights=asked.weights.T)
+
+    for loss in (Halved(), ef.TokenScores(Halved()), Turned(), ef.TokenScores(Turned())):
+        with pytest.raises(ValueError, match=r"Weights must have the shape \(2, 4\)"):
+            loss(scored, TokenBatch(ROWS))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_targets_of_another_shape_are_refused_and_never_broadcast():
+    with pytest.raises(ValueError, match=r"`targets` must have the shape \(2, 5\).*got \(5,\)"):
+        ef.cross_entropy(jnp.zeros((2, 5, 4)), jnp.arange(5) % 4)
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_label_smoothing_must_be_a_share(share):
     with pytest.raises(ValueError, match="label_smoothing"):

@@ -101,6 +101,42 @@ def test_what_stands_in_padding_of_a_row_has_no_influence(side):
     assert_close(losses, [(unpacked, weight)] * 2, ROUNDING)
 
 
+def routed():
+    mixture = ef.Experts.Config(count=4, top=2, expert=ef.MLP.Config(hidden=16))
+    block = ef.Block.Config(dataclasses.replace(ATTENTION, rotary=ef.Rotary()), mixture)
+    return drawn(ef.DecoderLM.Config(vocab=VOCAB, dim=8, blocks=(block,)))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_routers_leave_out_the_padding_that_a_batch_says_is_none_of_its_tokens(side):
+    """One more token of padding, or nine: neither the text's loss nor the routers' change."""
+    made, ids, loss = routed(), np.stack([DOCUMENTS[0], DOCUMENTS[0][::-1]]), ef.NextToken()
+
+    def means(padding, told):
+        width = ((0, 0), (padding, 0) if side == "left" else (0, padding))
+        real = np.pad(np.ones(ids.shape, bool), width)
+        batch = ef.TokenBatch(np.pad(ids, width).astype(np.int32), weights=real)
+        batch = ef.TokenBatch(batch.tokens, valid=real) if told else batch
+        return eqx.filter_jit(loss)(made, batch).means()
+
+    one, nine = (means(padding, told=True) for padding in (1, 9))
+    assert {"load_balance", "router_z"} < set(one)
+    assert_close(nine, one, 2e-6)
+    counted = [float(means(padding, told=False)["router_z"]) for padding in (1, 9)]
+    assert abs(counted[0] - counted[1]) > 1e-3 * counted[0]
+
+
+def test_packed_rows_that_say_where_their_padding_is_have_the_same_loss():
+    made, (row,) = MODELS["rotary"](), ef.Packing(LENGTH, 4).once(DOCUMENTS)
+    told = dataclasses.replace(row, valid=row.segments > 0)
+    assert not told.valid.all()
+    assert_close(total(made, told)[0], total(made, row)[0], ROUNDING)
+    few = ef.TokenBatch(np.array([[5, 0, 0]]), segments=np.array([[1, 0, 0]]))
+    few = dataclasses.replace(few, valid=few.segments > 0)
+    assert few.context()["mask"].draw(2).split() == [*"■·", *"··"]
+    assert not few.target_weights().any()
+
+
 def test_accumulated_gradients_of_packed_rows_are_those_of_all_rows():
     from eqxformer.training.accumulation import accumulated
 

@@ -13,6 +13,7 @@ from eqxformer.checkpoints.rebuild import rebuild
 from eqxformer.config import Config
 from eqxformer.layers import MLP, Experts, RMSNorm
 from eqxformer.models import families
+from eqxformer.optimizers.copies import factored_moments
 from eqxformer.optimizers.muon import Muon
 from eqxformer.optimizers.optimizer import (
     SGD,
@@ -31,6 +32,7 @@ from eqxformer.optimizers.schedules import (
     WarmupStableDecay,
 )
 from eqxformer.optimizers.trainable import trainable
+from tests.helpers.compare import same_bits
 from tests.helpers.models import filled
 from tests.training.tiny import Bigram
 
@@ -272,10 +274,13 @@ def test_adafactor_keeps_a_row_and_a_column_of_a_matrix():
     np.testing.assert_allclose(got, weights - rate * (change + 0.5 * weights), rtol=1e-4)
 
 
-@pytest.mark.parametrize("relative", [True, False])
-def test_adafactor_takes_the_same_steps_however_layers_are_stored(relative):
-    """Gradients of very unlike sizes in the two layers, each of which is clipped by its own."""
-    config = families.gpt(vocab=11, dim=8, layers=2, heads=2, context=8)
+@pytest.mark.parametrize(("relative", "layers"), [(True, 2), (False, 2), (True, 9)])
+def test_adafactor_takes_the_same_steps_however_layers_are_stored(relative, layers):
+    """Gradients of very unlike sizes in two layers, each of which is clipped by its own.
+
+    Nine layers are more than the eight rows of a weight, and yet no axis to be factored.
+    """
+    config = families.gpt(vocab=11, dim=8, layers=layers, heads=2, context=8)
     single = filled(config)
 
     def stepped(layout):
@@ -294,6 +299,48 @@ def test_adafactor_takes_the_same_steps_however_layers_are_stored(relative):
     one, other = stepped(Unrolled()), stepped(Scanned())
     for path in one:
         np.testing.assert_allclose(one[path], other[path], rtol=2e-5, atol=2e-6, err_msg=path)
+
+
+def test_copies_stacked_in_an_array_have_the_moments_that_each_has_alone():
+    """Two steps of three layers and five experts, beside the optax of each of them."""
+    random = np.random.default_rng(0)
+
+    def numbers(*shape):
+        return jnp.asarray(random.normal(size=shape), jnp.float32)
+
+    def drawn():
+        return Stacked(numbers(3, 2), numbers(3, 2, 4), numbers(5, 4))
+
+    ours, plain = factored_moments(0.8, least=2), optax.scale_by_factored_rms(True, 0.8, 0, 2)
+    model, gradients = drawn(), [drawn(), drawn()]
+    state = ours.init(model)
+    assert [x.shape for x in jax.tree.leaves(state.v_row)] == [(1,), (3, 2), (1,)]
+    assert [x.shape for x in jax.tree.leaves(state.v_col)] == [(1,), (3, 4), (1,)]
+    assert [x.shape for x in jax.tree.leaves(state.v)] == [(3, 2), (1,), (5, 4)]
+    alone = {}
+    for gradient in gradients:
+        found, state = ours.update(gradient, state, model)
+        for field in ("gain", "weight", "bias"):
+            for place, (update, one) in enumerate(
+                zip(getattr(gradient, field), getattr(model, field), strict=True)
+            ):
+                before = alone.get((field, place), plain.init(one))
+                wanted, alone[field, place] = plain.update(update, before, one)
+                np.testing.assert_allclose(getattr(found, field)[place], wanted, rtol=1e-6)
+    assert state.count == 2
+
+
+def test_arrays_without_copies_have_the_memory_that_optax_gives_them():
+    model = trainable(Bigram(key=jax.random.key(0)))
+    ours, plain = factored_moments(0.8, least=2), optax.scale_by_factored_rms(True, 0.8, 0, 2)
+    states = [each.init(model) for each in (ours, plain)]
+    for _ in range(2):
+        (one, first), (other, second) = (
+            each.update(model, state, model)
+            for each, state in zip((ours, plain), states, strict=True)
+        )
+        states = [first, second]
+        assert same_bits((one, first), (other, second))
 
 
 @pytest.mark.parametrize(

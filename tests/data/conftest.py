@@ -1,0 +1,3 @@
+"""Settings of these tests."""
+
+from tests.layers.conftest import unchecked as unchecked
