@@ -164,18 +164,18 @@ def step_bytes(config: Any, *, dtype: str = "float32") -> int:
 
 
 def step_numbers(config: Any, tokens: int) -> int:
-    """Numbers that a training step with Adam cannot but hold at once.
+    """Numbers that a training step with Adam, clipped and in one piece, cannot but hold at once.
 
-    Of every weight, itself, its gradient and two moments; of every token that a decoder reads, what
-    comes out of each of its blocks, for the backward pass; and the logits with their gradient, as
-    far as the losses make them at once: more of them come a chunk at a time.
+    Of every weight, itself and two moments; and, one after the other, what the backward pass needs
+    and all gradients. The former is of every token that a decoder reads what comes out of each of
+    its blocks, and the logits, as far as the losses make them at once: more come a chunk at a time.
 
     Example:
         >>> import eqxformer as ef
         >>> from eqxformer.bench import ceilings
         >>> config = ef.families.gpt(vocab=65, dim=128, layers=3, heads=8, context=32)
-        >>> ceilings.step_numbers(config, tokens=4096) - 4 * ef.count(ef.shapes(config))
-        2105344
+        >>> ceilings.step_numbers(config, tokens=4096) - 3 * ef.count(ef.shapes(config))
+        1839104
     """
     from eqxformer.checkpoints.rebuild import shapes
     from eqxformer.inspect.table import count
@@ -183,7 +183,8 @@ def step_numbers(config: Any, tokens: int) -> int:
 
     writer = getattr(config, "decoder", getattr(config, "encoder", config))
     logits = min(tokens * writer.vocab, LARGE)
-    return 4 * count(shapes(config)) + tokens * writer.dim * len(writer.blocks) + 2 * logits
+    weights, waiting = count(shapes(config)), tokens * writer.dim * len(writer.blocks) + logits
+    return 3 * weights + max(weights, waiting)
 
 
 def memory() -> int | None:

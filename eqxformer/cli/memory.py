@@ -1,15 +1,24 @@
 """Sizes that no machine holds are refused before anything is made."""
 
 import math
+from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 
-from eqxformer.bench.ceilings import memory, step_numbers
+from eqxformer.bench.ceilings import memory
+from eqxformer.checkpoints.names import is_array
 from eqxformer.checkpoints.rebuild import shapes
-from eqxformer.inspect.table import count, size
+from eqxformer.config import paths
+from eqxformer.inspect.table import size
+from eqxformer.optimizers.optimizer import ClipByNorm
+from eqxformer.optimizers.trainable import Trainable
 from eqxformer.training.experiment import Experiment
+from eqxformer.training.step import TrainState
+from eqxformer.training.traffic import sides
 
-_FLOAT = 4  # bytes
+_ID, _SUMMED = 4, 4  # bytes of a token's id, and of a number of summed gradients
 
 
 def check_memory(experiment: Experiment, devices: int = 1) -> None:
@@ -17,14 +26,77 @@ def check_memory(experiment: Experiment, devices: int = 1) -> None:
 
     Devices that share it have as many times the memory of one, but those that a CPU passes for.
     """
-    weights = count(shapes(experiment.model))
-    needed = _FLOAT * step_numbers(experiment.model, math.prod(experiment.data.shape))
     there = memory()
-    if there is not None and jax.default_backend() != "cpu":
+    if there is None:
+        return
+    if jax.default_backend() != "cpu":
         there *= devices
-    if there is not None and needed > there:
+    weights, needed = least(experiment)
+    if needed > there:
         raise ValueError(
-            f"Training needs at least {size(needed)}, {size(_FLOAT * weights)} of it for the "
-            f"weights themselves, and there is memory of {size(there)}. "
-            "Make the model or the batch smaller."
+            f"Training needs at least {size(needed)}, {size(weights)} of it for the weights "
+            f"themselves, and there is memory of {size(there)}. Make the model or the batch "
+            "smaller, or set `microbatch`, the rows whose gradient is made at once."
         )
+
+
+def least(experiment: Experiment) -> tuple[int, int]:
+    """Bytes of the weights, and of all that a step cannot but hold at one time, they among it.
+
+    It always holds the weights, the optimizer's memory and the batch; and, one after the other,
+    what waits for the backward pass and the gradients. Where those of microbatches are summed up,
+    the sum is there while the next ones are made.
+    """
+    rows, length = experiment.data.shape
+    part = min(experiment.microbatch or rows, rows)
+    state = _state(experiment)
+    trained, frozen = eqx.partition(state.model, experiment.trains.mask(state.model))
+    # A checkpoint may hold what is not trained in a type as small as a byte.
+    weights = _bytes(trained) + (
+        _bytes(frozen, most=1) if experiment.checkpoint else _bytes(frozen)
+    )
+    always = weights + _bytes(state.optimizer) + _ID * rows * length
+    waiting = _waiting(experiment, part * length)
+    if part < rows:
+        return weights, always + _SUMMED * _bytes(trained, most=1) + waiting
+    return weights, always + max(waiting, _gradients(experiment, trained))
+
+
+def _state(experiment: Experiment) -> TrainState:
+    """The shapes of what a step changes."""
+    optimizer = experiment.optimizer.build(experiment.steps)
+    options = {"trains": experiment.trains, "precision": experiment.precision}
+
+    def made(model: Any, key: Any) -> TrainState:
+        return TrainState.create(model, optimizer, key=key, **options)
+
+    return eqx.filter_eval_shape(made, shapes(experiment.model), jax.random.key(0))
+
+
+def _gradients(experiment: Experiment, trained: Any) -> int:
+    """Bytes of all gradients, where all have to be known before a weight is changed.
+
+    Elsewhere each may be gone before the next one is made.
+    """
+    clips = any(isinstance(part, ClipByNorm) for part in paths(experiment.optimizer).values())
+    if not (clips or experiment.skips or experiment.watch):
+        return 0
+    return _bytes(trained, most=jnp.dtype(experiment.precision.compute).itemsize)
+
+
+def _waiting(experiment: Experiment, tokens: int) -> int:
+    """Bytes of what comes out of every block and waits for the backward pass, of so many tokens.
+
+    Encoder and decoder may have any share of the tokens. Nothing is counted where batches are of
+    several sizes, nor where parts of the model are not trained, before which nothing may wait.
+    """
+    if len(experiment.data.row_counts) > 1 or experiment.trains != Trainable():
+        return 0
+    numbers = min(side.dim * len(side.blocks) for side in sides(experiment.model))
+    return tokens * numbers * jnp.dtype(experiment.precision.compute).itemsize
+
+
+def _bytes(tree: Any, most: int = 8) -> int:
+    """Bytes of the numbers of a tree, each in its type, or in one of so many bytes at most."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if is_array(leaf)]
+    return sum(math.prod(leaf.shape) * min(leaf.dtype.itemsize, most) for leaf in leaves)

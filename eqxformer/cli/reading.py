@@ -30,6 +30,16 @@ def read_model(source: str, dtype: str | None = None) -> tuple[Any, Encode]:
     return load_any(folder, dtype), lambda text: _encoded(tokenizer, text)
 
 
+def trained_window(source: str) -> int | None:
+    """How many tokens of a text a run learned from at once, with the last, which is only predicted.
+
+    None for what is no run.
+    """
+    if not Path(source, RUN).is_file():
+        return None
+    return RunDirectory.open(Path(source)).experiment().data.shape[1] + 1
+
+
 def _encoded(tokenizer: Any, text: str, special: bool = True) -> tuple[list[int], list[str]]:
     """The ids of a text and the text of each; special ones round it only where training has them.
 

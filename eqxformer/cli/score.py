@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from eqxformer.cli.errors import explained
-from eqxformer.cli.reading import read_model
+from eqxformer.cli.reading import read_model, trained_window
 from eqxformer.cli.texts import given_text
 from eqxformer.generation.score import score as score_rows
 from eqxformer.generation.state import positions_of
@@ -29,8 +29,8 @@ Examples:
 @click.option(
     "--window",
     type=int,
-    help="Tokens that are seen at once.  [default: as many as the model has positions for, or its "
-    "checkpoint was trained with]",
+    help="Tokens that are seen at once.  [default: as many as the model has positions for, and as "
+    "the checkpoint or the run was trained with]",
 )
 @click.option("--tokens", is_flag=True, help="Print every token with its log-probability.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of weights.")
@@ -58,9 +58,8 @@ def score(
             raise ValueError(f"A text is scored by a decoder; this is {type(model).__name__}.")
         if len(ids) < 2:
             raise ValueError(f"The text must have at least two tokens; got {len(ids)}.")
-        room = _room(model.config)
-        if window is None and room is not None:
-            window = min(room, len(ids))
+        if window is None:
+            window = _window(source, model.config)
         numbers = score_rows(model, [ids], window=window)[0]
     if tokens:
         for word, number in zip(words[1:], numbers, strict=True):
@@ -74,14 +73,15 @@ def score(
     click.echo(f"bits a byte       {-total / math.log(2) / size:.4f} of {size:,} bytes")
 
 
-def _room(config: Any) -> int | None:
+def _window(source: str, config: Any) -> int | None:
     """How many tokens a model may see at once; None if nothing says so.
 
-    Rotary positions have no end, but a checkpoint says up to which it was trained; behind it the
-    numbers would be those of a model that is lost.
+    Rotary positions have no end, but a checkpoint says up to which it was trained, and a run how
+    long its rows were; behind it the numbers would be those of a model that is lost.
     """
     said = {} if config.origin is None else json.loads(config.origin.settings)
-    trained, there = said.get("max_position_embeddings"), positions_of(config)
+    trained = said.get("max_position_embeddings")
     if not isinstance(trained, int) or trained < 2:
-        return there
-    return trained if there is None else min(trained, there)
+        trained = None
+    lengths = (trained, trained_window(source), positions_of(config))
+    return min((length for length in lengths if length is not None), default=None)

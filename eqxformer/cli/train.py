@@ -31,15 +31,8 @@ from eqxformer.losses.scores import measured
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.sharding import Placement
 from eqxformer.sharding.mesh import spelled
-from eqxformer.training.callbacks import (
-    Callback,
-    EarlyStopping,
-    Evaluate,
-    Save,
-    SaveBest,
-    ShowSamples,
-    Validate,
-)
+from eqxformer.training.best import EarlyStopping, SaveBest
+from eqxformer.training.callbacks import Callback, Evaluate, Save, ShowSamples, Validate
 from eqxformer.training.checkpoints import CheckpointNotWritten, Checkpoints, DamagedCheckpoints
 from eqxformer.training.experiment import Experiment, Recipe, Task
 from eqxformer.training.measures import Measure
@@ -144,7 +137,7 @@ def train(
             task = task_of(chosen, data, start, before)
             experiment, placement, skeleton, identity = planned(task, before, given, mesh)
             also = [_SINKS[sink](out, experiment) for sink in sinks]
-        check_alike(identity)
+        check_alike({**identity, "beside": _beside(experiment)})
     first = jax.process_index() == 0  # the one of several that speaks
     console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not first)
     console.print(f"{table(skeleton, trains=experiment.trains)}\n")
@@ -185,8 +178,8 @@ def _conduct(
     own = task.callbacks(experiment, run.path)
     evaluate = Evaluate(lambda model: task.evaluate(model, experiment))
     identity = experiment.identity()
-    # A schedule that is found not to end with the run may have been thought to when it began.
-    shown = ONLY_SHOWN if "steps" in identity else (*ONLY_SHOWN, "experiment.steps")
+    # What no step follows from may have been thought to matter when the run began.
+    beside = (f"experiment.{name}" for name in _beside(experiment))
     trainer = Trainer(
         model,
         feed(task.batches(experiment), ahead=2),
@@ -211,7 +204,7 @@ def _conduct(
             run.checkpoints,
             every=experiment.checkpoint_every or experiment.validate_every,
             identity={"experiment": identity, "data": task.about},
-            only_shown=shown,
+            only_shown=(*ONLY_SHOWN, *beside),
             warn=console.print,
         ),
         placement=placement,
@@ -241,6 +234,12 @@ def _conduct(
     words = ("eqxformer", "generate", str(run.path), "--prompt", experiment.prompt)
     console.print(f"Run:  {run.path}\nNext: {' '.join(map(_quoted, words))}")
     return 0 if trainer.signal is None else 128 + trainer.signal
+
+
+def _beside(experiment: Experiment) -> dict[str, Any]:
+    """The settings that no step follows from, but for where the first weights lie."""
+    left = {*experiment.identity(), "checkpoint"}
+    return {name: value for name, value in experiment.to_dict().items() if name not in left}
 
 
 def _told(error: BaseException) -> str:

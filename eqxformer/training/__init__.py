@@ -4,14 +4,13 @@ Start reading at `step.py`.
 """
 
 from eqxformer.training.averaging import AverageLast, average
+from eqxformer.training.best import EarlyStopping, SaveBest
 from eqxformer.training.bleu import bleu
 from eqxformer.training.callbacks import (
     Callback,
-    EarlyStopping,
     Evaluate,
     Record,
     Save,
-    SaveBest,
     ShowSamples,
     Validate,
     evaluator,

@@ -1,10 +1,12 @@
-"""What happens besides the steps: validation, samples, saving, stopping early."""
+"""What happens besides the steps: validation, samples, measuring, saving."""
 
+import json
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
+import jax
 
 from eqxformer.losses.cross_entropy import Loss
 from eqxformer.losses.objective import LossFunction
@@ -82,12 +84,41 @@ class Callback:
         """Takes back what `memory` gave when a checkpoint was made; before `started`."""
 
 
+def number(name: str, value: Any) -> float:
+    """A number as Python's own; `TypeError` where a value is none."""
+    if isinstance(value, int | float):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        shape = getattr(value, "shape", None)
+        shown = type(value).__name__ if shape is None else f"an array of shape {shape}"
+        raise TypeError(
+            f"What is published must be numbers by their names; got {shown} as `{name}`. "
+            "Give one number, such as the mean."
+        ) from None
+
+
+def memory_of(name: str, callback: Callback) -> dict[str, Any]:
+    """What a callback has to know to go on; `TypeError` where no checkpoint can hold it."""
+    memory = callback.memory()
+    try:
+        json.dumps(memory)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`memory` of the callback {name} must give plain JSON values, such as `float(x)` of "
+            f"an array; got {memory}: {error}."
+        ) from None
+    return memory
+
+
 class Validate(Callback):
     """Publishes `validation_loss`: the mean per token over some batches, without dropout.
 
-    NaN where no token counts. What the loss measures besides is published likewise, such as
-    `validation_accuracy` with `TokenScores`; of a `cross_entropy` the exponential, as
-    `validation_perplexity`.
+    Also at the end, of the model that comes out, unless that has been measured already or Ctrl-C
+    made it the end. NaN where no token counts. What the loss measures besides is published
+    likewise, such as `validation_accuracy` with `TokenScores`; of a `cross_entropy` the
+    exponential, as `validation_perplexity`.
 
     Arguments:
         batches: what is validated with, all of them each time.
@@ -109,14 +140,42 @@ class Validate(Callback):
         if not self.batches:
             raise ValueError("`Validate` needs at least one batch to validate with; got none.")
         self._measure = evaluator(NextToken() if loss is None else loss)
+        self._step: int | None = 0  # of the model that was measured last
+
+    def started(self, trainer: "Trainer") -> None:
+        if trainer.step == 0:
+            self._step = 0
+        elif self._step is None and self.every and trainer.step % self.every == 0:
+            self._step = trainer.step  # which checkpoints did not always say
 
     def reached(self, trainer: "Trainer") -> None:
-        whole = self._measure(trainer.state.averaged, self.batches)
+        self._publish(trainer.state.averaged, trainer)
+
+    def finished(self, trainer: "Trainer") -> None:
+        if not trainer.interrupted and (self._step != trainer.step or _is_replaced(trainer)):
+            self._publish(trainer.outcome, trainer)
+
+    def memory(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        self._step = memory.get("step")
+
+    def _publish(self, model: Any, trainer: "Trainer") -> None:
+        whole = self._measure(model, self.batches)
         means = whole.means() if whole.weight else dict.fromkeys(whole.means(), math.nan)
         values = {f"validation_{name}": float(value) for name, value in means.items()}
         if "cross_entropy" in means:
             values["validation_perplexity"] = perplexity(values.pop("validation_cross_entropy"))
+        self._step = trainer.step
         trainer.publish(values)
+
+
+def _is_replaced(trainer: "Trainer") -> bool:
+    """Whether the model that comes out is another than that of the last step."""
+    models = (trainer.outcome, trainer.state.averaged)
+    one, other = (jax.tree.leaves(model) for model in models)
+    return len(one) != len(other) or any(a is not b for a, b in zip(one, other, strict=True))
 
 
 def perplexity(cross_entropy: float) -> float:
@@ -242,7 +301,7 @@ class Save(Callback):
             self._save(trainer.state.averaged, trainer.step)
 
     def finished(self, trainer: "Trainer") -> None:
-        if self.step != trainer.step or trainer.outcome is not trainer.state.model:
+        if self.step != trainer.step or _is_replaced(trainer):
             self._save(trainer.outcome, trainer.step)
 
     def memory(self) -> dict[str, Any]:
@@ -254,123 +313,3 @@ class Save(Callback):
     def _save(self, model: Any, step: int) -> None:
         self.save(model)
         self.step = step
-
-
-class SaveBest(Callback):
-    """Gives the model to `save` whenever a published number is better than ever before.
-
-    Arguments:
-        save: what keeps the model; one that is kept already is replaced.
-        metric: the number, smaller being better; NaN is never better. One that every step has, such
-            as `loss`, is waited for after each, since it is read some steps later otherwise.
-        larger: whether larger is better instead.
-
-    `best` is the number of the model that was saved last, `step` its step; at first both are None.
-
-    Example:
-        >>> import eqxformer as ef
-        >>> best = ef.SaveBest(lambda model: ef.save(model, "run/best"), metric="bleu", larger=True)
-        >>> best.metric, best.best, best.step
-        ('bleu', None, None)
-    """
-
-    def __init__(
-        self,
-        save: Callable[[Any], Any],
-        *,
-        metric: str = "validation_loss",
-        larger: bool = False,
-    ) -> None:
-        self.save, self.metric, self.larger = save, metric, larger
-        self.best: float | None = None
-        self.step: int | None = None
-
-    def started(self, trainer: "Trainer") -> None:
-        self._trainer = trainer
-        if trainer.step == 0:
-            self.best = self.step = None
-
-    def recorded(self, record: Record) -> None:
-        found = record.values.get(self.metric, math.nan)
-        if self.metric in record.values and record.step < self._trainer.step:
-            self.every = 1  # the weights are not those of this number, but will be of the next
-            return
-        if is_better(found, self.best, larger=self.larger):
-            done = self._trainer.outcome is not None  # and a number from now on is of that model
-            self.save(self._trainer.outcome if done else self._trainer.state.averaged)
-            self.best, self.step = found, record.step
-
-    def memory(self) -> dict[str, Any]:
-        return {"best": self.best, "step": self.step}
-
-    def recall(self, memory: dict[str, Any]) -> None:
-        self.best, self.step = memory.get("best"), memory.get("step")
-
-
-class EarlyStopping(Callback):
-    """Stops training when a published number has not become better for so many times.
-
-    Arguments:
-        patience: how often it may fail to become better in a row.
-        metric: the number, smaller being better.
-        larger: whether larger is better instead.
-        least: by how much it must be better to count.
-
-    Example:
-        >>> import eqxformer as ef
-        >>> stopping = ef.EarlyStopping(patience=3, metric="validation_loss", least=0.01)
-        >>> stopping.memory()
-        {'best': None, 'failures': 0}
-    """
-
-    def __init__(
-        self,
-        *,
-        patience: int,
-        metric: str = "validation_loss",
-        larger: bool = False,
-        least: float = 0.0,
-    ) -> None:
-        if patience < 1 or least < 0:
-            raise ValueError(
-                f"`patience` must be at least 1 and `least` not negative; got {patience}, {least}."
-            )
-        self.patience, self.metric, self.larger, self.least = patience, metric, larger, least
-        self._best: float | None = None
-        self._failures = 0
-
-    def started(self, trainer: "Trainer") -> None:
-        self._trainer = trainer
-        if trainer.step == 0:
-            self._best, self._failures = None, 0
-        elif self._failures >= self.patience and not trainer.stopped:
-            self._failures = 0  # it stopped the run, which has been told to go on
-
-    def recorded(self, record: Record) -> None:
-        if self.metric not in record.values:
-            return
-        found = record.values[self.metric]
-        if is_better(found, self._best, larger=self.larger, least=self.least):
-            self._best, self._failures = found, 0
-            return
-        self._failures += 1
-        if self._failures >= self.patience:
-            self._trainer.stop(
-                f"{self.metric} has not become better than {self._best} for {self.patience} times",
-                by=self,
-            )
-
-    def memory(self) -> dict[str, Any]:
-        return {"best": self._best, "failures": self._failures}
-
-    def recall(self, memory: dict[str, Any]) -> None:
-        self._best, self._failures = memory.get("best"), memory.get("failures", 0)
-
-
-def is_better(
-    found: float, best: float | None, *, larger: bool = False, least: float = 0.0
-) -> bool:
-    """Whether a number is better than the best so far, which every number is but NaN at first."""
-    if math.isnan(found):
-        return False
-    return best is None or (found - best > least if larger else best - found > least)

@@ -131,8 +131,8 @@ class Checkpoints:
             "identity": {**self.identity, "arrays": _shapes(arrays)},
         }
         parts = {_STATE: args.StandardSave(arrays), _RECORD: args.JsonSave(record)}
+        self.wait()
         with self._writing():
-            self.wait()
             if not self.directory.is_dir():
                 raise FileNotFoundError(errno.ENOENT, "the directory is not there any more")
             self._writes = step

@@ -88,11 +88,13 @@ class Experiment(Config):
         check_splits(self.loss, self.microbatch)
 
     def identity(self) -> dict[str, Any]:
-        """What the bits of a step follow from, as plain JSON values: all but what is only shown.
+        """What the bits of a step follow from, as plain JSON values.
 
-        The number of steps is among it where a schedule ends with the last one.
+        Not what is only shown, nor `patience`, which only says when there are no more of them. The
+        number of steps is among it where a schedule ends with the last one.
         """
         left = ["validate_every", "sample_every", "prompt", "checkpoint_every", "peak_flops"]
+        left += ["patience"]
         left += ["checkpoint"]  # what lies there is told with the data, wherever that is
         left += ["watch"] if _ends(self.optimizer) else ["watch", "steps"]
         values = {name: value for name, value in self.to_dict().items() if name not in left}

@@ -19,7 +19,7 @@ from eqxformer.losses.tokens import NextToken
 from eqxformer.optimizers.trainable import Trainable
 from eqxformer.sharding.placement import Placement
 from eqxformer.training.accumulation import check_microbatch
-from eqxformer.training.callbacks import Callback, Record
+from eqxformer.training.callbacks import Callback, Record, memory_of, number
 from eqxformer.training.checkpoints import Checkpoints
 from eqxformer.training.precision import Precision
 from eqxformer.training.processes import all_or_none, told_by_each
@@ -186,9 +186,13 @@ class Trainer:
                 callback.finished(self)
         return self.state
 
-    def publish(self, values: dict[str, float]) -> None:
-        """Passes numbers measured after the current step on to every callback."""
-        self._record(self.step, self.tokens, values)
+    def publish(self, values: dict[str, Any]) -> None:
+        """Passes numbers measured after the current step on to every callback.
+
+        A number may be an array of one, which is read. Raises `TypeError` for what is none.
+        """
+        numbers = {name: number(name, value) for name, value in values.items()}
+        self._record(self.step, self.tokens, numbers)
 
     def stop(self, reason: str, *, by: Callback | None = None) -> None:
         """Ends training after the current step, as if it had been the last.
@@ -293,7 +297,7 @@ class Trainer:
             "steps": self.steps,
             "shares": self._feed.shares,
             "feed": self._positions(),
-            "callbacks": {name: callback.memory() for name, callback in self._named_callbacks()},
+            "callbacks": {name: memory_of(name, each) for name, each in self._named_callbacks()},
         }
         self.checkpoints.save(self.step, self.state, progress)
 

@@ -133,8 +133,15 @@ def test_ceilings_are_candidates_of_the_harness(monkeypatch):
 def test_a_step_holds_logits_only_as_far_as_the_losses_make_them_at_once():
     def needed(vocab, tokens):
         config = ef.families.gpt(vocab=vocab, dim=16, layers=2, heads=2, context=8)
-        return ceilings.step_numbers(config, tokens) - 4 * ef.count(ef.shapes(config))
+        return ceilings.step_numbers(config, tokens) - 3 * ef.count(ef.shapes(config))
 
-    assert needed(100, 50) == 50 * 16 * 2 + 2 * 50 * 100
+    assert needed(100, 5000) == 5000 * 16 * 2 + 5000 * 100
     hidden = 10**5 * 16 * 2
     assert needed(1000, 10**5) - hidden == needed(10**4, 10**5) - hidden < 10**5 * 1000
+
+
+def test_a_step_does_not_hold_all_gradients_and_all_that_the_backward_pass_needs_at_once():
+    config = ef.families.gpt(vocab=100, dim=16, layers=2, heads=2, context=8)
+    weights = ef.count(ef.shapes(config))
+    assert ceilings.step_numbers(config, tokens=1) == 4 * weights
+    assert ceilings.step_numbers(config, tokens=5000) == 3 * weights + 5000 * (16 * 2 + 100)

@@ -224,6 +224,14 @@ def test_a_run_is_scored_by_its_characters(command, trained):
     assert "7 of 8" in out
 
 
+def test_a_run_is_scored_in_windows_as_long_as_those_it_learned_from(command, trained, tmp_path):
+    (tmp_path / "long.txt").write_text("17 times " * 40)
+    asked = ("score", trained / "text", "--file", tmp_path / "long.txt")  # rows of 64 tokens
+    code, out, _ = command(*asked)
+    assert (code, out) == (0, command(*asked, "--window", 65)[1])
+    assert out != command(*asked, "--window", 1000)[1]
+
+
 def test_a_native_directory_with_a_tokenizer_is_read(command, checkpoint, tmp_path):
     ef.save(ef.from_pretrained(checkpoint), tmp_path / "native")
     shutil.copy(checkpoint / "tokenizer.json", tmp_path / "native")

@@ -13,6 +13,7 @@ import eqxformer as ef
 from eqxformer.cli.train import _told
 from eqxformer.training import run_directory
 from eqxformer.training.checkpoints import Checkpoints
+from eqxformer.training.recipes.language_model import TextExperiment
 from eqxformer.training.run_directory import RunDirectory
 from tests.cli.conftest import SMALL, TEXT
 from tests.cli.test_mistakes import refused
@@ -136,6 +137,27 @@ def test_a_run_goes_on_whose_schedule_was_once_thought_to_end_with_it(
         assert command("train", *SMALL, *steady, "--steps=2", "--out", here / "run")[0] == 0
     code, out, err = command("train", "--out", here / "run", "--resume", "--steps=3")
     assert (code, "Going on from step 2." in out) == (0, True), err
+
+
+def test_a_run_that_stopped_early_goes_on_without_patience(command, here, trained, monkeypatch):
+    """Also from a checkpoint of when a run was thought to be another one with another patience."""
+    still = ["--set", "optimizer.learning_rate.peak=0", "--set", "validate_every=1"]
+    still += ["--set", "patience=1", "--data", trained / "text.txt", "--out", here / "run"]
+
+    def once(self, kept=TextExperiment.identity):
+        return {**kept(self), "patience": self.patience}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextExperiment, "identity", once)
+        code, out, err = command("train", *SMALL, *still)
+    assert (code, err) == (0, "")
+    assert "Stopped after step 2" in out
+    again = ["train", "--out", here / "run", "--resume"]
+    assert "Stopped after step 2" in command(*again)[1]
+    code, out, err = command(*again, "--set", "patience=null")
+    assert (code, err) == (0, "")
+    assert "Stopped" not in out
+    assert [line["step"] for line in log(here / "run") if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
 def test_what_failed_beside_an_error_is_told_with_it():

@@ -178,6 +178,30 @@ def test_what_is_set_of_the_steps_is_what_the_trainer_is_given(command, here, mo
     assert (found.steps, type(found.loss).__name__) == (6, "NextToken")
 
 
+def test_processes_must_agree_on_what_no_step_follows_from(command, here, monkeypatch):
+    """One that stops earlier, or validates more often, would leave the others waiting."""
+    told = []
+    monkeypatch.setattr("eqxformer.cli.train.check_alike", told.append)
+    data = ("--data", here.parent / "text.txt", *SMALL, "--dry-run")
+    for patience in (3, 4):
+        assert command("train", *data, "--set", f"patience={patience}")[0] == 0
+    assert [each["beside"]["patience"] for each in told] == [3, 4]
+    assert told[0]["beside"]["validate_every"] == 3
+    assert "checkpoint" not in told[0]["beside"]
+    assert told[0]["experiment"] == told[1]["experiment"]
+
+
+def test_the_best_model_may_be_the_last(command, here):
+    code, _, err = command(
+        *("train", "--data", here.parent / "text.txt", *SMALL, "--steps=2", "--out", here / "run")
+    )
+    assert (code, err) == (0, "")
+    (found,) = (line for line in records(here / "run") if "validation_loss" in line)
+    assert found["step"] == 2  # validate_every=3
+    for name in ("config.json", "model.safetensors"):
+        assert (here / "run" / name).read_bytes() == (here / "run/best" / name).read_bytes()
+
+
 def test_later_settings_win():
     assert edited(Rot13().experiment, ("steps=7", "steps=8")).steps == 8
 

@@ -2,12 +2,15 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import eqxformer as ef
+from tests.training.test_trainer import trainer
 
 
 class Run:
@@ -99,3 +102,43 @@ def test_what_was_saved_last_is_known_after_a_checkpoint():
     save.started(Run(step=40))
     assert save.step == 40
     assert save.memory() == {"step": 40}
+
+
+def test_numbers_that_are_arrays_are_read_before_any_callback_has_them(tmp_path):
+    kept = []
+    best = ef.SaveBest(kept.append, metric="accuracy", larger=True)
+    file = ef.MetricsFile(tmp_path / "metrics.jsonl")
+    given = {"accuracy": jnp.mean(jnp.ones(3)), "rows": np.float32(0.5), "count": 3}
+    measure = ef.Evaluate(lambda _: given, every=2)
+    checkpoints = ef.Checkpoints(tmp_path / "checkpoints", every=2)
+    trainer(best, file, measure, steps=4, checkpoints=checkpoints).fit()
+    lines = [json.loads(line) for line in file.path.read_text().splitlines()]
+    found = {name: lines[-1][name] for name in given}
+    assert found == {"accuracy": 1.0, "rows": 0.5, "count": 3}
+    assert (len(kept), type(best.best)) == (1, float)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(jnp.ones(3), "an array of shape (3,)"), (None, "NoneType"), ("x", "str")]
+)
+def test_what_is_no_number_is_named(value, shown):
+    measure = ef.Evaluate(lambda _: {"right": 1.0, "accuracy": value})
+    with pytest.raises(TypeError, match=rf"got {re.escape(shown)} as `accuracy`. Give one number"):
+        trainer(measure, steps=1).fit()
+
+
+def test_a_memory_that_no_checkpoint_can_hold_is_the_callbacks_fault(tmp_path):
+    class Remembers(ef.Callback):
+        def memory(self):
+            return {"best": np.float32(1.5)}
+
+    checkpoints = ef.Checkpoints(tmp_path / "checkpoints", every=1)
+    with pytest.raises(TypeError, match="`memory` of the callback Remembers must give plain JSON"):
+        trainer(Remembers(), steps=1, checkpoints=checkpoints).fit()
+
+
+def test_an_average_of_the_weights_is_saved_once():
+    saved = []
+    averaged = ef.Averaged(ef.SGD(0.1), decay=0.5).build(4)
+    trainer(ef.Save(saved.append, every=2), steps=4, optimizer=averaged).fit()
+    assert len(saved) == 2

@@ -334,9 +334,29 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(copied, monkeypatch):
     held = contextlib.closing(Checkpoints(directory, every=1).open())
     with held as checkpoints, pytest.raises(CheckpointNotWritten) as error:
         write(checkpoints)
-    assert "No space left on device; that of step 6 is complete" in str(error.value)
+    message = str(error.value)
+    assert "No space left on device; that of step 6 is complete" in message
+    assert message.count("A checkpoint could not be written") == 1
     assert error.value.last == 6
     assert restored(directory, last).step == 6
+
+
+def test_what_is_wrong_with_the_checkpoint_before_is_said_once(copied, monkeypatch):
+    directory, last = copied
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write(checkpoints):
+        for step in (7, 8):
+            checkpoints.save(step, last, {"step": step})
+
+    monkeypatch.setattr("eqxformer.training.checkpoints.seal", full)
+    held = contextlib.closing(Checkpoints(directory, every=1).open())
+    with held as checkpoints, pytest.raises(CheckpointNotWritten) as error:
+        write(checkpoints)
+    message = str(error.value)
+    assert message.count("A checkpoint could not be written") == message.count("Make room") == 1
 
 
 def test_a_second_sigterm_ends_the_process_at_once():

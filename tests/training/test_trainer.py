@@ -15,12 +15,10 @@ from eqxformer.data.windows import RandomWindows, consecutive
 from eqxformer.losses.tokens import NextToken, next_token_loss
 from eqxformer.optimizers.optimizer import SGD
 from eqxformer.optimizers.trainable import Only
+from eqxformer.training.best import EarlyStopping, SaveBest
 from eqxformer.training.callbacks import (
     Callback,
-    EarlyStopping,
-    Evaluate,
     Save,
-    SaveBest,
     ShowSamples,
     Validate,
     evaluator,
@@ -35,11 +33,11 @@ TOKENS = np.random.default_rng(0).integers(0, 5, 200).astype(np.int32)
 WINDOWS = RandomWindows(length=6, batch=3)
 
 
-def trainer(*callbacks, steps=10, model=None, batches=None, **options):
+def trainer(*callbacks, steps=10, model=None, batches=None, optimizer=None, **options):
     return Trainer(
         model=Noisy(key=jax.random.key(0)) if model is None else model,
         batches=WINDOWS.build(TOKENS) if batches is None else batches,
-        optimizer=SGD(0.1).build(steps=steps),
+        optimizer=optimizer or SGD(0.1).build(steps=steps),
         steps=steps,
         key=jax.random.key(1),
         callbacks=callbacks,
@@ -179,48 +177,6 @@ def test_all_numbers_are_read_of_training_that_stops_as_they_are_read():
 def test_training_that_stops_does_not_hide_that_it_broke_down():
     with pytest.raises(NonFiniteLoss, match="^Step 6 is not finite"):
         trainer(StopAt(2), batches=poisoned).fit()
-
-
-def test_the_best_of_the_steps_own_numbers_is_kept_with_the_weights_of_that_step():
-    weights, kept = {}, []
-
-    class Look(Callback):
-        every = 1
-
-        def reached(self, trainer):
-            weights[trainer.step] = np.array(trainer.state.model.output)
-
-    trainer(Look()).fit()
-    best = SaveBest(lambda model: kept.append(np.array(model.output)), metric="loss")
-    trainer(best).fit()
-    np.testing.assert_array_equal(kept[-1], weights[best.step])
-
-
-class Mean(Callback):
-    """Puts another model than the last in its place, as an average of several is."""
-
-    def finished(self, trainer):
-        trainer.outcome = jax.tree.map(jnp.zeros_like, trainer.state.model)
-
-
-def test_the_best_by_a_number_of_the_outcome_is_the_outcome():
-    kept = []
-    measure = Evaluate(lambda model: {"size": float(abs(model.output).sum())})
-    again = trainer(Mean(), SaveBest(kept.append, metric="size"), measure, steps=3)
-    again.fit()
-    assert [float(abs(model.output).sum()) for model in kept] == [0.0]
-    again.callbacks = [Validate(consecutive(TOKENS, length=6, batch=3), every=3)]
-    again.callbacks += [SaveBest(kept.append)]
-    again.fit()  # in which there is no outcome when the number is known
-    np.testing.assert_array_equal(kept[-1].output, again.state.model.output)
-    assert float(abs(kept[-1].output).sum()) > 0
-
-
-def test_a_number_after_the_last_step_stops_nothing():
-    early = EarlyStopping(patience=1, metric="size")
-    done = trainer(early, Evaluate(lambda _: {"size": 1.0}, every=3), steps=4)
-    done.fit()
-    assert (done.step, early._failures, done.stopped) == (4, 1, None)
 
 
 def test_callbacks_begin_anew_too():

@@ -289,6 +289,12 @@ def test_texts_to_learn_from_are_cut_in_several_ways_and_no_others(tmp_path):
     assert widest <= several.data.longest
 
 
+def test_no_step_follows_from_how_translations_are_made():
+    made = translate.suggested()
+    other = made.edit(beams=1, length_penalty=0.5, early_stopping=True, bleu_every=3, patience=2)
+    assert other.identity() == made.identity() != made.edit(averaged=3).identity()
+
+
 def test_cuts_are_a_setting_of_the_command_line(tmp_path, capsys):
     data = write_directory(tmp_path / "par", COUNTS)
     words = ["train", "translate", "--data", str(data), "--set", "tokenizer.vocab=90", "--dry-run"]

@@ -58,9 +58,8 @@ class Translating(Experiment):
     bleu_every: int | None = None
 
     def identity(self) -> dict[str, Any]:
-        values = super().identity()
-        del values["bleu_every"], values["early_stopping"]  # no step follows from them
-        return values
+        left = ("bleu_every", "beams", "length_penalty", "early_stopping")  # of what steps made
+        return {name: value for name, value in super().identity().items() if name not in left}
 
     def check(self) -> None:
         super().check()
