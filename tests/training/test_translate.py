@@ -4,6 +4,7 @@ import json
 import shutil
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -168,6 +169,34 @@ def test_translations_are_those_of_each_text_alone_in_the_order_of_the_texts(wri
         assert answer == tokenizer.decode([id for id in best if id < tokenizer.vocab])
     assert any(found)
     assert ef.translate(model, [], tokenizer) == []
+
+
+def test_a_sampler_takes_the_place_of_the_search(written):
+    model, tokenizer = written
+    texts = [source for source, _ in sentences(5, longest=9, seed=4)]
+    likeliest = ef.translate(model, texts, tokenizer, sampler=ef.Greedy(), rows=2)
+    assert likeliest == ef.translate(model, texts, tokenizer, beams=1, rows=2)
+    assert any(likeliest)
+
+
+def test_what_is_drawn_follows_from_the_key_and_the_place_of_a_text_alone(written):
+    model, tokenizer = written
+    texts = [source for source, _ in sentences(5, longest=9, seed=4)]
+
+    def drawn(number, rows, texts=texts):
+        options = {"sampler": ef.Temperature(1.5), "key": jax.random.key(number), "rows": rows}
+        return [text.split()[:4] for text in ef.translate(model, texts, tokenizer, **options)]
+
+    assert drawn(0, rows=5) == drawn(0, rows=2) != drawn(1, rows=2)
+    assert drawn(0, rows=2, texts=[texts[0], "the dog"])[0] == drawn(0, rows=2)[0]
+    assert len({" ".join(words) for words in drawn(0, rows=5, texts=texts[:1] * 5)}) > 1
+
+
+def test_a_key_and_a_sampler_that_draws_belong_together(written):
+    with pytest.raises(ValueError, match="`key` is for a sampler"):
+        ef.translate(*written[:1], ["the dog"], written[1], key=jax.random.key(0))
+    with pytest.raises(ValueError, match="Temperature draws at random and needs a `key`"):
+        ef.translate(*written[:1], ["the dog"], written[1], sampler=ef.Temperature(0.7))
 
 
 def test_the_suggested_experiment_is_that_of_the_reference():
