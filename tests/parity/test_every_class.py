@@ -1,5 +1,7 @@
 """Every class that an architecture can be used as is read whole from what transformers writes."""
 
+import json
+
 import pytest
 import transformers as hf
 
@@ -15,6 +17,8 @@ LEFT = {
     "BertForPreTraining": "cls.seq_relationship",
 }
 GONE = {"T5WithLMHeadModel"}  # names in old files
+# What is removed where the states alone are wanted of a class that may have lost its head.
+REMOVED = {"MT5Model": "tie_word_embeddings"}
 
 
 @pytest.mark.parametrize(
@@ -27,6 +31,12 @@ def test_every_tensor_of_every_class_is_read(kind, name, tmp_path):
         assert name in GONE
         return
     store(cls(cls.config_class(**CASES[kind].settings)), tmp_path)
+    if name in REMOVED:
+        with pytest.raises(ef.CheckpointError, match=f"remove `{REMOVED[name]}`"):
+            Checkpoint(tmp_path)
+        said = json.loads((tmp_path / "config.json").read_text())
+        del said[REMOVED[name]]
+        (tmp_path / "config.json").write_text(json.dumps(said))
     checkpoint = Checkpoint(tmp_path)
     assert (checkpoint.architecture.model_type, checkpoint.class_name) == (kind, name)
     assert type(Said(tmp_path).tree(None)) is type(checkpoint.config)

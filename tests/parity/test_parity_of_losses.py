@@ -52,7 +52,8 @@ def asked(batch):
     else:
         counts = np.asarray(batch.label_weights()) != 0
         read, valid, labels = batch.tokens, batch.valid, np.where(counts, batch.labels, IGNORED)
-    given = {"input_ids": read, "attention_mask": valid.astype(np.int64), "labels": labels}
+    given = {"input_ids": read, "attention_mask": valid, "labels": labels}
+    given = {name: array.astype(np.int64) for name, array in given.items()}  # as torch has ids
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in given.items()}
 
 
