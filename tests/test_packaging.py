@@ -140,7 +140,8 @@ def test_importing_eqxformer_loads_no_extra_and_no_part():
 
 def test_a_name_imports_no_room_that_does_not_offer_it():
     asked = "import sys, eqxformer; eqxformer.TrainState"
-    assert python(f"{asked}; print('eqxformer.adapters' in sys.modules)") == "False\n"
+    rooms = "[f'eqxformer.{room}' in sys.modules for room in ('adapters', 'generation')]"
+    assert python(f"{asked}; print({rooms})") == "[False, False]\n"
 
 
 def test_a_config_of_any_part_is_read_where_none_has_been_imported():

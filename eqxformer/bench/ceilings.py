@@ -164,7 +164,7 @@ def step_bytes(config: Any, *, dtype: str = "float32") -> int:
 
 
 def step_numbers(config: Any, tokens: int) -> int:
-    """Numbers that a training step with Adam, clipped and in one piece, cannot but hold at once.
+    """Numbers that a training step with Adam, clipped, cannot but hold at once with these tokens.
 
     Of every weight, itself and two moments; and, one after the other, what the backward pass needs
     and all gradients. The former is of every token that a decoder reads what comes out of each of

@@ -284,12 +284,16 @@ def _check_memory(question: str, setting: Setting) -> None:
 
     from eqxformer.checkpoints.rebuild import shapes
     from eqxformer.inspect.table import count, size
+    from eqxformer.training.accumulation import few_rows
 
     config, tokens = setting.config, setting.batch * setting.seq
     if question == "attention":
         numbers = 6 * tokens * config.dim  # queries, keys, values and their gradients
     elif question == "train":
-        numbers = ceilings.step_numbers(config, tokens)
+        rows = setting.batch
+        if jax.default_backend() == "cpu":
+            rows = few_rows(rows, setting.seq, count(shapes(config))) or rows
+        numbers = ceilings.step_numbers(config, rows * setting.seq) + tokens  # and their ids
     else:
         rows = tokens if question == "forward" else setting.batch
         numbers = count(shapes(config)) + rows * config.vocab

@@ -14,6 +14,7 @@ from eqxformer.config import paths
 from eqxformer.inspect.table import size
 from eqxformer.optimizers.optimizer import ClipByNorm
 from eqxformer.optimizers.trainable import Trainable
+from eqxformer.training.accumulation import few_rows
 from eqxformer.training.experiment import Experiment
 from eqxformer.training.step import TrainState
 from eqxformer.training.traffic import sides
@@ -29,9 +30,10 @@ def check_memory(experiment: Experiment, devices: int = 1) -> None:
     there = memory()
     if there is None:
         return
-    if jax.default_backend() != "cpu":
+    on_cpu = jax.default_backend() == "cpu"
+    if not on_cpu:
         there *= devices
-    weights, needed = least(experiment)
+    weights, needed = least(experiment, alone_on_cpu=on_cpu and devices == 1)
     if needed > there:
         raise ValueError(
             f"Training needs at least {size(needed)}, {size(weights)} of it for the weights "
@@ -40,15 +42,15 @@ def check_memory(experiment: Experiment, devices: int = 1) -> None:
         )
 
 
-def least(experiment: Experiment) -> tuple[int, int]:
+def least(experiment: Experiment, *, alone_on_cpu: bool = False) -> tuple[int, int]:
     """Bytes of the weights, and of all that a step cannot but hold at one time, they among it.
 
     It always holds the weights, the optimizer's memory and the batch; and, one after the other,
     what waits for the backward pass and the gradients. Where those of microbatches are summed up,
-    the sum is there while the next ones are made.
+    the sum is there while the next ones are made. A CPU may make some rows' gradients at once
+    unasked.
     """
     rows, length = experiment.data.shape
-    part = min(experiment.microbatch or rows, rows)
     state = _state(experiment)
     trained, frozen = eqx.partition(state.model, experiment.trains.mask(state.model))
     # A checkpoint may hold what is not trained in a type as small as a byte.
@@ -56,10 +58,14 @@ def least(experiment: Experiment) -> tuple[int, int]:
         _bytes(frozen, most=1) if experiment.checkpoint else _bytes(frozen)
     )
     always = weights + _bytes(state.optimizer) + _ID * rows * length
-    waiting = _waiting(experiment, part * length)
-    if part < rows:
-        return weights, always + _SUMMED * _bytes(trained, most=1) + waiting
-    return weights, always + max(waiting, _gradients(experiment, trained))
+    whole = max(_waiting(experiment, rows * length), _gradients(experiment, trained))
+    part = experiment.microbatch
+    if part is None and alone_on_cpu and experiment.loss.splits:
+        part = few_rows(rows, length, _bytes(trained, most=1))
+    if part is None or part >= rows:
+        return weights, always + whole
+    summed = _SUMMED * _bytes(trained, most=1) + _waiting(experiment, part * length)
+    return weights, always + (summed if experiment.microbatch else min(summed, whole))
 
 
 def _state(experiment: Experiment) -> TrainState:

@@ -45,7 +45,8 @@ class Embedding(eqx.Module):
 
     def attend(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
         """The scores of every token, `x @ weight.T`: the table used as a tied output."""
-        return x @ self.weight.T
+        # Without a transpose, which XLA would make a copy of outside of a loop.
+        return jnp.einsum("...d,vd->...v", x, self.weight)
 
 
 def lookup(

@@ -46,14 +46,18 @@ def _on_cpu(x: Array, weight: Array) -> Array:
 
 
 def _apart(y: Array) -> Array:
-    """`y`, in a program that computes it and what is made of it one after the other.
+    """`y`, in a program that computes it and what is made of it one after the other."""
+    return jax.lax.optimization_barrier(unfused(y))
 
-    A barrier is dropped before products are fused; rounding to the type that a number already has
-    is not, and costs nothing.
+
+def unfused(y: Array) -> Array:
+    """`y`, of which XLA's library of products for CPUs takes no part into what it makes of it.
+
+    Barriers are dropped before that library gets its parts; rounding to the type that a number
+    already has is not. It costs nothing where it is fused with what stands before it.
     """
     kind = jnp.finfo(y.dtype)
-    same = jax.lax.reduce_precision(y, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
-    return jax.lax.optimization_barrier(same)
+    return jax.lax.reduce_precision(y, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
 
 
 def _one_row(row: Array, weight: Array) -> Array:

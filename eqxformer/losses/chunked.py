@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from eqxformer.constraints import token_shares
 from eqxformer.data.batches import check_weights_shape
 from eqxformer.layers.norms import wide_dtype, widen
+from eqxformer.layers.product import unfused
 from eqxformer.layers.taps import is_collecting
 from eqxformer.losses.cross_entropy import (
     Loss,
@@ -220,7 +221,7 @@ def _chunk(
     rows = jnp.where(real, rows, zero.astype(rows.dtype))
     logits, back = jax.vjp(scores, learned, rows)
     wide, vocab = logits.astype(jnp.float32), logits.shape[-1]
-    log_sum = jax.nn.logsumexp(wide, axis=-1)
+    log_sum = _log_sum(wide)
     share, z_loss = settings.label_smoothing, settings.z_loss
     loss = log_sum - (1.0 - share) * _at(wide, targets, counted)
     loss = loss - share * wide.mean(axis=-1) if share else loss
@@ -236,6 +237,13 @@ def _chunk(
     of_head, of_rows = back(slope.astype(logits.dtype))
     of_rows = jnp.where(real, of_rows, zero.astype(rows.dtype))
     return Parts(total, of_rows if wanted[0] else None, of_weights, of_head if wanted[2] else None)
+
+
+def _log_sum(logits: Array) -> Array:
+    """`log(sum(exp(logits)))` of every row; on a CPU, the powers are not left to a slow library."""
+    top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    return jnp.log(unfused(jnp.exp(logits - top)).sum(-1)) + top[:, 0]
 
 
 def _at(logits: Array, targets: Array, counted: Array) -> Array:

@@ -27,6 +27,8 @@ class Loss(eqx.Module):
         total: the sum over tokens, each times its weight; in nats for a cross-entropy.
         weight: the sum of the weights.
         metrics: sums likewise, by name.
+        penalties: which of the metrics belong to a batch as a whole, such as the balance of
+            experts, so that those of its halves do not sum to them; `plus` names them here.
 
     Example:
         >>> import eqxformer as ef, jax.numpy as jnp
@@ -39,6 +41,7 @@ class Loss(eqx.Module):
     total: Float[Array, ""]
     weight: Float[Array, ""]
     metrics: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
+    penalties: frozenset[str] = eqx.field(static=True, default=frozenset())
 
     @classmethod
     def zero(cls) -> "Loss":
@@ -66,13 +69,16 @@ class Loss(eqx.Module):
         Penalties are means already, and scaled.
         """
         scaled = {name: self.weight * value for name, value in penalties.items()}
-        return Loss(sum(scaled.values(), self.total), self.weight, {**self.metrics, **scaled})
+        total = sum(scaled.values(), self.total)
+        named = self.penalties.union(scaled)
+        return Loss(total, self.weight, {**self.metrics, **scaled}, named)
 
     def __add__(self, other: "Loss") -> "Loss":
         names = {**self.metrics, **other.metrics}
         zero = jnp.zeros((), jnp.float32)
         both = {n: self.metrics.get(n, zero) + other.metrics.get(n, zero) for n in names}
-        return Loss(self.total + other.total, self.weight + other.weight, both)
+        total, weight = self.total + other.total, self.weight + other.weight
+        return Loss(total, weight, both, self.penalties | other.penalties)
 
 
 def cross_entropy(

@@ -11,7 +11,7 @@ from eqxformer.data.prefixes import PrefixBatch
 from eqxformer.losses.chunked import cross_entropy_of
 from eqxformer.losses.cross_entropy import Loss, check_share, cross_entropy
 from eqxformer.losses.labels import of_labels
-from eqxformer.losses.objective import Answer, Question, Supervised
+from eqxformer.losses.objective import Answer, Question, Supervised, mean_of
 
 
 class TokenLoss(Supervised):
@@ -169,6 +169,7 @@ class SequenceToSequence(TokenLoss):
         return Question((source, tokens), {"source_mask": mask}, targets, weights)
 
 
+@mean_of(NextToken())
 def next_token_loss(
     model: Any, batch: TokenBatch, *, key: PRNGKeyArray | None = None
 ) -> Float[Array, ""]:
@@ -193,6 +194,7 @@ def next_token_loss(
     return NextToken()(model, batch, key=key).mean
 
 
+@mean_of(SequenceToSequence())
 def sequence_to_sequence_loss(
     model: Any, batch: PairBatch, *, key: PRNGKeyArray | None = None
 ) -> Float[Array, ""]:

@@ -3,6 +3,9 @@
 Start reading at `step.py`.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from eqxformer.training.averaging import AverageLast, average
 from eqxformer.training.best import EarlyStopping, SaveBest
 from eqxformer.training.bleu import bleu
@@ -23,7 +26,9 @@ from eqxformer.training.records import LossPlot, MetricsFile
 from eqxformer.training.sinks import TensorBoard, WeightsAndBiases
 from eqxformer.training.step import Step, TrainState, abstract_state, make_step
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
-from eqxformer.training.translation import translate
+
+if TYPE_CHECKING:
+    from eqxformer.training.translation import translate
 
 __all__ = [
     "AverageLast",
@@ -57,3 +62,9 @@ __all__ = [
     "make_step",
     "translate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "translate":  # it alone needs generation, which a training run starts sooner without
+        return importlib.import_module("eqxformer.training.translation").translate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

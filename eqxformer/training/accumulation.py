@@ -1,4 +1,4 @@
-"""The gradient of a batch that does not fit into memory: some rows of it at a time."""
+"""The gradient of a batch some rows at a time: to need less memory, or, on a CPU, less time."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,13 +8,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from eqxformer.checkpoints.names import is_array
 from eqxformer.constraints import constrain
 from eqxformer.losses.cross_entropy import Loss
-from eqxformer.losses.objective import LossFunction
+from eqxformer.losses.objective import LossFunction, objective_of
+
+FEW_TOKENS = 512  # whose step is twice as long as what every piece costs beside it
+WEIGHTS_PER_TOKEN = 100_000  # a piece reads and writes every weight's gradient
+
+
+class SeenTogether(Exception):
+    """A loss measures what the rows of a batch have in common."""
 
 
 def accumulated(
-    loss: LossFunction, model: Any, batch: Any, *, microbatch: int, key: PRNGKeyArray | None
+    loss: LossFunction,
+    model: Any,
+    batch: Any,
+    *,
+    microbatch: int,
+    key: PRNGKeyArray | None,
+    exactly: bool = False,
 ) -> tuple[Loss, Any]:
     """The loss of a batch and the gradient of its mean, `microbatch` rows at a time.
 
@@ -23,7 +37,8 @@ def accumulated(
     microbatch. Each microbatch has random numbers of its own.
 
     Raises `TypeError` for a loss that is a scalar: of a mean alone nobody knows how much it weighs;
-    `ValueError` for a batch whose arrays have different numbers of rows.
+    `ValueError` for a batch whose arrays have different numbers of rows. With `exactly`, raises
+    `SeenTogether` for a loss with penalties, which are of a batch as a whole.
 
     Example:
         >>> import eqxformer as ef, jax, jax.numpy as jnp
@@ -37,29 +52,31 @@ def accumulated(
     """
     rows = _rows(batch)
     full, left = divmod(rows, microbatch)
+    arrays, fixed = eqx.partition(batch, eqx.is_array)
 
+    @jax.jit  # traced once, for the shapes and for the loop
     def piece(part: Any, number: Any) -> tuple[Any, Loss]:
         own = None if key is None else jax.random.fold_in(key, number)
-        gradients, value = eqx.filter_grad(lambda m: _total(loss, m, part, own), has_aux=True)(
+        given = eqx.combine(part, fixed)
+        gradients, value = eqx.filter_grad(lambda m: _total(loss, m, given, own), has_aux=True)(
             model
         )
+        if exactly and value.penalties:
+            raise SeenTogether(value.penalties)
         return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), value
 
     def cut(first: int, last: int) -> Any:
-        return jax.tree.map(lambda x: x[first:last] if eqx.is_array(x) else x, batch)
+        return jax.tree.map(lambda x: x[first:last], arrays)
 
-    if not full:
-        sums = piece(batch, 0)
+    if microbatch >= rows:
+        sums = piece(arrays, 0)
     else:
-        arrays, fixed = eqx.partition(cut(0, full * microbatch), eqx.is_array)
-        parts = jax.tree.map(lambda x: _dealt(jnp.asarray(x), full), arrays)
+        parts = jax.tree.map(lambda x: _dealt(jnp.asarray(x), full), cut(0, full * microbatch))
 
         def add(sums: Any, given: Any) -> tuple[Any, None]:
-            part, number = given
-            return _sum(sums, piece(eqx.combine(part, fixed), number)), None
+            return _sum(sums, piece(*given)), None
 
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(lambda part: piece(eqx.combine(part, fixed), 0), first)
+        shapes = jax.eval_shape(piece, jax.tree.map(lambda x: x[0], parts), 0)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         sums, _ = jax.lax.scan(add, nothing, (parts, jnp.arange(full)))
         if left:
@@ -68,6 +85,47 @@ def accumulated(
     share = value.per_token(jnp.ones((), jnp.float32))
     like = eqx.filter(model, eqx.is_inexact_array)
     return value, jax.tree.map(lambda g, x: (share * g).astype(x.dtype), gradients, like)
+
+
+def rows_at_once(loss: LossFunction, model: Any, batch: Any) -> int | None:
+    """How many rows' gradients a CPU makes at once, given the part of a model that is trained.
+
+    None for all. What a step keeps for its gradients is one piece of memory; beyond 32 MB the
+    system hands it over anew for every step, page by page, each emptied first. Some rows at a time
+    need a part of it, again and again. So it is where rows are known not to depend on one another:
+    with an `Objective` that splits, or `next_token_loss` and the like, and with a batch whose
+    arrays all have a row per sequence and which tells its `token_count`, as the library's do.
+
+    Example:
+        >>> import eqxformer as ef, jax, jax.numpy as jnp
+        >>> from eqxformer.training.accumulation import rows_at_once
+        >>> model = ef.shapes(ef.families.gpt(vocab=65, dim=16, layers=1, heads=2, context=64))
+        >>> rows_at_once(ef.NextToken(), model, ef.TokenBatch(jnp.zeros((60, 65), int)))
+        6
+    """
+    objective = objective_of(loss)
+    if objective is None or not objective.splits:
+        return None
+    shapes = [x.shape for x in jax.tree.leaves(batch) if eqx.is_array(x)]
+    firsts = {shape[:1] for shape in shapes}
+    lengths = {n for shape in shapes for n in shape[1:]}
+    if len(firsts) != 1 or not lengths:
+        return None
+    (rows,) = firsts.pop()
+    if rows in lengths and any(len(shape) == 1 for shape in shapes):
+        return None  # of these nobody knows whether they are one per row or one per token
+    weights = sum(x.size for x in jax.tree.leaves(model) if is_array(x))
+    return few_rows(rows, getattr(batch, "token_count", 0) / rows, weights)
+
+
+def few_rows(rows: int, tokens: float, weights: int) -> int | None:
+    """As many rows of so many tokens each as `rows_at_once` takes; None for all."""
+    if not tokens:
+        return None
+    most = max(FEW_TOKENS, weights / WEIGHTS_PER_TOKEN)
+    fitting = min(rows, max(1, int(most / tokens)))
+    best = next(n for n in range(fitting, 0, -1) if rows % n == 0)
+    return best if best < rows and best * tokens >= most / 4 else None
 
 
 def pieces(

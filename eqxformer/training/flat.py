@@ -15,6 +15,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eqxformer.sharding.mirror import on_mesh
@@ -62,6 +63,13 @@ class Flat:
         return Spread(
             mesh, self.shape, tuple(x.sharding if on_mesh(x) else whole for x in self.arrays)
         )
+
+    @functools.cached_property
+    def on_cpu(self) -> bool:
+        """Whether the arrays lie on a CPU; of arrays that lie nowhere yet, where new ones do."""
+        lying = (x for x in self.arrays if isinstance(x, jax.Array) and not isinstance(x, Tracer))
+        devices = next((x.devices() for x in lying), frozenset())
+        return {d.platform for d in devices or jax.local_devices()[:1]} == {"cpu"}
 
     @staticmethod
     def of(tree: Any) -> "Flat":

@@ -7,7 +7,9 @@ Training starts reading here. A loop of your own is three lines:
         state, metrics = step(state, batch)
 """
 
+import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import equinox as eqx
@@ -19,12 +21,18 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.losses.cross_entropy import Loss
-from eqxformer.losses.objective import LossFunction
+from eqxformer.losses.objective import LossFunction, objective_of
 from eqxformer.optimizers.averaged import average_in
 from eqxformer.optimizers.trainable import Trainable
 from eqxformer.sharding.mirror import beside, everywhere, on_mesh
 from eqxformer.sharding.placement import Placement
-from eqxformer.training.accumulation import accumulated, check_microbatch, check_splits
+from eqxformer.training.accumulation import (
+    SeenTogether,
+    accumulated,
+    check_microbatch,
+    check_splits,
+    rows_at_once,
+)
 from eqxformer.training.flat import Flat, Spread
 from eqxformer.training.precision import Precision
 
@@ -171,9 +179,10 @@ def make_step(
             those of a teacher, are arguments of the compiled function and not constants in it.
         optimizer: any optax optimizer; `AdamW(...).build(steps)` makes one.
         microbatch: rows of a batch whose gradient is made at once, where memory is too small for
-            all; None for all. The step is the same, but for rounding, dropout and the balance of
-            experts, which is that of each microbatch: see `accumulated`, which also says what it
-            asks of the loss.
+            all. The step is the same, but for rounding, dropout and the balance of experts, which
+            is that of each microbatch: see `accumulated`, which also says what it asks of the
+            loss. None for as many as are fastest: all of them, but on a CPU those of some 512
+            tokens, where `rows_at_once` finds that no row depends on another.
         precision: the number types that are computed with.
         skips_nonfinite: whether a step whose loss or gradient is infinite or NaN changes nothing
             but the number of steps; the metric `skipped` is then 1, else 0.
@@ -203,16 +212,22 @@ def make_step(
     held, called = eqx.partition(loss, eqx.is_array)
     held, structure = jax.tree.flatten(held)
 
-    def update(flat_state: Flat, flat_batch: Flat, held: list[Array]) -> tuple[Flat, Metrics]:
+    def update(
+        flat_state: Flat, flat_batch: Flat, held: list[Array], *, pieces: bool
+    ) -> tuple[Flat, Metrics]:
         state, batch = flat_state.tree(), flat_batch.tree()
         loss = eqx.combine(jax.tree.unflatten(structure, held), called)
         key = jax.random.fold_in(state.key, state.step)
         trained, frozen = eqx.partition(state.model, state.trains.mask(state.model))
 
-        def of_trained(trained: Any, batch: Any, /, *, key: PRNGKeyArray | None = None) -> Any:
-            return loss(precision.computing(eqx.combine(trained, frozen)), batch, key=key)
+        def of_trained(loss: LossFunction) -> LossFunction:
+            def own(trained: Any, batch: Any, /, *, key: PRNGKeyArray | None = None) -> Any:
+                return loss(precision.computing(eqx.combine(trained, frozen)), batch, key=key)
 
-        metrics, gradients = _gradients(of_trained, trained, batch, microbatch, key)
+            return own
+
+        made = _few_at_once(loss, of_trained, trained, batch, key) if pieces else None
+        metrics, gradients = made or _gradients(loss, of_trained, trained, batch, microbatch, key)
         metrics = precision.given(metrics)
         norm = global_norm(gradients)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int steps with floats
@@ -225,17 +240,22 @@ def make_step(
             metrics["skipped"] = 1.0 - finite.astype(jnp.float32)
         return Flat.of(TrainState(model, memory, state.step + 1, state.key, state.trains)), metrics
 
-    alone = jax.jit(update, donate_argnums=0)
+    @functools.cache
+    def alone(on_cpu: bool) -> Any:
+        pieces = on_cpu and microbatch is None
+        return jax.jit(functools.partial(update, pieces=pieces), donate_argnums=0)
 
     @functools.cache
     def together(spread: Spread) -> Any:
         where = Flat(spread.shardings, spread.shape)
-        return jax.jit(update, donate_argnums=0, out_shardings=(where, None))
+        options = {"donate_argnums": 0, "out_shardings": (where, None)}
+        return jax.jit(functools.partial(update, pieces=False), **options)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         flat = Flat.of(state)
         if flat.spread is None:
-            new, metrics = alone(flat, Flat.of(batch), held)
+            new, metrics = alone(flat.on_cpu)(flat, Flat.of(batch), held)
+            new.on_cpu = flat.on_cpu
         else:
             with jax.set_mesh(flat.spread.mesh):
                 new, metrics = together(flat.spread)(flat, Flat.of(batch), held)
@@ -245,7 +265,7 @@ def make_step(
     def lower(state: TrainState, batch: Any) -> Any:
         flat, flat_batch = Flat.of(state), Flat.of(batch)
         if flat.spread is None:
-            return alone.lower(flat, flat_batch, held)
+            return alone(flat.on_cpu).lower(flat, flat_batch, held)
         with jax.set_mesh(flat.spread.mesh):
             return together(flat.spread).lower(flat, flat_batch, held)
 
@@ -253,20 +273,54 @@ def make_step(
     return step  # pyright: ignore[reportReturnType]
 
 
+OfTrained = Callable[[LossFunction], LossFunction]
+
+
 def _gradients(
-    loss: LossFunction, model: Any, batch: Any, microbatch: int | None, key: PRNGKeyArray
+    loss: LossFunction,
+    of_trained: OfTrained,
+    model: Any,
+    batch: Any,
+    microbatch: int | None,
+    key: PRNGKeyArray,
 ) -> tuple[Metrics, Any]:
     """What is measured over a batch, and the gradient of the loss."""
     if microbatch is not None:
-        value, gradients = accumulated(loss, model, batch, microbatch=microbatch, key=key)
-        return value.means(), gradients
+        return _accumulated(loss, of_trained, model, batch, key, microbatch=microbatch)
+    called = of_trained(loss)
 
     def measured(model: Any) -> tuple[Array, Metrics]:
-        value = loss(model, batch, key=key)
+        value = called(model, batch, key=key)
         return (value.mean, value.means()) if isinstance(value, Loss) else (value, {"loss": value})
 
     (_, metrics), gradients = eqx.filter_value_and_grad(measured, has_aux=True)(model)
     return metrics, gradients
+
+
+def _few_at_once(
+    loss: LossFunction, of_trained: OfTrained, model: Any, batch: Any, key: PRNGKeyArray
+) -> tuple[Metrics, Any] | None:
+    """The same with as many rows at once as a CPU is fast with; None where these are all."""
+    rows = rows_at_once(loss, model, batch)
+    with contextlib.suppress(SeenTogether):
+        if rows is not None:
+            options = {"microbatch": rows, "exactly": True}
+            return _accumulated(loss, of_trained, model, batch, key, **options)
+    return None
+
+
+def _accumulated(
+    loss: LossFunction,
+    of_trained: OfTrained,
+    model: Any,
+    batch: Any,
+    key: PRNGKeyArray,
+    **options: Any,
+) -> tuple[Metrics, Any]:
+    """The same, of a loss that is a sum or known to be the mean of one."""
+    objective = objective_of(loss) or loss
+    value, gradients = accumulated(of_trained(objective), model, batch, key=key, **options)
+    return (value.means() if loss is objective else {"loss": value.mean}), gradients
 
 
 def _chosen(condition: Array, one: Any, other: Any) -> Any:

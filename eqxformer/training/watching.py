@@ -8,8 +8,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqxformer.inspect.watch import Fault, Watch
 from eqxformer.losses.cross_entropy import Loss
-from eqxformer.losses.objective import LossFunction
-from eqxformer.training.accumulation import pieces
+from eqxformer.losses.objective import LossFunction, objective_of
+from eqxformer.training.accumulation import pieces, rows_at_once
+from eqxformer.training.flat import Flat
 from eqxformer.training.precision import Precision
 from eqxformer.training.step import TrainState
 
@@ -39,11 +40,24 @@ def first_fault(
     """
     model = precision.computing(state.model)
     key = jax.random.fold_in(state.key, state.step - 1)
+    if microbatch is None and not (flat := Flat.of(state)).spread and flat.on_cpu:
+        microbatch = _few_at_once(loss, state, batch)
     for part, own in pieces(batch, microbatch, key):
         fault = watch.gradient(model, part, call=_Mean(loss), key=own)
         if fault is not None:
             return fault
     return None
+
+
+def _few_at_once(loss: LossFunction, state: TrainState, batch: Any) -> int | None:
+    """The rows whose gradients the step has made at once; None for all."""
+    objective = objective_of(loss)
+    trained = eqx.filter(state.model, state.trains.mask(state.model))
+    rows = rows_at_once(loss, trained, batch)
+    if rows is None or objective is None:
+        return None
+    value = eqx.filter_eval_shape(objective, state.model, batch, key=state.key)
+    return None if value.penalties else rows
 
 
 class _Mean(eqx.Module):

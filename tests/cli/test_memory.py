@@ -39,15 +39,22 @@ def small(task):
     return made
 
 
-def test_a_run_that_fits_some_rows_at_a_time_is_begun(command, here, monkeypatch):
+def test_a_run_that_fits_some_rows_at_a_time_is_begun(command, here, task, monkeypatch):
     monkeypatch.setattr("eqxformer.cli.memory.memory", lambda: 2 * 10**9)
-    code, _, err = command("train", *LARGE, "--dry-run")
+    code, _, err = command("train", *LARGE, "--set", "microbatch=1024", "--dry-run")
     assert code == 2
     assert "Training needs at least 35.3 GB, 304.0 MB of it for the weights themselves" in err
     assert "there is memory of 2.0 GB" in err
     assert "set `microbatch`, the rows whose gradient is made at once" in err
     code, _, err = command("train", *LARGE, "--set", "microbatch=1", "--dry-run")
     assert (code, err) == (0, "")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(ValueError, match=r"at least 35\.3 GB"):
+        check_memory(edited(task.experiment, (*LARGE[3::2], "data.batch=1024")))
+    monkeypatch.undo()
+    monkeypatch.setattr("eqxformer.cli.memory.memory", lambda: 2 * 10**9)
+    code, _, err = command("train", *LARGE, "--dry-run")
+    assert (code, err) == (0, "")  # a CPU takes few rows at a time unasked
 
 
 def test_what_is_not_held_is_not_asked_for(small, monkeypatch):
@@ -93,7 +100,18 @@ def test_no_more_is_asked_for_than_the_compiled_step_takes(small, settings):
     batch = ef.TokenBatch(np.zeros((rows, length + 1), np.int32))
     taken = step.lower(state, batch).compile().memory_analysis()
     held = taken.argument_size_in_bytes + taken.temp_size_in_bytes
-    assert least(made)[1] <= held
+    assert least(made, alone_on_cpu=True)[1] <= held
+
+
+def test_a_cpu_alone_asks_for_the_tokens_that_it_takes_at_once(small):
+    """Of 64 rows of 32 tokens it takes 16, and holds the sum of their gradients; or all of them."""
+    many = small(SGD, "data.batch=64")
+    weights, on_cpu = least(many, alone_on_cpu=True)
+    batch, waiting = 4 * 64 * 32, 4 * 64 * 32 * 16 * 2
+    assert least(many) == (weights, weights + batch + waiting)
+    assert on_cpu == weights + batch + min(weights + waiting // 4, waiting)
+    asked = small(SGD, "data.batch=64", "microbatch=64")
+    assert least(asked, alone_on_cpu=True) == least(many)
 
 
 def test_nobody_is_refused_where_the_memory_is_not_known(small, monkeypatch):

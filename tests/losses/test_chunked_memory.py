@@ -2,6 +2,7 @@
 
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
@@ -29,9 +30,12 @@ def arrays(tokens, sharding=(None, None)):
     return hidden, table, jax.ShapeDtypeStruct(hidden.shape[:-1], jnp.int32, sharding=spread)
 
 
-def compiled(*arrays, **options):
+def compiled(*arrays, tied=False, **options):
+    embedding = ef.Embedding(VOCAB, DIM, key=jax.random.key(0))
+
     def loss(hidden, table, targets):
-        head = lambda x: x @ table.T  # noqa: E731
+        named = eqx.tree_at(lambda each: each.weight, embedding, table)
+        head = named.attend if tied else lambda x: x @ table.T
         return ef.cross_entropy_of(hidden, head, targets, **options).mean
 
     return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays).compile()
@@ -48,6 +52,21 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
     chunk, head = 4 * CHUNK * VOCAB, 4 * VOCAB * DIM
     assert chunk < few < 1.3 * chunk + 4 * head
     assert temporaries(compiled(*arrays(512))) > 4 * 512 * VOCAB
+
+
+def test_a_tied_table_is_read_as_it_lies():
+    """XLA would make one copy of its transpose for all chunks, and of a generation's steps."""
+    shapes, head = arrays(128), 4 * VOCAB * DIM
+    plain, tied = (temporaries(compiled(*shapes, chunk=CHUNK, tied=t)) for t in (False, True))
+    assert tied < plain - 0.9 * head
+
+
+def test_powers_are_not_left_to_the_library_of_products():
+    text = compiled(*arrays(128), chunk=CHUNK).as_text()
+    bodies = dict(re.findall(r"^%(\S+) [^\n]*\{\n(.*?)^\}", text, re.DOTALL | re.MULTILINE))
+    taken = re.findall(r"calls=%(\S+?),[^\n]*__ynn_fusion", text)
+    assert any("exponential(" in body for body in bodies.values())
+    assert not any("exponential(" in bodies[name] for name in taken)
 
 
 @pytest.mark.parametrize("tokens", [64, 72])

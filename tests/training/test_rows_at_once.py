@@ -1,0 +1,247 @@
+"""On a CPU, gradients are made of some rows at a time: the same, in less memory."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eqxformer as ef
+from eqxformer.losses.objective import mean_of, objective_of
+from eqxformer.training.accumulation import few_rows, rows_at_once
+from eqxformer.training.flat import Flat
+from eqxformer.training.watching import first_fault
+from tests.helpers.compare import assert_close
+from tests.helpers.models import filled
+from tests.training.test_accumulation import decoder, seq2seq
+
+ROWS, SEQ = 60, 33  # a decoder reads 32 tokens of each row: 15 rows are the most that fit
+DRAW = np.random.default_rng(0)
+TOKENS = DRAW.integers(0, 11, (ROWS, SEQ)).astype(np.int32)
+ENDS = DRAW.integers(0, SEQ, (ROWS, 1)) * (np.arange(ROWS) % 7 > 0)[:, None]  # some are empty
+BEFORE, BEHIND = np.arange(SEQ) < ENDS, np.arange(SEQ) >= SEQ - ENDS
+BATCHES = {
+    "all tokens": ef.TokenBatch(TOKENS),
+    "padding behind": ef.TokenBatch(TOKENS, BEFORE),
+    "padding before": ef.TokenBatch(TOKENS, valid=BEHIND),
+    "packed": ef.TokenBatch(TOKENS, segments=np.cumsum(DRAW.random((ROWS, SEQ)) < 0.1, axis=1)),
+    "pairs": ef.PairBatch(TOKENS, TOKENS[:, ::-1], source_valid=BEHIND, target_weights=BEFORE),
+}
+LOSSES = {
+    "function": (ef.next_token_loss, ef.sequence_to_sequence_loss),
+    "objective": (ef.NextToken(z_loss=0.01), ef.SequenceToSequence(label_smoothing=0.1)),
+}
+
+
+def model_of(name):
+    return seq2seq() if name == "pairs" else wide()
+
+
+@functools.cache
+def wide():
+    return filled(ef.families.gpt(vocab=11, dim=8, layers=2, heads=2, context=64))
+
+
+def temporary(step, state, batch):
+    """Bytes that the compiled step needs beside its arguments."""
+    return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+
+
+OPTIMIZER = ef.SGD(0.5, momentum=0.9, clip=ef.ClipByNorm(0.5)).build(steps=2)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("name", BATCHES)
+def test_the_step_is_that_of_all_rows_at_once(name, kind):
+    loss, batch, model = LOSSES[kind][name == "pairs"], BATCHES[name], model_of(name)
+    at_once = rows_at_once(loss, model, batch)
+    assert at_once in range(2, ROWS // 2)
+
+    def trained(microbatch):
+        state = ef.TrainState.create(model, OPTIMIZER, key=jax.random.key(1))
+        step = ef.make_step(loss, OPTIMIZER, microbatch=microbatch)
+        needed = temporary(step, state, batch)
+        for _ in range(2):
+            state, metrics = step(state, batch)
+        return (state.model, state.optimizer, metrics), needed
+
+    (found, few), (wanted, many) = trained(None), trained(ROWS)
+    assert set(found[2]) == {"loss", "gradient_norm"}
+    assert_close(found, wanted, 2e-5)
+    assert few < 0.6 * many
+
+
+def test_it_is_what_a_microbatch_of_so_many_rows_does():
+    """Bit by bit, with the random numbers of each."""
+    config = ef.families.gpt(vocab=11, dim=8, layers=1, heads=2, context=32).edit(
+        "blocks.*.feed_forward", dropout=0.3
+    )
+    model, batch = filled(config), BATCHES["all tokens"]
+    rows = rows_at_once(ef.next_token_loss, model, batch)
+
+    def stepped(microbatch):
+        state = ef.TrainState.create(model, OPTIMIZER, key=jax.random.key(1))
+        return ef.make_step(ef.next_token_loss, OPTIMIZER, microbatch=microbatch)(state, batch)
+
+    found, wanted, other = (stepped(each) for each in (None, rows, 2 * rows))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), found[1], wanted[1])
+    assert all(jax.tree.leaves(same))
+    assert other[1]["loss"] != wanted[1]["loss"]
+
+
+@pytest.mark.parametrize("padding", [BEFORE, BEHIND])
+def test_the_balance_of_experts_is_that_of_all_rows(padding):
+    """Balance is no sum over rows, so that a mixture of experts learns from all at once."""
+    tokens, valid = (np.concatenate([a[:, :9], a[:, 9:18]]) for a in (TOKENS, padding))
+    model, batch = decoder(experts=True), ef.TokenBatch(tokens, valid=valid)
+    loss = ef.NextToken(load_balance=0.5, router_z=0.1)
+    assert rows_at_once(loss, model, batch) is not None
+
+    def stepped(step):
+        return step(ef.TrainState.create(model, OPTIMIZER, key=jax.random.key(1)), batch)
+
+    (new, metrics), (other, _) = (
+        stepped(ef.make_step(loss, OPTIMIZER, microbatch=rows)) for rows in (None, 12)
+    )
+    wanted, slopes = eqx.filter_value_and_grad(lambda m: loss(m, batch).mean)(model)
+    assert_close(metrics["loss"], wanted, 1e-6)
+    squares = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(slopes))
+    assert_close(metrics["gradient_norm"], jnp.sqrt(squares), 1e-5)
+    routers = [m.blocks[0].feed_forward.router.weight for m in (new.model, other.model)]
+    assert not jnp.allclose(*routers, rtol=1e-4)
+
+
+class Together(ef.Objective):
+    """A loss whose rows depend on one another."""
+
+    @property
+    def splits(self):
+        return False
+
+    def __call__(self, model, batch, /, *, key=None):
+        return ef.Loss(jnp.sum(model.embedding.tokens.weight) * batch.tokens.mean(), jnp.ones(()))
+
+
+class Plain(Together):
+    """The same, said to be a sum of its rows."""
+
+    @property
+    def splits(self):
+        return True
+
+
+class Shared(eqx.Module):
+    """A batch of one's own, whose rows have their places in common."""
+
+    tokens: np.ndarray
+    places: np.ndarray
+
+    @property
+    def token_count(self):
+        return self.tokens.size
+
+
+SQUARE = np.zeros((64, 64), np.int32)
+WHOLE = {
+    "a function of which nothing is known": (lambda m, b, key=None: 0.0, BATCHES["all tokens"]),
+    "rows that depend on one another": (Together(), BATCHES["all tokens"]),
+    "a batch without a count of tokens": (Plain(), {"tokens": TOKENS}),
+    "a single sequence": (Plain(), ef.TokenBatch(np.zeros(5001, np.int32))),
+    "a single row": (Plain(), ef.TokenBatch(np.zeros((1, 5001), np.int32))),
+    "few tokens": (Plain(), ef.TokenBatch(TOKENS[:15])),
+    "a prime number of short rows": (Plain(), ef.TokenBatch(np.zeros((127, 33), np.int32))),
+    "places that all rows share": (Plain(), Shared(TOKENS, np.arange(SEQ))),
+    "places that might be rows": (Plain(), Shared(SQUARE, SQUARE[0])),
+    "no arrays": (Plain(), None),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_all_rows_are_taken_at_once_where_they_may_belong_together(case):
+    loss, batch = WHOLE[case]
+    assert rows_at_once(loss, wide(), batch) is None
+
+
+def test_labels_of_rows_and_pairs_of_answers_are_split():
+    labels = ef.LabelledBatch(TOKENS, labels=TOKENS[:, 0])
+    assert rows_at_once(Plain(), wide(), labels) == 15
+    both = ef.PreferenceBatch(BATCHES["padding behind"], BATCHES["all tokens"])
+    assert rows_at_once(Plain(), wide(), both) == 6
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "weights", "wanted"),
+    [
+        (128, 32, 600_000, 16),  # 512 tokens
+        (12, 64, 800_000, 6),
+        (16, 256, 10_700_000, 2),
+        (8, 1024, 124_000_000, 1),  # 1,240 tokens
+        (8, 256, 93_000_000, 2),  # 930 tokens
+        (64, 256, 1_000_000_000, 32),
+        (8, 100_000, 1, 1),  # a row is not cut
+        (8, 64, 1, None),  # all of them fit
+        (1, 5000, 1, None),
+        (127, 32, 1, None),  # single rows of 32 tokens would take longer than all
+        (127, 128, 1, 1),
+        (100, 0, 1, None),
+    ],
+)
+def test_pieces_are_worth_what_they_cost(rows, tokens, weights, wanted):
+    assert few_rows(rows, tokens, weights) == wanted
+
+
+def test_who_asks_for_all_rows_gets_them():
+    batch = BATCHES["all tokens"]
+    state = ef.TrainState.create(wide(), OPTIMIZER, key=jax.random.key(1))
+
+    def loops(**options):
+        step = ef.make_step(ef.next_token_loss, OPTIMIZER, **options)
+        return step.lower(state, batch).as_text().count("stablehlo.while")
+
+    assert loops() == loops(microbatch=15) == 1
+    assert loops(microbatch=ROWS) == loops(microbatch=1000) == 0
+
+
+def test_a_mean_says_of_what():
+    @mean_of(ef.NextToken())
+    def loss(model, batch, *, key=None):
+        return jnp.zeros(())
+
+    assert objective_of(loss) == objective_of(ef.next_token_loss) == ef.NextToken()
+    assert objective_of(ef.sequence_to_sequence_loss) == ef.SequenceToSequence()
+    assert objective_of(lambda model, batch: 0.0) is None
+
+
+def test_penalties_are_named_and_stay_so_in_sums():
+    plain = ef.Loss(jnp.array(6.0), jnp.array(2.0), {"accuracy": jnp.array(1.0)})
+    punished = plain.plus({"z": jnp.array(0.5)}).plus({"y": jnp.array(0.5)})
+    assert plain.penalties == frozenset()
+    assert punished.penalties == (plain + punished).penalties == {"y", "z"}
+
+
+def test_where_the_arrays_lie_decides(monkeypatch):
+    class Elsewhere:
+        platform = "gpu"
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Elsewhere()])
+    assert Flat.of(jnp.ones(3)).on_cpu
+    assert not Flat.of(np.ones(3)).on_cpu
+    monkeypatch.undo()
+    assert Flat.of(np.ones(3)).on_cpu == (jax.default_backend() == "cpu")
+
+
+def test_a_mesh_takes_all_of_its_rows_at_once():
+    placement = ef.Placement(ef.make_mesh("data=2", devices=jax.devices()[:2]))
+    state = ef.TrainState.create(placement.put(wide()), OPTIMIZER, key=jax.random.key(1))
+    batch = placement.batch(BATCHES["all tokens"])
+    step = ef.make_step(ef.next_token_loss, OPTIMIZER)
+    assert "stablehlo.while" not in step.lower(state, batch).as_text()
+
+
+def test_what_broke_is_sought_in_the_rows_that_were_made_at_once():
+    model = ef.patch(wide(), {"head": lambda x: x / 0.0})
+    state = ef.TrainState.create(model, OPTIMIZER, key=jax.random.key(1))
+    fault = first_fault(ef.Watch(), ef.next_token_loss, state, BATCHES["all tokens"])
+    assert "float32[15, 32" in str(fault)
