@@ -76,9 +76,10 @@ def accumulated(
         def add(sums: Any, given: Any) -> tuple[Any, None]:
             return _sum(sums, piece(*given)), None
 
-        shapes = jax.eval_shape(piece, jax.tree.map(lambda x: x[0], parts), 0)
+        each = parts, jnp.arange(full)
+        shapes = jax.eval_shape(lambda each: piece(*jax.tree.map(lambda x: x[0], each)), each)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        sums, _ = jax.lax.scan(add, nothing, (parts, jnp.arange(full)))
+        sums, _ = jax.lax.scan(add, nothing, each)
         if left:
             sums = _sum(sums, piece(cut(full * microbatch, rows), full))
     gradients, value = sums
