@@ -13,8 +13,8 @@ from eqxformer.constraints import constrain
 from eqxformer.losses.cross_entropy import Loss
 from eqxformer.losses.objective import LossFunction, objective_of
 
-FEW_TOKENS = 512  # whose step is twice as long as what every piece costs beside it
-WEIGHTS_PER_TOKEN = 100_000  # a piece reads and writes every weight's gradient
+ENOUGH_TOKENS, MOST_TOKENS = 512, 1024  # no fewer than these are divided; the most of a piece
+WEIGHTS_PER_TOKEN = 100_000  # every piece reads and writes the gradients of all weights
 
 
 class SeenTogether(Exception):
@@ -102,7 +102,7 @@ def rows_at_once(loss: LossFunction, model: Any, batch: Any) -> int | None:
         >>> from eqxformer.training.accumulation import rows_at_once
         >>> model = ef.shapes(ef.families.gpt(vocab=65, dim=16, layers=1, heads=2, context=64))
         >>> rows_at_once(ef.NextToken(), model, ef.TokenBatch(jnp.zeros((60, 65), int)))
-        6
+        15
     """
     objective = objective_of(loss)
     if objective is None or not objective.splits:
@@ -121,12 +121,12 @@ def rows_at_once(loss: LossFunction, model: Any, batch: Any) -> int | None:
 
 def few_rows(rows: int, tokens: float, weights: int) -> int | None:
     """As many rows of so many tokens each as `rows_at_once` takes; None for all."""
-    if not tokens:
+    enough = max(ENOUGH_TOKENS, weights / WEIGHTS_PER_TOKEN)
+    if rows * tokens <= enough:
         return None
-    most = max(FEW_TOKENS, weights / WEIGHTS_PER_TOKEN)
-    fitting = min(rows, max(1, int(most / tokens)))
+    fitting = max(1, min(rows // 2, int(max(MOST_TOKENS, enough) / tokens)))
     best = next(n for n in range(fitting, 0, -1) if rows % n == 0)
-    return best if best < rows and best * tokens >= most / 4 else None
+    return best if best < rows and best * tokens >= enough / 4 else None
 
 
 def pieces(

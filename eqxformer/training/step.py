@@ -181,7 +181,7 @@ def make_step(
         microbatch: rows of a batch whose gradient is made at once, where memory is too small for
             all. The step is the same, but for rounding, dropout and the balance of experts, which
             is that of each microbatch: see `accumulated`, which also says what it asks of the
-            loss. None for as many as are fastest: all of them, but on a CPU those of some 512
+            loss. None for as many as are fastest: all of them, but on a CPU those of at most 1024
             tokens, where `rows_at_once` finds that no row depends on another.
         precision: the number types that are computed with.
         skips_nonfinite: whether a step whose loss or gradient is infinite or NaN changes nothing

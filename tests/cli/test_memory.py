@@ -104,12 +104,12 @@ def test_no_more_is_asked_for_than_the_compiled_step_takes(small, settings):
 
 
 def test_a_cpu_alone_asks_for_the_tokens_that_it_takes_at_once(small):
-    """Of 64 rows of 32 tokens it takes 16, and holds the sum of their gradients; or all of them."""
+    """Of 64 rows of 32 tokens it takes 32, and holds the sum of their gradients; or all of them."""
     many = small(SGD, "data.batch=64")
     weights, on_cpu = least(many, alone_on_cpu=True)
     batch, waiting = 4 * 64 * 32, 4 * 64 * 32 * 16 * 2
     assert least(many) == (weights, weights + batch + waiting)
-    assert on_cpu == weights + batch + min(weights + waiting // 4, waiting)
+    assert on_cpu == weights + batch + min(weights + waiting // 2, waiting)
     asked = small(SGD, "data.batch=64", "microbatch=64")
     assert least(asked, alone_on_cpu=True) == least(many)
 
