@@ -1,7 +1,7 @@
 """What losses have in common: a question that a batch asks, and what a model answers to it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
@@ -55,24 +55,6 @@ class Objective(Config):
     def __call__(self, model: Any, batch: Any, /, *, key: PRNGKeyArray | None = None) -> Loss:
         """The loss over a batch; a key switches dropout on."""
         raise NotImplementedError(f"{self.type_name} must say what it asks the model.")
-
-
-Scalar = TypeVar("Scalar", bound=Callable[..., Float[Array, ""]])
-
-
-def mean_of(objective: Objective) -> Callable[[Scalar], Scalar]:
-    """Says of a function that it is the mean of this objective; `objective_of` tells it again."""
-
-    def said(function: Scalar) -> Scalar:
-        function.objective = objective  # pyright: ignore[reportFunctionMemberAccess]
-        return function
-
-    return said
-
-
-def objective_of(loss: LossFunction) -> Objective | None:
-    """The objective that a loss is, or is the mean of; None where nothing says so."""
-    return loss if isinstance(loss, Objective) else getattr(loss, "objective", None)
 
 
 class Question(NamedTuple):

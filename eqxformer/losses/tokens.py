@@ -11,7 +11,7 @@ from eqxformer.data.prefixes import PrefixBatch
 from eqxformer.losses.chunked import cross_entropy_of
 from eqxformer.losses.cross_entropy import Loss, check_share, cross_entropy
 from eqxformer.losses.labels import of_labels
-from eqxformer.losses.objective import Answer, Question, Supervised, mean_of
+from eqxformer.losses.objective import Answer, LossFunction, Objective, Question, Supervised
 
 
 class TokenLoss(Supervised):
@@ -169,7 +169,6 @@ class SequenceToSequence(TokenLoss):
         return Question((source, tokens), {"source_mask": mask}, targets, weights)
 
 
-@mean_of(NextToken())
 def next_token_loss(
     model: Any, batch: TokenBatch, *, key: PRNGKeyArray | None = None
 ) -> Float[Array, ""]:
@@ -194,7 +193,6 @@ def next_token_loss(
     return NextToken()(model, batch, key=key).mean
 
 
-@mean_of(SequenceToSequence())
 def sequence_to_sequence_loss(
     model: Any, batch: PairBatch, *, key: PRNGKeyArray | None = None
 ) -> Float[Array, ""]:
@@ -216,3 +214,19 @@ def sequence_to_sequence_loss(
         1.386
     """
     return SequenceToSequence()(model, batch, key=key).mean
+
+
+_MEANS: tuple[tuple[LossFunction, Objective], ...] = (
+    (next_token_loss, NextToken()),
+    (sequence_to_sequence_loss, SequenceToSequence()),
+)
+
+
+def objective_of(loss: LossFunction) -> Objective | None:
+    """The objective that a loss is, or whose mean it is known to be; None for all others.
+
+    Known are the functions of this file, and none that merely wraps one of them.
+    """
+    if isinstance(loss, Objective):
+        return loss
+    return next((objective for function, objective in _MEANS if function is loss), None)

@@ -11,7 +11,8 @@ from jaxtyping import Array, PRNGKeyArray
 from eqxformer.checkpoints.names import is_array
 from eqxformer.constraints import constrain
 from eqxformer.losses.cross_entropy import Loss
-from eqxformer.losses.objective import LossFunction, objective_of
+from eqxformer.losses.objective import LossFunction
+from eqxformer.losses.tokens import objective_of
 
 ENOUGH_TOKENS, MOST_TOKENS = 512, 1024  # no fewer than these are divided; the most of a piece
 WEIGHTS_PER_TOKEN = 100_000  # every piece reads and writes the gradients of all weights

@@ -21,7 +21,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqxformer.losses.cross_entropy import Loss
-from eqxformer.losses.objective import LossFunction, objective_of
+from eqxformer.losses.objective import LossFunction
+from eqxformer.losses.tokens import objective_of
 from eqxformer.optimizers.averaged import average_in
 from eqxformer.optimizers.trainable import Trainable
 from eqxformer.sharding.mirror import beside, everywhere, on_mesh

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqxformer.inspect.watch import Fault, Watch
 from eqxformer.losses.cross_entropy import Loss
-from eqxformer.losses.objective import LossFunction, objective_of
+from eqxformer.losses.objective import LossFunction
+from eqxformer.losses.tokens import objective_of
 from eqxformer.training.accumulation import pieces, rows_at_once
 from eqxformer.training.flat import Flat
 from eqxformer.training.precision import Precision

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
-from eqxformer.losses.objective import mean_of, objective_of
+from eqxformer.losses.tokens import objective_of
 from eqxformer.training.accumulation import few_rows, rows_at_once
 from eqxformer.training.flat import Flat
 from eqxformer.training.watching import first_fault
@@ -205,14 +205,25 @@ def test_who_asks_for_all_rows_gets_them():
     assert loops(microbatch=ROWS) == loops(microbatch=1000) == 0
 
 
-def test_a_mean_says_of_what():
-    @mean_of(ef.NextToken())
-    def loss(model, batch, *, key=None):
-        return jnp.zeros(())
+def test_a_function_that_wraps_a_loss_or_holds_an_objective_is_not_taken_for_it():
+    @functools.wraps(ef.next_token_loss)
+    def punished(model, batch, *, key=None):
+        return 2.0 * ef.next_token_loss(model, batch, key=key)
 
-    assert objective_of(loss) == objective_of(ef.next_token_loss) == ef.NextToken()
+    class Doubled(eqx.Module):
+        objective: ef.NextToken = ef.NextToken()
+
+        def __call__(self, model, batch, /, *, key=None):
+            return 2.0 * self.objective(model, batch, key=key).mean
+
+    assert objective_of(ef.next_token_loss) == ef.NextToken()
     assert objective_of(ef.sequence_to_sequence_loss) == ef.SequenceToSequence()
-    assert objective_of(lambda model, batch: 0.0) is None
+    losses = []
+    for loss in (ef.next_token_loss, punished, Doubled()):
+        state = ef.TrainState.create(wide(), OPTIMIZER, key=jax.random.key(1))
+        losses.append(ef.make_step(loss, OPTIMIZER)(state, BATCHES["all tokens"])[1]["loss"])
+    assert objective_of(punished) is objective_of(Doubled()) is None
+    np.testing.assert_allclose(losses[1:], 2.0 * losses[0], rtol=1e-5)
 
 
 def test_penalties_are_named_and_stay_so_in_sums():
