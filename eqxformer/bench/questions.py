@@ -117,7 +117,8 @@ def _train(setting: Setting) -> Work:
     from eqxformer.data.batches import TokenBatch
     from eqxformer.losses.tokens import next_token_loss
     from eqxformer.optimizers.optimizer import AdamW, ClipByNorm
-    from eqxformer.training.step import TrainState, make_step
+    from eqxformer.training.state import TrainState
+    from eqxformer.training.step import make_step
 
     optimizer = AdamW(1e-4, clip=ClipByNorm(1.0)).build(steps=1000)
     state = TrainState.create(_model(setting), optimizer, key=jax.random.key(1))

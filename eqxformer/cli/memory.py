@@ -16,7 +16,7 @@ from eqxformer.optimizers.optimizer import ClipByNorm
 from eqxformer.optimizers.trainable import Trainable
 from eqxformer.training.accumulation import few_rows
 from eqxformer.training.experiment import Experiment
-from eqxformer.training.step import TrainState
+from eqxformer.training.state import TrainState
 from eqxformer.training.traffic import sides
 
 _ID, _SUMMED = 4, 4  # bytes of a token's id, and of a number of summed gradients

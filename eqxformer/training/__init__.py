@@ -24,7 +24,8 @@ from eqxformer.training.measures import Measure
 from eqxformer.training.precision import Precision
 from eqxformer.training.records import LossPlot, MetricsFile
 from eqxformer.training.sinks import TensorBoard, WeightsAndBiases
-from eqxformer.training.step import Step, TrainState, abstract_state, make_step
+from eqxformer.training.state import TrainState, abstract_state
+from eqxformer.training.step import Step, make_step
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
 
 if TYPE_CHECKING:

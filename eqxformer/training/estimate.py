@@ -30,7 +30,7 @@ from eqxformer.sharding.placement import Placement
 from eqxformer.sharding.rules import Place
 from eqxformer.training.kept import kept
 from eqxformer.training.precision import Precision
-from eqxformer.training.step import abstract_state
+from eqxformer.training.state import abstract_state
 from eqxformer.training.traffic import Share, body, outermost, scored_vocab, sent, share_of, sides
 
 

@@ -1,4 +1,4 @@
-"""One training step: the state, and a compiled function from a state to the next one.
+"""One training step: a compiled function from a state to the next one.
 
 Training starts reading here. A loop of your own is three lines:
 
@@ -7,7 +7,6 @@ Training starts reading here. A loop of your own is three lines:
         state, metrics = step(state, batch)
 """
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -15,154 +14,25 @@ from typing import Any, Protocol
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
-from eqxformer.losses.cross_entropy import Loss
 from eqxformer.losses.objective import LossFunction
-from eqxformer.losses.tokens import objective_of
-from eqxformer.optimizers.averaged import average_in
-from eqxformer.optimizers.trainable import Trainable
-from eqxformer.sharding.mirror import beside, everywhere, on_mesh
-from eqxformer.sharding.placement import Placement
-from eqxformer.training.accumulation import (
-    SeenTogether,
-    accumulated,
-    check_microbatch,
-    check_splits,
-    rows_at_once,
-)
+from eqxformer.training.accumulation import check_microbatch, check_splits
 from eqxformer.training.flat import Flat, Spread
+from eqxformer.training.gradients import Metrics, global_norm, measured_gradients
 from eqxformer.training.precision import Precision
-
-Metrics = dict[str, Float[Array, ""]]
+from eqxformer.training.state import TrainState
 
 
 class Step(Protocol):
     """One training step, compiled when it is first called."""
 
-    def __call__(self, state: "TrainState", batch: Any, /) -> "tuple[TrainState, Metrics]": ...
+    def __call__(self, state: TrainState, batch: Any, /) -> tuple[TrainState, Metrics]: ...
 
-    def lower(self, state: "TrainState", batch: Any, /) -> Any:
+    def lower(self, state: TrainState, batch: Any, /) -> Any:
         """The program, as of `jax.jit`: `step.lower(state, batch).compile().memory_analysis()`."""
         ...
-
-
-class TrainState(eqx.Module):
-    """All that changes in training: the model, the optimizer's memory and the steps done.
-
-    `key` is the root of all randomness in the steps; step `i` uses `fold_in(key, i)`. `trains` says
-    which arrays of the model the steps change.
-
-    Arguments:
-        model: with its weights as they are now.
-        optimizer: what the optimizer remembers.
-        step: how many steps are done.
-        key: the root of the randomness.
-        trains: which arrays are trained.
-
-    Example:
-        >>> import eqxformer as ef, jax
-        >>> mlp = ef.MLP(4, hidden=8, key=jax.random.key(0))
-        >>> optimizer = ef.SGD(0.1).build(steps=10)
-        >>> state = ef.TrainState.create(mlp, optimizer, key=jax.random.key(1))
-        >>> int(state.step), ef.count(state.averaged)
-        (0, 76)
-    """
-
-    model: Any
-    optimizer: Any
-    step: Int[Array, ""]
-    key: PRNGKeyArray
-    trains: Trainable = eqx.field(static=True, default=Trainable())
-
-    @property
-    def averaged(self) -> Any:
-        """The model with the averages of its weights, where the optimizer keeps any; else as it is.
-
-        See `Averaged`.
-        """
-        mean = average_in(self.optimizer)
-        return self.model if mean is None else eqx.combine(mean, self.model)
-
-    @classmethod
-    def create(
-        cls,
-        model: Any,
-        optimizer: optax.GradientTransformation,
-        *,
-        key: PRNGKeyArray,
-        trains: Trainable = Trainable(),
-        precision: Precision = Precision(),
-    ) -> "TrainState":
-        """The state before the first step.
-
-        The arrays are copied: a step gives the memory of its state away, and `model` and `key`
-        stay yours. `trains` says which arrays are trained, all by default; `precision` in which
-        type these are kept. Of a model that lies on a mesh, arrays that do not, such as adapters
-        that it got since, are put there, whole on every device.
-        """
-        model = jax.tree.map(lambda leaf: _copied(leaf) if eqx.is_array(leaf) else leaf, model)
-        model = _on_one_mesh(model)
-        trained, frozen = eqx.partition(model, trains.mask(model))
-        trained = precision.kept(trained)
-        model, memory = eqx.combine(trained, frozen), beside(optimizer.init, trained)
-        numbers, kind = _copied(jax.random.key_data(key)), jax.random.key_impl(key)
-        own_key = jax.random.wrap_key_data(numbers, impl=kind)
-        step, own_key = everywhere((jnp.zeros((), jnp.int32), own_key), like=model)
-        return cls(model, memory, step, own_key, trains)
-
-
-def _copied(array: Array | np.ndarray) -> Array:
-    """The same numbers in memory of their own.
-
-    The runtime copies what is here without a program for every shape, which `jnp.copy` compiles; of
-    an array that other processes hold a part of, only `jnp.copy` makes another.
-    """
-    if isinstance(array, Tracer | np.ndarray) or not array.is_fully_addressable:
-        return jnp.copy(array)
-    return jax.device_put(array, may_alias=False)
-
-
-def _on_one_mesh(model: Any) -> Any:
-    """The model with all arrays on the mesh that some of them lie on, if any does."""
-    loose, rest = eqx.partition(model, lambda leaf: eqx.is_array(leaf) and not on_mesh(leaf))
-    return eqx.combine(everywhere(loose, like=rest), rest)
-
-
-def abstract_state(
-    model: Any,
-    optimizer: optax.GradientTransformation,
-    placement: Placement,
-    *,
-    trains: Trainable = Trainable(),
-    precision: Precision = Precision(),
-) -> TrainState:
-    """The shapes and types of `TrainState.create(...)`, each with the sharding it belongs to.
-
-    Nothing is made. What restores a checkpoint is told by this where to read every array to.
-
-    Arguments:
-        model: the model, or its shapes, as `ef.shapes(config)` gives them.
-        optimizer, trains, precision: as for `TrainState.create`.
-        placement: the mesh and the rules by which arrays lie on it.
-
-    Example:
-        >>> import eqxformer as ef, jax
-        >>> placement = ef.Placement(ef.abstract_mesh("fsdp=8"))
-        >>> config = ef.families.gpt(vocab=65, dim=16, layers=1, heads=2, context=8)
-        >>> optimizer = ef.AdamW(1e-3).build(steps=100)
-        >>> state = ef.abstract_state(ef.shapes(config), optimizer, placement)
-        >>> tuple(state.model.embedding.tokens.weight.sharding.spec)
-        (None, 'fsdp')
-    """
-
-    def made(model: Any, key: PRNGKeyArray) -> TrainState:
-        return TrainState.create(model, optimizer, key=key, trains=trains, precision=precision)
-
-    return placement.abstract(eqx.filter_eval_shape(made, model, jax.random.key(0)))
 
 
 def make_step(
@@ -213,44 +83,25 @@ def make_step(
     held, called = eqx.partition(loss, eqx.is_array)
     held, structure = jax.tree.flatten(held)
 
-    def update(
-        flat_state: Flat, flat_batch: Flat, held: list[Array], *, pieces: bool
-    ) -> tuple[Flat, Metrics]:
-        state, batch = flat_state.tree(), flat_batch.tree()
-        loss = eqx.combine(jax.tree.unflatten(structure, held), called)
-        key = jax.random.fold_in(state.key, state.step)
-        trained, frozen = eqx.partition(state.model, state.trains.mask(state.model))
-
-        def of_trained(loss: LossFunction) -> LossFunction:
-            def own(trained: Any, batch: Any, /, *, key: PRNGKeyArray | None = None) -> Any:
-                return loss(precision.computing(eqx.combine(trained, frozen)), batch, key=key)
-
-            return own
-
-        made = _few_at_once(loss, of_trained, trained, batch, key) if pieces else None
-        metrics, gradients = made or _gradients(loss, of_trained, trained, batch, microbatch, key)
-        metrics = precision.given(metrics)
-        norm = global_norm(gradients)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes int steps with floats
-            changes, memory = optimizer.update(gradients, state.optimizer, trained)
-        model = eqx.apply_updates(state.model, changes)
-        metrics = {**metrics, "gradient_norm": norm}
-        if skips_nonfinite:
-            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-            model, memory = _chosen(finite, (model, memory), (state.model, state.optimizer))
-            metrics["skipped"] = 1.0 - finite.astype(jnp.float32)
-        return Flat.of(TrainState(model, memory, state.step + 1, state.key, state.trains)), metrics
+    update = functools.partial(
+        _updated,
+        loss=lambda held: eqx.combine(jax.tree.unflatten(structure, held), called),
+        optimizer=optimizer,
+        microbatch=microbatch,
+        precision=precision,
+        skips_nonfinite=skips_nonfinite,
+    )
 
     @functools.cache
     def alone(on_cpu: bool) -> Any:
-        pieces = on_cpu and microbatch is None
-        return jax.jit(functools.partial(update, pieces=pieces), donate_argnums=0)
+        few = on_cpu and microbatch is None
+        return jax.jit(functools.partial(update, few_at_once=few), donate_argnums=0)
 
     @functools.cache
     def together(spread: Spread) -> Any:
         where = Flat(spread.shardings, spread.shape)
         options = {"donate_argnums": 0, "out_shardings": (where, None)}
-        return jax.jit(functools.partial(update, pieces=False), **options)
+        return jax.jit(update, **options)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         flat = Flat.of(state)
@@ -274,54 +125,42 @@ def make_step(
     return step  # pyright: ignore[reportReturnType]
 
 
-OfTrained = Callable[[LossFunction], LossFunction]
-
-
-def _gradients(
-    loss: LossFunction,
-    of_trained: OfTrained,
-    model: Any,
-    batch: Any,
+def _updated(
+    flat_state: Flat,
+    flat_batch: Flat,
+    held: list[Array],
+    *,
+    loss: Callable[[list[Array]], LossFunction],
+    optimizer: optax.GradientTransformation,
     microbatch: int | None,
-    key: PRNGKeyArray,
-) -> tuple[Metrics, Any]:
-    """What is measured over a batch, and the gradient of the loss."""
-    if microbatch is not None:
-        return _accumulated(loss, of_trained, model, batch, key, microbatch=microbatch)
-    called = of_trained(loss)
+    precision: Precision,
+    skips_nonfinite: bool,
+    few_at_once: bool = False,
+) -> tuple[Flat, Metrics]:
+    """The step itself, whose loss is made of the arrays that it holds."""
+    state, batch = flat_state.tree(), flat_batch.tree()
+    trained, frozen = eqx.partition(state.model, state.trains.mask(state.model))
 
-    def measured(model: Any) -> tuple[Array, Metrics]:
-        value = called(model, batch, key=key)
-        return (value.mean, value.means()) if isinstance(value, Loss) else (value, {"loss": value})
+    def of_trained(loss: LossFunction) -> LossFunction:
+        def own(trained: Any, batch: Any, /, *, key: PRNGKeyArray | None = None) -> Any:
+            return loss(precision.computing(eqx.combine(trained, frozen)), batch, key=key)
 
-    (_, metrics), gradients = eqx.filter_value_and_grad(measured, has_aux=True)(model)
-    return metrics, gradients
+        return own
 
-
-def _few_at_once(
-    loss: LossFunction, of_trained: OfTrained, model: Any, batch: Any, key: PRNGKeyArray
-) -> tuple[Metrics, Any] | None:
-    """The same with as many rows at once as a CPU is fast with; None where these are all."""
-    rows = rows_at_once(loss, model, batch)
-    with contextlib.suppress(SeenTogether):
-        if rows is not None:
-            options = {"microbatch": rows, "exactly": True}
-            return _accumulated(loss, of_trained, model, batch, key, **options)
-    return None
-
-
-def _accumulated(
-    loss: LossFunction,
-    of_trained: OfTrained,
-    model: Any,
-    batch: Any,
-    key: PRNGKeyArray,
-    **options: Any,
-) -> tuple[Metrics, Any]:
-    """The same, of a loss that is a sum or known to be the mean of one."""
-    objective = objective_of(loss) or loss
-    value, gradients = accumulated(of_trained(objective), model, batch, key=key, **options)
-    return (value.means() if loss is objective else {"loss": value.mean}), gradients
+    key = jax.random.fold_in(state.key, state.step)
+    options: Any = {"microbatch": microbatch, "few_at_once": few_at_once}
+    measured = measured_gradients(loss(held), of_trained, trained, batch, key, **options)
+    metrics, gradients = precision.given(measured[0]), measured[1]
+    norm = global_norm(gradients)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes int steps with floats
+        changes, memory = optimizer.update(gradients, state.optimizer, trained)
+    model = eqx.apply_updates(state.model, changes)
+    metrics = {**metrics, "gradient_norm": norm}
+    if skips_nonfinite:
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        model, memory = _chosen(finite, (model, memory), (state.model, state.optimizer))
+        metrics["skipped"] = 1.0 - finite.astype(jnp.float32)
+    return Flat.of(TrainState(model, memory, state.step + 1, state.key, state.trains)), metrics
 
 
 def _chosen(condition: Array, one: Any, other: Any) -> Any:
@@ -329,10 +168,3 @@ def _chosen(condition: Array, one: Any, other: Any) -> Any:
     return jax.tree.map(
         lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a, one, other
     )
-
-
-def global_norm(tree: Any) -> Float[Array, ""]:
-    """Root of the sum of all squares in a tree of arrays, in float32."""
-    leaves = jax.tree.leaves(tree)
-    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves]
-    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))

@@ -21,10 +21,12 @@ from eqxformer.sharding.placement import Placement
 from eqxformer.training.accumulation import check_microbatch
 from eqxformer.training.callbacks import Callback, Record, memory_of, number
 from eqxformer.training.checkpoints import Checkpoints
+from eqxformer.training.gradients import Metrics
 from eqxformer.training.precision import Precision
 from eqxformer.training.processes import all_or_none, told_by_each
 from eqxformer.training.signals import StopRequest, stop_requests
-from eqxformer.training.step import Metrics, TrainState, make_step
+from eqxformer.training.state import TrainState
+from eqxformer.training.step import make_step
 from eqxformer.training.watching import first_fault
 
 _RUN_AHEAD = 4  # steps handed to the device before the numbers of the first are asked for

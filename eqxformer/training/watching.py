@@ -13,7 +13,7 @@ from eqxformer.losses.tokens import objective_of
 from eqxformer.training.accumulation import pieces, rows_at_once
 from eqxformer.training.flat import Flat
 from eqxformer.training.precision import Precision
-from eqxformer.training.step import TrainState
+from eqxformer.training.state import TrainState
 
 
 def first_fault(

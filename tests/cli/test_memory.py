@@ -10,7 +10,8 @@ import eqxformer as ef
 from eqxformer.cli.memory import check_memory, least
 from eqxformer.cli.settings import edited
 from eqxformer.training.recipes import recipe
-from eqxformer.training.step import TrainState, make_step
+from eqxformer.training.state import TrainState
+from eqxformer.training.step import make_step
 from tests.cli.conftest import MODEL, TEXT
 
 LARGE = ["--batch", "1024", "--set", "data.length=1024", "--set", "model.dim=2048"]

@@ -8,7 +8,8 @@ from eqxformer.data.batches import TokenBatch
 from eqxformer.losses.tokens import NextToken, next_token_loss
 from eqxformer.optimizers.optimizer import SGD, AdamW, ClipByNorm
 from eqxformer.optimizers.schedules import WarmupCosine
-from eqxformer.training.step import TrainState, make_step
+from eqxformer.training.state import TrainState
+from eqxformer.training.step import make_step
 from tests.helpers.compare import same_bits
 from tests.training.tiny import Bigram, Noisy
 

@@ -25,7 +25,8 @@ from eqxformer.training.callbacks import (
 )
 from eqxformer.training.precision import Precision
 from eqxformer.training.records import LossPlot, MetricsFile
-from eqxformer.training.step import TrainState, make_step
+from eqxformer.training.state import TrainState
+from eqxformer.training.step import make_step
 from eqxformer.training.trainer import NonFiniteLoss, Trainer
 from tests.training.tiny import Bigram, Noisy
 
