@@ -70,7 +70,12 @@ def measure(length: int, name: str, options: argparse.Namespace) -> dict[str, An
     commands = {who: [*shared, who, name] for who in options.candidates}
     try:
         agree = functools.partial(check_numbers, dtype=options.dtype)
-        found = harness.compare(commands, repetitions=options.repetitions, check=agree)
+        found = harness.compare(
+            commands,
+            repetitions=options.repetitions,
+            check=agree,
+            may_fail=set(commands) - {"eqxformer"},
+        )
     except RuntimeError as error:
         print(f"  left out: {error}")
         return {"batch": batch, "left_out": str(error)}

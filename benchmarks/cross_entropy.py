@@ -63,7 +63,12 @@ def measure(vocab: int, tokens: int, options: argparse.Namespace) -> dict[str, A
     shared = [__file__, *size, "--dtype", options.dtype]
     commands = {name: [*shared, "--candidate", name] for name in options.candidates}
     agree = functools.partial(check, dtype=options.dtype)
-    found = harness.compare(commands, repetitions=options.repetitions, check=agree)
+    found = harness.compare(
+        commands,
+        repetitions=options.repetitions,
+        check=agree,
+        may_fail=set(commands) - {"eqxformer"},
+    )
     print(f"\nvocabulary {vocab:,}, {tokens:,} tokens, dim {options.dim}, {options.dtype}")
     print(f"  {'':<12}{'ms':>9}  {'quartiles':<17}{'temporaries':>12}{'peak':>10}")
     for name, result in found.items():

@@ -72,7 +72,12 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         commands = {each: [*shared, "--candidate", each] for each in there}
         commands |= ceilings.commands(("product",), dtype=options.dtype)
         agree = functools.partial(check_logits, dtype=options.dtype)
-        found = harness.compare(commands, repetitions=options.repetitions, check=agree)
+        found = harness.compare(
+            commands,
+            repetitions=options.repetitions,
+            check=agree,
+            may_fail=set(there) - {"eqxformer"},
+        )
     most = ceilings.take(found)
     flops = ceilings.step_flops(tasks.config(size), size.batch, size.seq) / 3
     for each, result in found.items():

@@ -4,7 +4,10 @@ import functools
 from typing import overload
 
 import jax
+from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
+
+USUAL = 8  # keys that a part splits its own into, at most
 
 
 @overload
@@ -17,7 +20,17 @@ def split(key: None, count: int) -> tuple[None, ...]: ...
 
 def split(key: PRNGKeyArray | None, count: int) -> tuple[PRNGKeyArray | None, ...]:
     """`count` independent keys, or as many `None` when there is no key."""
-    return (None,) * count if key is None else _parts(key, count)
+    if key is None:
+        return (None,) * count
+    if isinstance(key, Tracer) or count > USUAL or not _first_are_same(key):
+        return _parts(key, count)
+    return _parts(key, USUAL)[:count]  # one program for every count: each takes 25 ms to begin
+
+
+def _first_are_same(key: PRNGKeyArray) -> bool:
+    """Whether the first of many keys are those that one would get if one asked for fewer."""
+    counted = getattr(jax.config, "jax_threefry_partitionable", True)  # each from its number alone
+    return counted and str(jax.random.key_impl(key)) == "threefry2x32"
 
 
 @functools.partial(jax.jit, static_argnames="count", inline=True)

@@ -90,3 +90,24 @@ def test_steps_after_the_first_compile_nothing():
             state, _ = step(state, batch)
     assert not compiled
     assert jnp.isfinite(state.step)
+
+
+def test_any_usual_number_of_keys_is_drawn_by_one_program():
+    first, *others = [jax.random.key(number) for number in range(9)]
+    split(first, 2)
+    with compilations() as compiled:
+        every = [split(key, count) for count, key in enumerate(others, 1)]
+    assert not compiled
+    assert [len(keys) for keys in every] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("counted", [True, False])
+def test_keys_are_those_that_jax_splits_also_in_a_program_however_many(impl, counted):
+    key = jax.random.key(0, impl=impl)
+    with jax.threefry_partitionable(counted):
+        for count in (1, 2, 3, 7, 8, 9):
+            right = jax.random.key_data(jax.random.split(jax.random.clone(key), count))
+            for made in (split, jax.jit(split, static_argnums=1)):
+                keys = made(jax.random.clone(key), count)
+                assert np.array_equal([jax.random.key_data(each) for each in keys], right)

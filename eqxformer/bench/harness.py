@@ -21,9 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 PACKAGES = (
     *("jax", "jaxlib", "equinox", "optax", "numpy", "torch", "transformers", "flax", "dm-haiku"),
@@ -36,6 +36,7 @@ FLAGS = ("XLA_", "JAX_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH_", "LD_PREL
 
 
 PAUSE, QUICK = 0.25, 1.0  # seconds
+Told = TypeVar("Told")
 
 
 def share_device() -> None:
@@ -201,19 +202,22 @@ def compare(
     *,
     repetitions: int,
     check: Callable[[dict[str, dict[str, Any]]], None] = lambda facts: None,
+    may_fail: Collection[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """Medians, quartiles and facts of every candidate, whose command line is given by name.
 
-    Those that are not installed are printed and left out. One that dies is a `CandidateFailed`, as
-    is that none is left. `check` sees everybody's facts before anything is timed, and may raise.
+    Those that are not installed are printed and left out, and so are those of `may_fail` that die:
+    the others' results are worth having where a peer runs out of memory or cannot compile. Any
+    other that dies is a `CandidateFailed`, as is that none is left. `check` sees everybody's facts
+    before anything is timed, and may raise.
     """
     where = {PLATFORM: jax_platform()}
     with ExitStack() as stack:
-        running = {}
+        running: dict[str, Candidate] = {}
         facts: dict[str, dict[str, Any]] = {}
         for name, command in candidates.items():  # one warms up at a time
             candidate = stack.enter_context(Candidate(name, command, environment=where))
-            told = candidate.facts()
+            told = _unless_failed(name, candidate.facts, may_fail)
             if told is not None:
                 running[name], facts[name] = candidate, told
         if not facts:
@@ -223,10 +227,29 @@ def compare(
         order, names = random.Random(0), list(facts)
         for _ in range(repetitions):
             order.shuffle(names)
-            for name in names:
+            for name in list(names):
                 time.sleep(PAUSE)
-                seconds[name].append(running[name].seconds())
-    return {name: {**facts[name], **_spread(seconds[name])} for name in facts}
+                taken = _unless_failed(name, running[name].seconds, may_fail)
+                if taken is None:
+                    names.remove(name)
+                else:
+                    seconds[name].append(taken)
+        if not names:
+            raise CandidateFailed(f"None of {', '.join(candidates)} can be measured here.")
+    return {name: {**facts[name], **_spread(seconds[name])} for name in facts if name in names}
+
+
+def _unless_failed(
+    name: str, told: Callable[[], Told | None], may_fail: Collection[str]
+) -> Told | None:
+    """What a candidate tells; None, once that is printed, from one that dies and may do so."""
+    try:
+        return told()
+    except CandidateFailed as error:
+        if name not in may_fail:
+            raise
+        print(f"{name} is left out: {error}", flush=True)
+        return None
 
 
 def _spread(seconds: list[float]) -> dict[str, Any]:

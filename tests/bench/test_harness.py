@@ -144,6 +144,22 @@ def test_a_candidate_that_dies_before_it_is_ready_is_an_error_with_its_name():
         harness.compare({"fake": timed(1.0), "dead": candidate("sys.exit(3)")}, repetitions=1)
 
 
+@pytest.mark.parametrize("done", [None, 0, 1])
+def test_one_that_may_fail_is_named_with_the_reason_and_the_others_have_their_results(done, capsys):
+    dying = candidate("sys.exit(3)") if done is None else timed(*[1.0] * done)
+    commands = {"dying": dying, "whole": timed(3.0, 3.0)}
+    found = harness.compare(commands, repetitions=2, may_fail={"dying"})
+    assert list(found) == ["whole"]
+    assert found["whole"]["median"] == 3.0
+    assert "dying is left out: `dying` ended with exit code" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dying", [candidate("sys.exit(3)"), timed()])
+def test_where_all_that_may_fail_do_there_is_no_result_but_an_error(dying):
+    with pytest.raises(harness.CandidateFailed, match="None of a, b can be measured here"):
+        harness.compare({"a": dying, "b": dying}, repetitions=2, may_fail={"a", "b"})
+
+
 def test_facts_are_checked_before_anything_is_timed(tmp_path):
     log = tmp_path / "log"
 
