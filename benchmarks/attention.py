@@ -7,12 +7,14 @@
 Our `attend`, torch's `scaled_dot_product_attention` and JAX's `jax.nn.dot_product_attention` get
 the same queries, keys and values, forward alone and with the gradients of all three, and must agree
 before anything is timed. A batch has `--tokens` tokens; lengths above that are measured one by one.
+A call is waited for; on a GPU many queue up, and the last is.
 Temporaries are what the compiler sets aside beside arguments and results, or, of torch on a GPU,
 what its allocator held at most beside them.
 """
 
 import argparse
 import functools
+import itertools
 import math
 import sys
 import time
@@ -48,18 +50,20 @@ def main() -> None:
         parser.error(f"--kv-heads {options.kv_heads} must divide --heads {options.heads}.")
     if options.candidate:
         return serve(options)
-    results = {
-        f"{length}, {title}": measure(length, name, options)
-        for length in options.lengths
-        for name, title in PASSES.items()
-    }
-    about = {name: getattr(options, name) for name in ("heads", "kv_heads", "head_dim", "window")}
+    about = ("heads", "kv_heads", "head_dim", "window", "dtype")
+    results: dict[str, Any] = {"sizes": {name: getattr(options, name) for name in about}}
+    for length, which in itertools.product(options.lengths, PASSES):
+        results[f"{length}, {PASSES[which]}"] = measure(length, which, options)
+        path = harness.write(__file__, saved_as(options), results)  # stays, whatever comes after
+    print(f"\nwritten to {path}")
+
+
+def saved_as(options: argparse.Namespace) -> str:
+    """The name of the results: what is not usual stands in it."""
     parts = [f"window_{options.window}" if options.window else ""]
     parts += [f"kv_{options.kv_heads}" if options.kv_heads else ""]
     parts += [options.dtype if options.dtype != "float32" else ""]
-    name = "-".join(["attention", *filter(None, parts)])
-    path = harness.write(__file__, name, {"sizes": {**about, "dtype": options.dtype}, **results})
-    print(f"\nwritten to {path}")
+    return "-".join(["attention", *filter(None, parts)])
 
 
 def measure(length: int, name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -117,16 +121,19 @@ def serve(options: argparse.Namespace) -> None:
     draw = np.random.default_rng(0)
     shapes = [(batch, h, length, options.head_dim) for h in (options.heads, kv_heads, kv_heads)]
     arrays = [draw.standard_normal(shape, np.float32) for shape in (*shapes, shapes[0])]
-    run, bytes_ = MAKE[who](arrays, options.window, options.dtype, name == "both")
+    run, wait, bytes_ = MAKE[who](arrays, options.window, options.dtype, name == "both")
     last = (-1, length // 2, -1) if who == "jax.nn" else (-1, -1, length // 2)
-    numbers = [float(each) for x in run() for each in x[last][:8]]
+    numbers = [float(each) for x in wait(run()) for each in x[last][:8]]
     start = time.perf_counter()
-    run()
+    wait(run())
     calls = max(1, math.ceil(LEAST_SECONDS / (time.perf_counter() - start)))
+
+    each = wait if harness.on_cpu() else lambda out: out
 
     def repeat() -> None:
         for _ in range(calls):
-            run()
+            out = each(run())
+        wait(out)
 
     seen = sum(min(place + 1, options.window or length) for place in range(length))
     flops = 4.0 * batch * options.heads * options.head_dim * seen * (3 if name == "both" else 1)
@@ -167,7 +174,7 @@ def jax_nn(arrays: Arrays, window: int | None, dtype: str, both: bool) -> Any:
 
 
 def jitted(attention: Callable[..., Any], arrays: Arrays, dtype: str, both: bool) -> Any:
-    """Calls of a function of JAX, each waited for, and the bytes of its temporaries."""
+    """Calls of a function of JAX, what waits for one, and the bytes of its temporaries."""
     import jax
     import jax.numpy as jnp
 
@@ -184,7 +191,7 @@ def jitted(attention: Callable[..., Any], arrays: Arrays, dtype: str, both: bool
     compiled = jax.jit(whole).lower(*inputs).compile()
     memory = compiled.memory_analysis()
     bytes_ = None if memory is None else memory.temp_size_in_bytes
-    return (lambda: jax.block_until_ready(compiled(*inputs))), lambda: bytes_
+    return (lambda: compiled(*inputs)), jax.block_until_ready, lambda: bytes_
 
 
 def torch_sdpa(arrays: Arrays, window: int | None, dtype: str, both: bool) -> Any:
@@ -207,9 +214,12 @@ def torch_sdpa(arrays: Arrays, window: int | None, dtype: str, both: bool) -> An
         with torch.set_grad_enabled(both):
             out = F.scaled_dot_product_attention(q, k, v, **how)
             back = torch.autograd.grad(out, (q, k, v), gradient) if both else ()
+        return out.detach(), *back
+
+    def wait(results: Any) -> Any:
         if device == "cuda":
             torch.cuda.synchronize()
-        return out.detach(), *back
+        return results
 
     def bytes_() -> int | None:
         if device == "cpu":
@@ -220,7 +230,7 @@ def torch_sdpa(arrays: Arrays, window: int | None, dtype: str, both: bool) -> An
         peak = torch.cuda.max_memory_allocated() - before
         return peak - sum(each.nbytes for each in results)
 
-    return run, bytes_
+    return run, wait, bytes_
 
 
 MAKE: dict[str, Callable[[Arrays, int | None, str, bool], Any]] = {

@@ -50,13 +50,14 @@ def main() -> None:
         f"{'seconds':<22}"
         + "".join(f"{name:>9}" for name in (*PHASES, "total", "ready", "compiling", "programs"))
     )
-    results = {
-        layout: {depth: measure(layout, depth, options) for depth in options.depths}
-        for layout in options.layouts
-    }
+    harness.share_device()  # with this process, which asks JAX what the machine is
+    results: dict[str, dict[int, Any]] = {}
+    for layout, depth in itertools.product(options.layouts, options.depths):
+        results.setdefault(layout, {})[depth] = measure(layout, depth, options)
+        path = harness.write(__file__, "compile_time", results)  # stays, whatever comes after
     for layout, of_depth in results.items():
         growth(layout, of_depth)
-    print(f"\nwritten to {harness.write(__file__, 'compile_time', results)}")
+    print(f"\nwritten to {path}")
 
 
 def measure(layout: str, depth: int, options: argparse.Namespace) -> dict[str, Any]:

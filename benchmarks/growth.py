@@ -54,11 +54,13 @@ def main() -> None:
     for width in [base["width"], *(options.width if "width" in options.axes else ())]:
         if width % HEAD_DIM:
             parser.error(f"A width must be a multiple of the heads' {HEAD_DIM}; got {width}.")
-    results = {axis: measure(axis, base, options) for axis in options.axes}
     name = "growth" if options.question == "train" else f"growth-{options.question}"
     name += "" if options.dtype == "float32" else f"-{options.dtype}"
-    about = {**base, "head_dim": HEAD_DIM, "vocab": VOCAB, "question": options.question}
-    path = harness.write(__file__, name, {"sizes": {**about, "dtype": options.dtype}, **results})
+    about = {"head_dim": HEAD_DIM, "vocab": VOCAB, "question": options.question}
+    results: dict[str, Any] = {"sizes": {**base, **about, "dtype": options.dtype}}
+    for axis in options.axes:
+        results[axis] = measure(axis, base, options)
+        path = harness.write(__file__, name, results)  # stays, whatever becomes of the others
     print(f"\nwritten to {path}")
 
 

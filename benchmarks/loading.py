@@ -2,7 +2,7 @@
 
     python benchmarks/loading.py
 
-Writes a Llama of 124 million random weights, in float32 and in bfloat16, in one file and in shards,
+Writes a Llama of 134 million random weights, in float32 and in bfloat16, in one file and in shards,
 and loads each in processes of their own, which have imported what they load with. Memory is by how
 much the process grew at most while it loaded, as a multiple of the weights that result; Linux alone
 tells it. With transformers installed, it loads the same directories in turn.

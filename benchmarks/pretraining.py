@@ -5,11 +5,12 @@
 
 The recipes `mlm` and `denoise` of `eqxformer train`, beside the same models in plain PyTorch
 (`peers/torch_pretraining.py`): the same weights to begin with, the same batches, the same AdamW and
-learning rates. Nothing is timed. The two losses of a step differ by rounding at first; training
-makes every difference larger, so that later on two runs are alike, and no longer equal.
+learning rates, on the CPU. Nothing is timed. The two losses of a step differ by rounding at first;
+training makes every difference larger, so that later on two runs are alike, and no longer equal.
 """
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -83,4 +84,5 @@ def judged(name: str, ours: list[float], others: list[float]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     main()

@@ -18,7 +18,12 @@ def step(task: Task) -> Callable[[], float]:
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:  # the head is the token table
         raise ValueError(f"Missing {missing}, unexpected {unexpected}.")
-    return torch_step.training(model, lambda ids: model(ids, use_cache=False).logits, task)
+    rates = {name: each for name, each in model.named_buffers() if name.endswith("inv_freq")}
+    train = torch_step.training(model, lambda ids: model(ids, use_cache=False).logits, task)
+    for name, each in rates.items():  # stay in float32, as where people load a model
+        part, _, buffer = name.rpartition(".")
+        setattr(model.get_submodule(part), buffer, each.to(torch_step.DEVICE))
+    return train
 
 
 def gpt(task: Task) -> tuple[torch.nn.Module, Iterator[tuple[str, np.ndarray]]]:

@@ -68,7 +68,8 @@ def save_adapters(
             new head, say. PEFT calls them `modules_to_save`.
         model_type: the architecture whose names are used; that of `save_pretrained` if None.
         base_model: what PEFT is told of where the base model is: an id of the Hub, say.
-        overwrite: whether a directory that is there and not empty is replaced.
+        overwrite: whether adapters in a directory that is not empty are replaced; all else that
+            is in it stays.
 
     Raises `ValueError` for a model without adapters, for adapters of two kinds, and for parts that
     PEFT cannot hold whole, such as most tied token tables; `CheckpointError` for a model that no

@@ -66,10 +66,11 @@ def step_flops(config: Any, batch: int, seq: int, *, source: int = 0) -> float:
 
     A product of `[n, a]` and `[a, b]` takes `2 n a b`, and each of its two gradients as much: `6 n`
     per weight (Kaplan et al. 2020, section 2.1), with the output projection and without the lookup
-    of embeddings. Attention takes `4 h d` per query and key for `h` heads of size `d` (Chowdhery et
-    al. 2022, appendix B). They count all pairs; here those after the query are left out, since
-    nobody needs them: `t (t + 1) / 2` are left. What is computed again in the backward pass does
-    not count, nor do norms, activations, softmax and the optimizer.
+    of embeddings, but with what makes a narrow table as wide as the model. Attention takes `4 h d`
+    per query and key for `h` heads of size `d` (Chowdhery et al. 2022, appendix B). They count all
+    pairs; here those after the query are left out, since nobody needs them: `t (t + 1) / 2` are
+    left. What is computed again in the backward pass does not count, nor do norms, activations,
+    softmax and the optimizer.
 
     Arguments:
         config: of a `DecoderLM` or an `EncoderDecoder`; without windows and experts, which raise
@@ -90,20 +91,39 @@ def step_flops(config: Any, batch: int, seq: int, *, source: int = 0) -> float:
 
     causal = seq * (seq + 1) / 2
     if isinstance(config, DecoderLM.Config):
-        return 3.0 * batch * (_blocks(config, seq, causal) + 2 * seq * config.dim * config.vocab)
+        return 3.0 * batch * (_blocks(config, seq, causal) + seq * head_flops(config))
     if not isinstance(config, EncoderDecoder.Config):
         raise NotImplementedError(
             f"`config` must be that of a DecoderLM or an EncoderDecoder; got {_type(config)}."
         )
     reader, writer = config.encoder, config.decoder
     total = _blocks(reader, source, source * source)
-    total += _blocks(writer, seq, causal, source, reader.dim) + 2 * seq * writer.dim * writer.vocab
+    total += _blocks(writer, seq, causal, source, reader.dim) + seq * head_flops(writer)
     return 3.0 * batch * total
 
 
+def head_flops(config: Any) -> float:
+    """Floating point operations of the logits of one token, given the config of a `DecoderLM`."""
+    width = config.embedding.width or config.dim
+    return 2.0 * _head(config.head, config.dim, width, config.vocab)
+
+
+def _head(config: Any, dim: int, width: int, vocab: int) -> int:
+    """The numbers of a head's matrices, with the token table of this width where it is one."""
+    from eqxformer.models.heads import MaskedLMHead, TiedHead
+
+    if isinstance(config, MaskedLMHead.Config):
+        return dim * width + _head(config.output, width, width, vocab)
+    if isinstance(config, TiedHead.Config):
+        return width * vocab + (0 if config.project is None else dim * width)
+    return dim * vocab
+
+
 def _blocks(config: Any, seq: int, pairs: float, source: int = 0, source_dim: int = 0) -> float:
-    """The forward pass of one sequence through all blocks."""
-    return sum(_block(block, config.dim, seq, pairs, source, source_dim) for block in config.blocks)
+    """The forward pass of one sequence through all blocks, and to their width."""
+    width = getattr(getattr(config, "embedding", None), "width", None) or 0  # audio has no tokens
+    blocks = (_block(block, config.dim, seq, pairs, source, source_dim) for block in config.blocks)
+    return 2 * seq * width * config.dim + sum(blocks)
 
 
 def _block(

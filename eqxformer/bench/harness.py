@@ -5,7 +5,7 @@ it reads, runs one repetition and prints its seconds. All candidates are asked o
 round in another order, so that a machine that speeds up or slows down does so for all of them. What
 one leaves behind must not count for the next: there is a pause before each, in which the threads of
 the one before go to sleep, and a quick repetition comes after one that is not timed, which has the
-caches to itself.
+caches to itself; on a GPU, whose clock falls in a pause, after as many as let it rise.
 """
 
 import functools
@@ -35,7 +35,7 @@ PLATFORM = "EQXFORMER_BENCH_PLATFORM"  # where candidates compute, as the asker'
 FLAGS = ("XLA_", "JAX_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH_", "LD_PRELOAD", "GLIBC_")
 
 
-PAUSE, QUICK = 0.25, 1.0  # seconds
+PAUSE, QUICK, AWAKE = 0.25, 1.0, 0.2  # seconds; a GPU's clock has risen after the last
 Told = TypeVar("Told")
 
 
@@ -62,12 +62,17 @@ def jax_platform() -> str:
     return done.stdout.split()[-1]
 
 
+def on_cpu() -> bool:
+    """The candidate's side: whether it computes on the CPU, as its asker's JAX does."""
+    return os.environ.get(PLATFORM, "cpu") == "cpu"
+
+
 def torch_device() -> str:
     """The candidate's side: where PyTorch computes, which is where the asker's JAX does.
 
     Bows out where that is a GPU that PyTorch does not see: nothing is compared across devices.
     """
-    if os.environ.get(PLATFORM, "cpu") == "cpu":
+    if on_cpu():
         return "cpu"
     torch: Any = importlib.import_module("torch")
     if not torch.cuda.is_available():
@@ -88,9 +93,17 @@ def serve(repeat: Callable[[], None], **facts: Any) -> None:
     print("ready", json.dumps({"first_seconds": first, **facts}), flush=True)
     for _ in sys.stdin:
         if last < QUICK:
-            repeat()
+            _warm_up(repeat)
         last = seconds()
         print(last, flush=True)
+
+
+def _warm_up(repeat: Callable[[], None]) -> None:
+    """Repeats untimed: once on a CPU, for a while on a GPU."""
+    end = time.perf_counter() + (0.0 if on_cpu() else AWAKE)
+    repeat()
+    while time.perf_counter() < end:
+        repeat()
 
 
 class CandidateFailed(RuntimeError):

@@ -78,7 +78,8 @@ class Work(NamedTuple):
         tokens: how many tokens it reads, or makes.
         parts: how many equal parts its time is given by; the steps of `decode`.
         flops: floating point operations of its matrix products; None where nobody counts them.
-        read: bytes of weights and caches that it has to read.
+        read: bytes of weights and caches that it has to read; None where it depends on what the
+            tokens are: which experts several rows are sent to.
     """
 
     call: Callable[[], Any]
@@ -151,8 +152,7 @@ def _prefill(setting: Setting) -> Work:
     model, ids = _model(setting), np.asarray(_ids(setting, setting.seq))
     flops = _forward_flops(setting)
     if flops is not None:
-        config = setting.config
-        flops -= 2.0 * config.dim * config.vocab * setting.batch * (setting.seq - 1)
+        flops -= ceilings.head_flops(setting.config) * setting.batch * (setting.seq - 1)
     return Work(lambda: prefill(model, ids, slots=setting.seq).logits, ids.size, flops=flops)
 
 
@@ -168,12 +168,12 @@ def _decode(setting: Setting) -> Work:
     model, ids = _model(setting), np.asarray(_ids(setting, begin))
     state = prefill(model, ids, slots=begin + new)
     passes = new - 1
-    read = passes * (_weight_bytes(setting) + _cache_bytes(setting, begin + new // 2))
+    weights, cache = _weight_bytes(setting), _cache_bytes(setting, begin + new // 2)
     return Work(
         lambda: decode(model, state, max_new_tokens=new).seen.tokens,
         setting.batch * passes,
         parts=passes,
-        read=read,
+        read=None if weights is None else passes * (weights + cache),
     )
 
 
@@ -248,19 +248,45 @@ def _forward_flops(setting: Setting) -> float | None:
         return None
 
 
-def _weight_bytes(setting: Setting) -> float:
-    """Bytes of the weights that a token needs; of tables, those that also make the logits."""
+def _weight_bytes(setting: Setting) -> float | None:
+    """Bytes of the weights that a step of decoding reads; None where nobody knows.
+
+    Of tables, they are those that also make the logits; of experts, those that a row is sent to.
+    Several rows may be sent to the same ones or not.
+    """
     import jax
 
     from eqxformer.checkpoints.names import named_arrays
     from eqxformer.checkpoints.rebuild import shapes
+    from eqxformer.config import paths
     from eqxformer.models.heads import TiedHead
 
-    arrays = named_arrays(shapes(setting.config))
-    numbers = sum(math.prod(a.shape) for n, a in arrays.items() if not n.startswith("embedding."))
-    if isinstance(setting.config.head, TiedHead.Config):
-        numbers += setting.config.vocab * setting.config.dim
+    config = setting.config
+    skeleton = shapes(config)
+    idle = _idle(skeleton)
+    if idle and setting.batch > 1:
+        return None
+    looked_up = tuple(f"embedding.{table}." for table in ("tokens", "positions", "types"))
+    arrays = named_arrays(skeleton).items()
+    numbers = sum(math.prod(a.shape) for n, a in arrays if not n.startswith(looked_up)) - idle
+    if any(isinstance(each, TiedHead.Config) for each in paths(config.head).values()):
+        numbers += config.vocab * (config.embedding.width or config.dim)
     return float(numbers * jax.numpy.dtype(setting.dtype).itemsize)
+
+
+def _idle(skeleton: Any) -> int:
+    """The numbers of the experts that a token is not sent to."""
+    import jax
+
+    from eqxformer.inspect.table import count
+    from eqxformer.layers.experts import Experts
+
+    parts = jax.tree.leaves(skeleton, is_leaf=lambda part: isinstance(part, Experts))
+    several = [part for part in parts if isinstance(part, Experts)]
+    return sum(
+        count(each.experts) * (each.config.count - each.config.top) // each.config.count
+        for each in several
+    )
 
 
 def _cache_bytes(setting: Setting, slots: int) -> float:

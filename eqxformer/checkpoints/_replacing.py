@@ -36,7 +36,7 @@ def replaced_directory(
     Arguments:
         directory: what is made or replaced; missing parents are made.
         overwrite: replace what is there. Files that the new directory does not have stay, but for
-            old weights, `model.safetensors`, its shards and their index.
+            old weights where it has new ones: `model.safetensors`, its shards and their index.
         but: names of other files and directories that do not stay.
 
     Raises `FileExistsError` for a directory that is not empty unless `overwrite`,
@@ -182,10 +182,11 @@ def _lock(path: pathlib.Path) -> int | None:
 
 
 def _carry(old: pathlib.Path, new: pathlib.Path, but: Collection[str], *, top: bool = True) -> None:
-    """Links into `new` the files of `old` that it does not have and that are no old weights.
+    """Links into `new` the files of `old` that it does not have.
 
-    `but` names others that are left behind.
+    Left behind are old weights where there are new ones, and what `but` names.
     """
+    weighed = top and any(_WEIGHTS.fullmatch(path.name) for path in new.iterdir())
     for path in old.iterdir():
         there = new / path.name
         if top and path.name in but:
@@ -196,7 +197,7 @@ def _carry(old: pathlib.Path, new: pathlib.Path, but: Collection[str], *, top: b
                 shutil.copymode(path, there)
             if there.is_dir() and not there.is_symlink():
                 _carry(path, there, (), top=False)
-        elif top and _WEIGHTS.fullmatch(path.name):
+        elif weighed and _WEIGHTS.fullmatch(path.name):
             continue
         elif not os.path.lexists(there):
             _link(path, there)

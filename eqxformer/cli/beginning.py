@@ -80,9 +80,17 @@ def data_of(data: Path | None, before: RunDirectory | None) -> Path | None:
 
 def start_of(source: str | None, before: RunDirectory | None) -> Start | None:
     """The model to begin from: the one that was asked for, or that of the run."""
+    if source is not None:
+        return Start(locate(source))
     known = None if before is None else before.about().get("from")
-    source = known if source is None else source
-    return None if source is None else Start(locate(source))
+    if known is None:
+        return None
+    if not Path(known).is_dir():
+        raise ValueError(
+            f"There is no directory {known}, which the run began from; say where the model lies "
+            "now, --from DIRECTORY."
+        )
+    return Start(Path(known))
 
 
 def task_of(

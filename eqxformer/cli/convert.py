@@ -15,6 +15,7 @@ from eqxformer.checkpoints.native import load, save
 from eqxformer.checkpoints.rebuild import rebuild
 from eqxformer.checkpoints.tensor_files import TensorFiles, parse_size, replaced_directory
 from eqxformer.cli.errors import Mistake, explained
+from eqxformer.cli.reading import run_with
 from eqxformer.inspect.table import count, size
 from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.locate import locate
@@ -64,8 +65,9 @@ def convert(
 ) -> None:
     """Write the checkpoint SRC anew as the directory DST.
 
-    SRC is a directory, in the format of transformers or our own, or an id of the Hugging Face Hub.
-    Checkpoints of transformers may be larger than memory. DST appears whole or not at all.
+    SRC is a directory, in the format of transformers or our own, or an id of the Hugging Face Hub;
+    with a run, or a model in one such as its `best`, goes the run's tokenizer. Checkpoints of
+    transformers may be larger than memory. DST appears whole or not at all.
     """
     with explained():
         if form == "native" and (shard_size or model_type):
@@ -73,7 +75,9 @@ def convert(
         shard_bytes = parse_size(shard_size or "5GB")
         _check_target(source, target, overwrite)
         folder = locate(source)
-        model, beside = _read(folder, dtype), _tokenizer(folder)
+        run = run_with(folder)
+        home = folder if run is None else run.path  # of what lies beside the weights
+        model, beside = _read(folder, home, dtype), _tokenizer(home)
         if form == "native":
             _write_native(model, target, overwrite, beside)
         else:
@@ -115,8 +119,11 @@ def _check_target(source: str, target: Path, overwrite: bool) -> None:
         )
 
 
-def _read(directory: Path, dtype: str | None) -> Any:
-    """The model of a directory; of a checkpoint of transformers, with all its numbers on disk."""
+def _read(directory: Path, home: Path, dtype: str | None) -> Any:
+    """The model of a directory; of a checkpoint of transformers, with all its numbers on disk.
+
+    `home` is where its tokenizer lies.
+    """
     if not is_native(directory):
         return on_disk(Checkpoint(directory), dtype)
     model, wanted = load(directory), None if dtype is None else jnp.dtype(dtype)
@@ -129,7 +136,7 @@ def _read(directory: Path, dtype: str | None) -> Any:
     origin = getattr(model.config, "origin", None)
     if origin is None:
         return model
-    beside = origin.edit(directory=str(directory.resolve()))  # the tokenizer lies here now
+    beside = origin.edit(directory=str(home.resolve()))
     return rebuild(model, model.config.edit(origin=beside))
 
 

@@ -38,8 +38,9 @@ Examples:
 def draw() -> None:
     """Draw a picture into a file, whose ending says the format: png, svg or pdf.
 
-    SOURCE is a run that `eqxformer train` made, a checkpoint's directory, an id of the Hugging Face
-    Hub, or the name of a preset, which has no weights for `attention`. `losses` are a run's alone.
+    SOURCE is a run that `eqxformer train` made or a model in one, a checkpoint's directory, an id
+    of the Hugging Face Hub, or the name of a preset, which has no weights for `attention`. `losses`
+    are a run's alone.
     """
 
 

@@ -9,12 +9,15 @@ from typing import Any
 import click
 import jax
 
+from eqxformer.checkpoints.native import load
 from eqxformer.cli.errors import explained
+from eqxformer.cli.reading import run_with
 from eqxformer.cli.sampling import over, sampling_options
 from eqxformer.cli.texts import given_text
 from eqxformer.generation.settings import GenerationSettings
 from eqxformer.generation.warpers import Temperature
 from eqxformer.models.encoder_decoder import EncoderDecoder
+from eqxformer.pretrained.checkpoint import CONFIG
 from eqxformer.text import TextGenerator
 from eqxformer.training.experiment import Experiment, Recipe, Request, check_seed
 from eqxformer.training.recipes import recipe
@@ -23,6 +26,7 @@ from eqxformer.training.run_directory import RUN, RunDirectory
 _EXAMPLES = """\b
 Examples:
   eqxformer generate runs/text-20250101-120000 --prompt "The "
+  eqxformer generate runs/text-20250101-120000/best --prompt "The "
   eqxformer generate path/or/hub-id --prompt "Once upon a time" --temperature 0.8 --top-p 0.9
   eqxformer generate path/or/hub-id --file letter.txt --beams 4
   eqxformer generate path/or/hub-id --chat
@@ -57,10 +61,10 @@ def generate(
 ) -> None:
     """Let the model in SOURCE go on from a prompt.
 
-    SOURCE is a run that `eqxformer train` made, a checkpoint's directory, or an id of the Hugging
-    Face Hub. Without --prompt and --file, the prompt is read from standard input; with --chat at a
-    terminal, it is a conversation. How tokens are chosen is up to the checkpoint where no option
-    says it; a run of a language model draws at temperature 0.8.
+    SOURCE is a run that `eqxformer train` made or a model in one, a checkpoint's directory, or an
+    id of the Hugging Face Hub. Without --prompt and --file, the prompt is read from standard input;
+    with --chat at a terminal, it is a conversation. How tokens are chosen is up to the checkpoint
+    where no option says it; a run of a language model draws at temperature 0.8.
     """
     with explained():
         text = given_text(prompt, file, "--prompt")
@@ -68,9 +72,10 @@ def generate(
             text = text.removesuffix("\n")  # what an editor puts behind the last line
         if system is not None and not chat:
             raise ValueError("--system is for --chat.")
-        if Path(source, RUN).is_file() or not _may_be_checkpoint(source):
-            _refuse_for_runs(chat=chat, dtype=dtype, stop=stop, **_beams(asked))
-            pieces = _of_run(Path(source), text, max_new_tokens, asked, seed)
+        run = _run(source)
+        if run is not None:
+            _refuse_for_runs(chat=chat or None, dtype=dtype, stop=stop or None, **_beams(asked))
+            pieces = _of_run(run, Path(source), text, max_new_tokens, asked, seed)
         else:
             writer = TextGenerator.read(source, dtype=dtype)
             writer = dataclasses.replace(writer, settings=over(writer.settings, asked))
@@ -142,29 +147,42 @@ def _print(pieces: Iterable[str]) -> str:
     return "".join(whole)
 
 
-def _of_run(
-    path: Path, prompt: str | None, new: int | None, asked: dict[str, Any], seed: int
-) -> Iterable[str]:
-    """The answer of a model in the directory of a run."""
+def _run(source: str) -> RunDirectory | None:
+    """The run that SOURCE is or belongs to; None for a checkpoint."""
+    path = Path(source)
+    run = run_with(path)
+    if run is not None or _may_be_checkpoint(source):
+        return run
     if not path.is_dir():
         raise ValueError(
             f"`{path}` is not a directory; name a run that `eqxformer train` made, a checkpoint's "
             "directory, or an id of the Hub."
         )
-    directory = RunDirectory.open(path)
+    return RunDirectory.open(path)
+
+
+def _of_run(
+    directory: RunDirectory,
+    model: Path,
+    prompt: str | None,
+    new: int | None,
+    asked: dict[str, Any],
+    seed: int,
+) -> Iterable[str]:
+    """The answer of a model in the directory of a run."""
     usual = GenerationSettings(samples=True, warpers=(Temperature(0.8),))
     request = Request(prompt or "", over(usual, asked).sampler, _LONG if new is None else new, seed)
     request.check()
     chosen, experiment = _read(directory)
     if not chosen.draws:
         _refuse_drawing(chosen.name, {**asked, "max_new_tokens": new, "seed": seed or None})
-    return chosen.respond(directory.load(), directory.tokenizer(), experiment, request)
+    return chosen.respond(load(model), directory.tokenizer(), experiment, request)
 
 
 def _may_be_checkpoint(source: str) -> bool:
     """Whether SOURCE has a `config.json`, or is no path here and may be an id of the Hub."""
     path = Path(source)
-    return (path / "config.json").is_file() or not (path.exists() or source.startswith((".", "/")))
+    return (path / CONFIG).is_file() or not (path.exists() or source.startswith((".", "/")))
 
 
 def _beams(asked: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +191,7 @@ def _beams(asked: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_for_runs(**options: Any) -> None:
     for name, value in options.items():
-        if value:
+        if value is not None:
             raise ValueError(
                 f"--{name.replace('_', '-')} is for checkpoints with a tokenizer; SOURCE is a run."
             )

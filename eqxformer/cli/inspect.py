@@ -55,10 +55,16 @@ def inspect(
     What is compiled again, and why, is told by `eqxformer recompilations`.
     """
     with explained():
-        skeleton = find(source).skeleton
+        skeleton, there = find(source).skeleton, []
         for each in asked(skeleton, batch, length):
+            there.append(each.name)
             if only in (None, each.name):
                 click.echo("\n".join(_report(each, jaxpr, hlo, cost, memory, out)) + "\n")
+        if only is not None and only not in there:
+            raise ValueError(
+                f"--only {only} is nothing that {type(skeleton).__name__} does; there is "
+                f"{' and '.join(there)}."
+            )
 
 
 def _report(

@@ -4,25 +4,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from eqxformer.checkpoints.native import load
 from eqxformer.data.subwords import Subwords
+from eqxformer.pretrained.checkpoint import CONFIG, is_native
 from eqxformer.pretrained.load import load_any, load_tokenizer
 from eqxformer.pretrained.locate import locate
-from eqxformer.training.run_directory import RUN, RunDirectory
+from eqxformer.training.run_directory import RUN, TOKENIZER, RunDirectory
 
 # From a text to the ids of its tokens, and the text of each.
 Encode = Callable[[str], tuple[list[int], list[str]]]
 
 
+def run_with(path: Path) -> RunDirectory | None:
+    """The run that `path` is, or that a model there belongs to, such as its `best`; None if none.
+
+    A model with a tokenizer of its own belongs to nobody.
+    """
+    if (path / RUN).is_file():
+        return RunDirectory(path)
+    if not (path / CONFIG).is_file() or (path / TOKENIZER).is_file() or not is_native(path):
+        return None
+    around = (RunDirectory(each) for each in path.resolve().parents[:2])
+    return next((each for each in around if (each.path / RUN).is_file()), None)
+
+
 def read_model(source: str, dtype: str | None = None) -> tuple[Any, Encode]:
-    """The model of a run, a checkpoint or a model of the Hub, and how it reads a text."""
-    if Path(source, RUN).is_file():
+    """The model of a run or in one, of a checkpoint or the Hub, and how it reads a text."""
+    run = run_with(Path(source))
+    if run is not None:
         if dtype is not None:
             raise ValueError("--dtype is for checkpoints; SOURCE is a run.")
-        directory = RunDirectory.open(Path(source))
-        own: Any = directory.tokenizer()
+        own: Any = run.tokenizer()
         if isinstance(own, Subwords):
-            return directory.load(), lambda text: _encoded(own.tokenizer, text, special=False)
-        return directory.load(), lambda text: (own.encode(text).tolist(), list(text))
+            return load(source), lambda text: _encoded(own.tokenizer, text, special=False)
+        return load(source), lambda text: (own.encode(text).tolist(), list(text))
     folder = locate(source)
     tokenizer = load_tokenizer(folder)
     tokenizer.no_truncation()
@@ -35,9 +50,8 @@ def trained_window(source: str) -> int | None:
 
     None for what is no run.
     """
-    if not Path(source, RUN).is_file():
-        return None
-    return RunDirectory.open(Path(source)).experiment().data.shape[1] + 1
+    run = run_with(Path(source))
+    return None if run is None else run.experiment().data.shape[1] + 1
 
 
 def _encoded(tokenizer: Any, text: str, special: bool = True) -> tuple[list[int], list[str]]:

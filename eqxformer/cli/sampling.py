@@ -70,6 +70,8 @@ def over(settings: GenerationSettings, asked: dict[str, Any]) -> GenerationSetti
         if asked.keys() & _WARPERS.keys():
             raise ValueError("A beam search draws nothing: leave --temperature, --top-k etc. away.")
         changes["samples"] = False
+    if "length_penalty" in asked and (changes.get("beams") or settings.beams) == 1:
+        raise ValueError("--length-penalty is for a beam search; add --beams, such as --beams 4.")
     changes["processors"] = _changed(settings.processors, _PROCESSORS, asked)
     changes["warpers"] = _changed(settings.warpers, _WARPERS, asked)
     return dataclasses.replace(settings, **changes)

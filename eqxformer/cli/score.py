@@ -20,6 +20,8 @@ Examples:
   eqxformer score path/or/hub-id --file book.txt --window 512
   eqxformer score runs/text-20250101-120000 --text "the end" --tokens
 """
+# How a checkpoint calls the length of the texts that it was trained on.
+_TRAINED = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 
 
 @click.command(epilog=_EXAMPLES)
@@ -44,9 +46,9 @@ def score(
 ) -> None:
     """Print how likely the decoder in SOURCE finds a text: log-probability and perplexity.
 
-    SOURCE is a run that `eqxformer train` made, a checkpoint's directory, or an id of the Hugging
-    Face Hub. The first token is what the rest is measured from. A text longer than the window is
-    read in several, each of which begins with half of the one before.
+    SOURCE is a run that `eqxformer train` made or a model in one, a checkpoint's directory, or an
+    id of the Hugging Face Hub. The first token is what the rest is measured from. A text longer
+    than the window is read in several, each of which begins with half of the one before.
     """
     with explained():
         given = given_text(text, file, "--text")
@@ -80,8 +82,7 @@ def _window(source: str, config: Any) -> int | None:
     long its rows were; behind it the numbers would be those of a model that is lost.
     """
     said = {} if config.origin is None else json.loads(config.origin.settings)
-    trained = said.get("max_position_embeddings")
-    if not isinstance(trained, int) or trained < 2:
-        trained = None
-    lengths = (trained, trained_window(source), positions_of(config))
+    trained = (said.get(name) for name in _TRAINED)
+    found = next((each for each in trained if isinstance(each, int) and each > 1), None)
+    lengths = (found, trained_window(source), positions_of(config))
     return min((length for length in lengths if length is not None), default=None)

@@ -82,7 +82,9 @@ Examples:
     help="Go on with the run in --out from its newest checkpoint, or begin it if there is none.",
 )
 @click.option("--steps", type=int, help="Training steps.")
-@click.option("--batch", type=int, help="Sequences in a step.")
+@click.option(
+    "--batch", type=int, help="Sequences in a step; not of `translate`, which counts data.tokens."
+)
 @click.option("--seed", type=int, help="What all random numbers follow from.")
 @click.option(
     "--log",
@@ -121,10 +123,7 @@ def train(
     dry_run: bool,
 ) -> int:
     """Train a model."""
-    shortcuts = {"steps": steps, "data.batch": batch, "seed": seed}
-    given = tuple(f"{path}={value}" for path, value in shortcuts.items() if value is not None)
-    given += () if watch is None else (f'watch={{"type": "Watch", "fits": "{watch}"}}',)
-    given += settings
+    given = (*_shortcuts(steps, batch, seed, watch), *settings)
     with explained():
         meet(processes, mesh)
         before = begun(out) if resume else None
@@ -135,7 +134,9 @@ def train(
         with all_or_none():
             start = start_of(source, before)
             task = task_of(chosen, data, start, before)
+            _check_batch(batch, task.experiment)
             experiment, placement, skeleton, identity = planned(task, before, given, mesh)
+            _check_peak(experiment)
             also = [_SINKS[sink](out, experiment) for sink in sinks]
         check_alike({**identity, "beside": _beside(experiment)})
     first = jax.process_index() == 0  # the one of several that speaks
@@ -152,6 +153,34 @@ def train(
             # From here on there is always a model to load, however this ends.
             before = create(out, about, task, experiment.model, model)
     return _conduct(model, task, experiment, before, console, also, placement)
+
+
+def _shortcuts(
+    steps: int | None, batch: int | None, seed: int | None, watch: str | None
+) -> list[str]:
+    """Options that are settings, as --set has them."""
+    values = {"steps": steps, "data.batch": batch, "seed": seed}
+    given = [f"{path}={value}" for path, value in values.items() if value is not None]
+    return given + ([] if watch is None else [f'watch={{"type": "Watch", "fits": "{watch}"}}'])
+
+
+def _check_batch(batch: int | None, experiment: Experiment) -> None:
+    """Raises `ValueError` where a step has no such number of sequences."""
+    data = experiment.data
+    if batch is not None and not hasattr(data, "batch"):
+        raise ValueError(
+            f"--batch is for data with so many sequences in a step; {data.type_name} has as many "
+            f"as fit: give --set data.tokens=NUMBER instead of --batch {batch}."
+        )
+
+
+def _check_peak(experiment: Experiment) -> None:
+    """Raises `ValueError` for a peak of which no share can be measured."""
+    if experiment.peak_flops is not None and _flops(experiment) is None:
+        raise ValueError(
+            "`peak_flops` changes nothing here: operations are counted of a DecoderLM without "
+            "windows and experts only. Leave it away, or --set peak_flops=null."
+        )
 
 
 class _Lengthen(Callback):
@@ -282,8 +311,8 @@ def _measure(experiment: Experiment) -> Measure:
     return Measure(
         every=experiment.validate_every,
         learning_rate=lambda step: experiment.optimizer.rate(step, of=experiment.steps),
-        flops=(flops := _flops(experiment)),
-        peak=experiment.peak_flops if flops else None,
+        flops=_flops(experiment),
+        peak=experiment.peak_flops,
     )
 
 

@@ -25,16 +25,17 @@ class LabelledBatch(eqx.Module):
         tokens: the ids, `*batch seq`.
         labels: a class per sequence, `*batch`, or per token, `*batch seq`; or the numbers to
             predict of each sequence, `*batch values`.
-        weights: how much each label counts. By default 1, and 0 for the labels of padding.
+        weights: how much each label counts. By default 1, and 0 for classes below 0, such as -100,
+            which are none, and for the classes of padding.
         valid: False where the tokens are padding; all valid by default.
         types: the type (segment) of every token, as in a pair of sentences; all 0 by default.
 
     Example:
         >>> import eqxformer as ef, numpy as np
-        >>> ids, classes = np.array([[5, 6, 7], [8, 9, 0]]), np.array([[0, 2, 1], [2, 2, 0]])
+        >>> ids, classes = np.array([[5, 6, 7], [8, 9, 0]]), np.array([[-100, 2, 1], [2, 2, 0]])
         >>> batch = ef.LabelledBatch(ids, classes, valid=ids > 0)
         >>> batch.token_count, batch.label_weights().tolist()
-        (6, [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+        (6, [[0.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     """
 
     tokens: Ids
@@ -58,10 +59,12 @@ class LabelledBatch(eqx.Module):
             weights = jnp.asarray(self.weights).astype(jnp.float32)
             check_weights_shape(weights.shape, self.labels.shape)
             return weights
-        are_classes = jnp.issubdtype(self.labels.dtype, jnp.integer)
-        if self.valid is not None and are_classes and self.labels.shape == self.tokens.shape:
-            return jnp.asarray(self.valid).astype(jnp.float32)
-        return jnp.ones(self.labels.shape, jnp.float32)
+        if not jnp.issubdtype(self.labels.dtype, jnp.integer):
+            return jnp.ones(self.labels.shape, jnp.float32)
+        counted = jnp.asarray(self.labels) >= 0
+        if self.valid is not None and self.labels.shape == self.tokens.shape:
+            counted &= jnp.asarray(self.valid)
+        return counted.astype(jnp.float32)
 
     @property
     def token_count(self) -> int:

@@ -17,6 +17,7 @@ from eqxformer.generation.prefill import read_newest
 from eqxformer.generation.processors import Processor, Seen
 from eqxformer.generation.samplers import (
     Greedy,
+    Piped,
     Sampler,
     as_sampler,
     drawing_apart,
@@ -120,7 +121,8 @@ def check_choices(
     vocab = decoder_config(model).vocab
     if new < 0:
         raise ValueError(f"`max_new_tokens` must not be negative; got {new}.")
-    name, sampler, stop = type(sampler).__name__, as_sampler(sampler), as_stop(stop)
+    name = "The sampler" if isinstance(sampler, Piped) else type(sampler).__name__
+    sampler, stop = as_sampler(sampler), as_stop(stop)
     if sampler.needs_key and key is None:
         raise ValueError(f"{name} draws at random and needs a `key`; got none.")
     key = _typed(key)

@@ -1,5 +1,6 @@
 """Losses of labels: a class or some numbers per sequence, or a class per token."""
 
+import equinox as eqx
 import jax.numpy as jnp
 
 from eqxformer.data.batches import check_weights_shape
@@ -80,14 +81,14 @@ class TokenClassification(LabelLoss):
     """The loss of a model that gives each token scores of classes, such as a `LabelHead`.
 
     A batch is a `LabelledBatch` with `labels` of shape `*batch seq`; a token that has none gets the
-    weight 0.
+    label -100 or the weight 0.
 
     Example:
         >>> import eqxformer as ef, jax, jax.numpy as jnp
         >>> inner = ef.families.bert(vocab=65, dim=16, layers=1, heads=2, hidden=32)
         >>> config = ef.EncoderWithHead.Config(inner, ef.LabelHead.Config(labels=3))
         >>> labels = jnp.array([[0, 2, -100]])
-        >>> batch = ef.LabelledBatch(jnp.array([[5, 6, 7]]), labels, weights=labels >= 0)
+        >>> batch = ef.LabelledBatch(jnp.array([[5, 6, 7]]), labels)
         >>> loss = ef.TokenClassification()(config.build(key=jax.random.key(0)), batch)
         >>> float(loss.weight)
         2.0
@@ -111,8 +112,9 @@ class SequenceRegression(Supervised):
     """
 
     def question(self, batch: LabelledBatch, /) -> Question:
-        """The numbers."""
-        return of_labels(batch)
+        """The numbers, whole ones too, of which those below 0 are no missing classes."""
+        numbers = jnp.asarray(batch.labels).astype(jnp.float32)
+        return of_labels(eqx.tree_at(lambda b: b.labels, batch, numbers))
 
     def judge(self, answer: Answer, question: Question) -> Loss:
         """The squared error."""

@@ -59,8 +59,15 @@ CARRIED = (
 )
 
 TEMPLATES = "additional_chat_templates"  # a directory of those beside chat_template.jinja
-# What an older model's directory may say of how another one is used.
-_OF_ANOTHER = ("modules.json", "generation_config.json")
+# What an older model's directory may say of how another one is used; transformers puts adapters
+# that lie beside weights into these.
+_OF_ANOTHER = (
+    "modules.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
 # All that says how an older model is used.
 OLD = tuple(dict.fromkeys((*CARRIED, TEMPLATES, *_OF_ANOTHER)))
 
@@ -84,7 +91,8 @@ def save_pretrained(
         directory: where it goes.
         model_type: the architecture to write it as; None leaves the choice.
         shard_size: the most bytes of one file of weights, a number or a text such as `500MB`.
-        overwrite: whether a directory that is there and not empty is replaced.
+        overwrite: whether the model in a directory that is not empty is replaced: its weights,
+            settings and adapters, and how it pools. Other files stay.
 
     Raises `CheckpointError` for a model that no architecture expresses (`save` stores any), and
     `FileExistsError` for a directory that is not empty.

@@ -106,15 +106,16 @@ class TextGenerator:
             prompt: a text, a conversation, or a list of texts.
             max_new_tokens: how many tokens to make at the most, where the settings do not say it.
             stop: strings before which a text ends, beside what the settings say.
-            key: for settings that draw.
+            key: for settings that draw; of no influence on others.
 
-        Raises `ValueError` for an empty prompt, and whatever `generate` raises.
+        Raises `ValueError` for an empty prompt, for settings that draw without a key, and whatever
+        `generate` raises.
         """
         several = not isinstance(prompt, str) and all(isinstance(each, str) for each in prompt)
         if several and not len(prompt):
             return []
         rows = [self.encode(each) for each in (prompt if several else [prompt])]  # pyright: ignore[reportArgumentType]
-        options, strings = self._options(rows, max_new_tokens, stop)
+        options, strings = self._options(rows, max_new_tokens, stop, key)
         if self.settings.beams > 1:
             made = [best[0] for best in beam_search(self.model, rows, **options).tokens]
         else:
@@ -142,7 +143,7 @@ class TextGenerator:
         if self.settings.beams > 1:
             return iter([self(prompt, max_new_tokens=max_new_tokens, stop=stop, key=key)])
         row = self.encode(prompt)
-        options, strings = self._options([row], max_new_tokens, stop)
+        options, strings = self._options([row], max_new_tokens, stop, key)
         made = stream(self.model, [row], key=key, every=every, **options)
         pieces = self._pieces(row, strings)
 
@@ -178,7 +179,7 @@ class TextGenerator:
         return TextPieces(self.tokenizer, stop=strings, prompt=begin)
 
     def _options(
-        self, rows: list[list[int]], new: int | None, stop: str | Iterable[str]
+        self, rows: list[list[int]], new: int | None, stop: str | Iterable[str], key: Any
     ) -> tuple[dict[str, Any], tuple[str, ...]]:
         """What `generate` or `beam_search` is told, and the strings that a text ends before."""
         strings = (*self.settings.stop_strings, *strings_given(stop, "stop"))
@@ -189,6 +190,12 @@ class TextGenerator:
         if "max_new_tokens" not in options:
             raise ValueError(
                 "The settings do not say how long a text may be; `max_new_tokens` must."
+            )
+        if settings.samples and key is None:
+            raise ValueError(
+                "The settings draw at random (`do_sample`) and need a `key`; got none. Give `key="
+                "jax.random.key(0)`, or take the likeliest tokens: a `TextGenerator` with "
+                "`settings=dataclasses.replace(generator.settings, samples=False)`."
             )
         if strings:
             parts = with_special(self._spelled, self.tokenizer, strings)

@@ -53,7 +53,8 @@ def make_step(
             all. The step is the same, but for rounding, dropout and the balance of experts, which
             is that of each microbatch: see `accumulated`, which also says what it asks of the
             loss. None for as many as are fastest: all of them, but on a CPU those of at most 1024
-            tokens, where `rows_at_once` finds that no row depends on another.
+            tokens (or one row; more for models beyond 100M weights), where `rows_at_once` finds
+            that no row depends on another.
         precision: the number types that are computed with.
         skips_nonfinite: whether a step whose loss or gradient is infinite or NaN changes nothing
             but the number of steps; the metric `skipped` is then 1, else 0.

@@ -77,6 +77,15 @@ def test_ranks_and_scales_that_differ_are_patterns(tmp_path):
         np.testing.assert_allclose(ef.adapters_of(again)[path].delta(), adapter.delta(), rtol=1e-6)
 
 
+def test_adapters_saved_into_a_checkpoint_leave_its_weights_there(tmp_path):
+    ef.save_pretrained(LLAMA, tmp_path, model_type="llama", shard_size=1500)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    ef.save_adapters(made(), tmp_path, model_type="llama", overwrite=True)
+    assert before.items() <= {file.name: file.read_bytes() for file in tmp_path.iterdir()}.items()
+    again = load(tmp_path, ef.from_pretrained(tmp_path))
+    assert same_bits(ef.adapters_of(again), ef.adapters_of(made()))
+
+
 @pytest.mark.parametrize("kind", ["LoRA", "DoRA"])
 def test_adapters_on_parts_of_a_fused_projection_are_one_of_all_their_ranks(kind, tmp_path):
     model = adapted(GPT2, KINDS[kind], ("**.query", "**.value", "**.up"))

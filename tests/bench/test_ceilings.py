@@ -34,6 +34,17 @@ def test_grouped_heads_and_gates_are_counted():
     assert ceilings.step_flops(config, 1, seq) == expected
 
 
+def test_a_narrow_tied_table_is_a_product_of_its_width_between_two_projections():
+    config, seq, width = gpt(), 4, 5
+    embedding = config.embedding.edit(width=width)
+    head = ef.TiedHead.Config(project=ef.Linear.Config(bias=False))
+    more = 8 * width + width * 11 + width * 8 - 8 * 11
+    expected = ceilings.step_flops(config, 1, seq) + 6 * seq * more
+    assert ceilings.step_flops(config.edit(embedding=embedding, head=head), 1, seq) == expected
+    masked = config.edit(embedding=embedding, head=ef.MaskedLMHead.Config())
+    assert ceilings.step_flops(masked, 1, seq) == expected
+
+
 def test_an_encoder_decoder_reads_the_source_once_and_looks_at_it_in_every_layer():
     seq, source, dim, hidden, vocab = 3, 5, 8, 20, 11
     config = ef.families.transformer(vocab=vocab, dim=dim, layers=2, heads=2, hidden=hidden)

@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 import textwrap
+import time
 import types
 
 import jax
@@ -57,6 +58,30 @@ def test_candidates_warm_up_one_by_one_and_are_asked_once_a_round_in_changing_or
     assert len(set(rounds)) > 1
     assert [facts["letter"] for facts in found.values()] == ["a", "b", "c"]
     assert all(facts["first_seconds"] > 0 and facts["repetitions"] == 4 for facts in found.values())
+
+
+@pytest.mark.parametrize(("platform", "awake"), [("cpu", 0.0), ("gpu", harness.AWAKE)])
+def test_a_gpu_repeats_untimed_until_its_clock_has_risen_and_a_cpu_once(
+    monkeypatch, capsys, platform, awake
+):
+    begun = []  # of every repetition asked for, when it was and when each of its calls began
+
+    def asks():
+        for _ in range(2):
+            begun.append([time.perf_counter()])
+            yield "go"
+
+    def repeat():
+        if begun:
+            begun[-1].append(time.perf_counter())
+        time.sleep(0.01)
+
+    monkeypatch.setenv(harness.PLATFORM, platform)
+    monkeypatch.setattr(sys, "stdin", asks())
+    harness.serve(repeat)
+    assert [len(calls) for calls in begun] == [3, 3] or awake
+    assert all(calls[-1] - calls[0] >= awake for calls in begun)  # the last is timed
+    assert all(float(line) >= 0.01 for line in capsys.readouterr().out.splitlines()[1:])
 
 
 def test_medians_and_quartiles_are_those_of_the_repetitions():

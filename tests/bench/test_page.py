@@ -61,6 +61,13 @@ def test_every_script_is_a_question_on_the_page(script):
     assert all(asked.values())
 
 
+def test_scripts_that_choose_the_cpu_are_questions_of_the_cpu_alone(script):
+    chosen = 'os.environ.setdefault("JAX_PLATFORMS", "cpu")'
+    choosing = {path.stem for path in SCRIPT.parent.glob("*.py") if chosen in path.read_text()}
+    assert choosing == set(script.ON_CPU) == {"loading", "pretraining", "speculative"}
+    assert "- GPU: a question of the CPU alone." in section(script, "pretraining", cpu=RESULT)
+
+
 def test_a_platform_without_results_is_not_measured(script):
     text = section(script, "training_step", cpu=RESULT)
     head, _, ours, theirs = text.splitlines()[:4]

@@ -75,6 +75,34 @@ def test_a_step_of_decode_reads_the_weights_once_and_every_row_of_the_cache():
     assert prepare("decode", half).read == 3 * 2 * (weights + cache)
 
 
+def narrow():
+    """A decoder whose token table is narrower than itself, as OPT-350m's."""
+    project = ef.Linear.Config(bias=False)
+    embedding = TINY.embedding.edit(width=4, project=project, projected="tokens")
+    return TINY.edit(embedding=embedding, head=ef.TiedHead.Config(project=project))
+
+
+def test_a_narrow_table_is_read_at_its_width_with_the_projections_at_both_of_its_sides():
+    setting = SETTING._replace(config=narrow())
+    weights = ef.count(ef.shapes(narrow())) - 16 * 8  # all but the positions, which are looked up
+    assert prepare("decode", setting).read == 3 * 4 * (weights + 2 * 8 * 3 * 6)
+    lost = prepare("forward", setting).flops - prepare("prefill", setting).flops
+    assert lost == 3 * 7 * 2 * (8 * 4 + 4 * 13)
+
+
+def test_a_row_reads_the_experts_that_it_is_sent_to_and_of_several_rows_nobody_knows_which():
+    experts = ef.Experts.Config(count=4, top=2, expert=ef.MLP.Config(hidden=8))
+    config = TINY.edit("blocks.*", feed_forward=experts)
+    one = 2 * 8 * 8 + 2 * 8
+    weights = ef.count(ef.shapes(config)) - 16 * 8 - 2 * one
+    setting = Setting(config, batch=1, seq=8)
+    assert prepare("decode", setting).read == 3 * 4 * (weights + 2 * 8 * 6)
+    assert prepare("decode", setting._replace(batch=2)).read is None
+    every = config.edit("blocks.*.feed_forward", top=4)
+    setting = Setting(every, batch=2, seq=8)
+    assert prepare("decode", setting).read == 3 * 4 * (weights + 2 * one + 2 * 8 * 2 * 6)
+
+
 def test_nothing_is_measured_of_latent_attention_alone():
     setting = Setting(LATENT, batch=3, seq=8)
     assert askable(setting) == ("train", "forward", "prefill", "decode")

@@ -1,11 +1,14 @@
 """The scripts in `benchmarks/` on the smallest sizes, their candidates in this very process."""
 
+import argparse
 import contextlib
 import importlib.util
 import io
 import json
+import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
@@ -16,6 +19,14 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the scripts are not in the sdist")
 
 
+def loaded(name):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def script(monkeypatch, tmp_path):
     """Runs a script with arguments; gives what it saves, and has put everything back afterwards."""
@@ -24,10 +35,10 @@ def script(monkeypatch, tmp_path):
     jax.config.update("jax_numpy_dtype_promotion", "standard")  # what JAX's own attention needs
 
     def run(name, *arguments):
-        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        saved = {}
+        module = loaded(name)
+        if run.measure:
+            module.measure = run.measure
+        run.saved = saved = {}
 
         def compare(candidates, *, repetitions, check=lambda facts: None, may_fail=()):
             assert run.dying <= set(may_fail)
@@ -48,6 +59,7 @@ def script(monkeypatch, tmp_path):
         return saved
 
     run.dying = set()  # candidates that end before they are ready
+    run.measure = None  # what measures a part, instead of the script
     yield run
     jax.config.update("jax_numpy_dtype_promotion", strict)
     for name in set(sys.modules) - before:
@@ -139,6 +151,42 @@ def test_what_a_part_takes_here_is_told_though_another_form_dies(script, name, d
     assert all(list(table) == ["eqxformer"] for table in tables)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("attention", ["--lengths", "8", "16"]),
+        ("growth", ["--axes", "length", "batch"]),
+        ("generation", ["--batches", "1", "2"]),
+        ("compile_time", ["--depths", "1", "2", "--layouts", "scanned"]),
+    ],
+)
+def test_what_has_been_measured_is_saved_though_a_later_part_ends_the_script(
+    script, monkeypatch, name, arguments
+):
+    parts = iter([{"median": 1.25}])
+
+    def measure(*asked):
+        for part in parts:
+            return part
+        raise SystemExit("the numbers differ")
+
+    script.measure = measure
+    monkeypatch.setattr("os.environ", {**os.environ})  # which compile_time changes
+    monkeypatch.setattr("subprocess.run", lambda *command, **how: None)  # generation's model
+    with pytest.raises(SystemExit, match="the numbers differ"):
+        script(name, *arguments)
+    assert '{"median": 1.25}' in json.dumps(script.saved[name])
+
+
+def test_starts_share_the_device_with_the_process_that_asks_for_them(script, monkeypatch):
+    monkeypatch.setattr("os.environ", {**os.environ})
+    os.environ.pop("XLA_PYTHON_CLIENT_PREALLOCATE", None)
+    seen = []
+    script.measure = lambda *asked: seen.append(os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"])
+    script("compile_time", "--depths", "1", "2", "--layouts", "scanned")
+    assert seen == ["false", "false"]
+
+
 @pytest.mark.parametrize("name", ["mlm", "denoise"])
 def test_losses_of_pretraining_are_those_of_torch(script, monkeypatch, name):
     pytest.importorskip("torch")
@@ -182,6 +230,25 @@ def test_attention_refuses_candidates_that_do_not_agree(script, monkeypatch):
         script("attention", *sizes)
 
 
+@pytest.mark.parametrize(("platform", "alone"), [("cpu", True), ("gpu", False)])
+def test_calls_of_attention_queue_up_on_a_gpu_and_are_waited_for_one_by_one_on_a_cpu(
+    monkeypatch, platform, alone
+):
+    module, done, told = loaded("attention"), [], {}
+    made = (lambda: done.append("call") or [], lambda out: done.append("wait") or out, lambda: None)
+    monkeypatch.setitem(module.MAKE, "eqxformer", lambda *given: made)
+    monkeypatch.setattr(harness, "serve", lambda repeat, **facts: told.update(facts, repeat=repeat))
+    monkeypatch.setenv(harness.PLATFORM, platform)
+    arguments = ["", "--lengths", "4", "--tokens", "4", "--candidate", "eqxformer", "forward"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    module.main()
+    del done[:]
+    told["repeat"]()
+    assert done.count("call") == told["calls"] > 1
+    assert done[-1] == "wait"
+    assert (done.count("wait") >= told["calls"]) == alone
+
+
 def test_growth_is_measured_along_an_axis(script):
     sizes = ["--axes", "length", "--lengths", "4", "8", "--base", "4", "32", "1", "1"]
     found = script("growth", "--question", "forward", *sizes)["growth-forward"]
@@ -194,9 +261,7 @@ def test_growth_is_measured_along_an_axis(script):
 
 def test_the_exponent_of_a_power_is_found(script, monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
-    spec = importlib.util.spec_from_file_location("growth", FOLDER / "growth.py")
-    growth = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(growth)
+    growth = loaded("growth")
     assert growth.slope([1, 2, 4, 8], [3 * x**1.7 for x in (1, 2, 4, 8)]) == pytest.approx(1.7)
 
 
@@ -223,3 +288,68 @@ def test_sizes_of_one_name_are_the_same_for_the_command_and_the_scripts(script):
         ours, theirs = sizes.size(name), task.SIZES[name]
         assert task.config(theirs) == ours.config
         assert (theirs.batch, theirs.seq) == (ours.batch, ours.seq)
+
+
+def test_generation_is_bounded_by_the_ceiling_of_reading(monkeypatch):
+    asked = {}
+    times = {"quartiles": [1.0, 3.0], "first_seconds": 9.0, "weight_bytes": 1e9}
+    found = {
+        f"{who}, {new}": {**times, "median": median}
+        for who in ("eqxformer", "transformers")
+        for new, median in ((1, 1.0), (4, 2.5))
+    }
+    found["ceiling: read"] = {"median": 0.5, "work": 2e9}
+    monkeypatch.setattr(harness, "compare", lambda commands, **how: asked.update(commands) or found)
+    options = argparse.Namespace(prompt=4, new=4, repetitions=1)
+    result = loaded("generation").measure("folder", 1, options)
+    assert "ceiling: read" in asked
+    assert result["bytes_per_second"] == 4e9
+    for who in ("eqxformer", "transformers"):
+        assert result[who]["step_seconds"] == 0.5
+        assert result[who]["share_of_bandwidth_bound"] == 0.25 / 0.5
+
+
+def test_both_generate_in_full_float32_on_a_gpu(monkeypatch):
+    generation, torch = loaded("generation"), mock.MagicMock()
+    monkeypatch.setenv(harness.PLATFORM, "gpu")
+    monkeypatch.setattr("eqxformer.from_pretrained", lambda folder: None, raising=False)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "transformers", mock.MagicMock())
+    before = jax.config.jax_default_matmul_precision
+    try:
+        generation.ours("folder", [], 1)
+        assert jax.config.jax_default_matmul_precision == "highest"
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+    generation.theirs("folder", [], 1)
+    torch.set_float32_matmul_precision.assert_called_with("highest")
+
+
+@pytest.mark.parametrize(("platform", "agree"), [("cpu", False), ("gpu", True)])
+@pytest.mark.parametrize("name", ["cross_entropy", "call_overhead"])
+def test_tensorfloat_32_is_no_disagreement_on_a_gpu(monkeypatch, name, platform, agree):
+    monkeypatch.setattr(harness, "jax_platform", lambda: platform)
+    found = {who: {"loss": loss, "computed": [loss]} for who, loss in (("a", 1.0), ("b", 1.0005))}
+    more = {"dtype": "float32"} if name == "cross_entropy" else {}
+    with contextlib.nullcontext() if agree else pytest.raises(SystemExit, match="Different loss"):
+        loaded(name).check(found, **more)
+
+
+def test_transformers_turns_by_angles_in_float32_though_weights_are_bfloat16(
+    script, monkeypatch, tmp_path
+):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from peers import task, torch_step, transformers_models
+
+    models, training = [], torch_step.training
+    record = lambda model, *given: models.append(model) or training(model, *given)  # noqa: E731
+    monkeypatch.setattr(torch_step, "training", record)
+    size = task.Size("llama", 11, dim=32, layers=1, heads=2, hidden=32, seq=8, batch=2)
+    task.write(size, tmp_path / "start.npz")
+    step = transformers_models.step(task.read(size, "bfloat16", tmp_path / "start.npz"))
+    assert step() > 0
+    assert models[0].lm_head.weight.dtype == torch.bfloat16
+    rates = models[0].model.rotary_emb.inv_freq
+    expected = 10_000.0 ** (-torch.arange(0, 16, 2) / 16)
+    torch.testing.assert_close(rates, expected, rtol=1e-6, atol=0.0)  # bfloat16 is off by 4e-3

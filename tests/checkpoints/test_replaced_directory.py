@@ -86,6 +86,12 @@ def test_an_old_directory_is_replaced_and_keeps_what_the_new_one_lacks(old, eith
     assert files_of(old.parent) == {f"model/{name}": text for name, text in (KEPT | NEW).items()}
 
 
+def test_old_weights_stay_where_no_new_ones_are_written(old):
+    with replaced_directory(old, overwrite=True) as new:
+        fill(new, {"config.json": "new"})
+    assert files_of(old) == OLD | {"config.json": "new"}
+
+
 def test_what_the_new_directory_has_goes_before_what_the_old_one_had(old):
     new = {"tokenizer.json": "new", "1_Pooling/config.json": "new", INDEX: "new"}
     with replaced_directory(old, overwrite=True) as folder:

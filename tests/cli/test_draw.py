@@ -31,6 +31,7 @@ def test_the_blocks_of_a_preset_are_drawn_from_its_config(command, here):
             *("attention", "rot13", "--text", "hello", "--target", "he"),
             *("--part", "decoder.blocks.0.cross_attention"),
         ),
+        ("attention", "text/best", "--text", "7 times", "--heads", "0"),
         ("losses", "text"),
         ("mask", "text", "--length", "6"),
         ("positions", "text"),

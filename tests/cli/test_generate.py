@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 
@@ -8,6 +10,18 @@ def test_a_language_model_goes_on_from_the_prompt(command, trained):
     assert (code, err) == (0, "")
     assert out.startswith("17 times")
     assert len(out) == len("17 times") + 30 + 1
+
+
+def test_a_models_answer_is_the_same_whether_it_is_the_best_or_the_newest_of_a_run(
+    command, trained, tmp_path
+):
+    for name, prompt in {"text": "17 times", "rot13": "hey there"}.items():
+        asked = ("--prompt", prompt)
+        code, out, err = command("generate", trained / name / "best", *asked)
+        assert (code, err) == (0, "")
+        moved = shutil.copytree(trained / name, tmp_path / name)
+        shutil.copy(moved / "best/model.safetensors", moved)
+        assert command("generate", moved, *asked)[1] == out
 
 
 def test_answers_follow_from_the_seed(command, trained):

@@ -11,6 +11,8 @@ import jax
 import pytest
 
 import eqxformer as ef
+from eqxformer.pretrained.presets import described
+from tests.helpers.models import filled
 
 PROMPT = "12 times 13"
 
@@ -218,6 +220,24 @@ def test_a_text_is_scored_in_windows_as_long_as_the_checkpoint_was_trained_with(
     assert command(*asked)[1] == command(*asked, "--window", 16)[1] != whole
 
 
+@pytest.mark.parametrize(("kind", "key"), [("gptj", "n_positions"), ("bloom", "seq_length")])
+def test_the_length_of_the_training_has_several_names(command, checkpoint, tmp_path, kind, key):
+    place, long = tmp_path / kind, tmp_path / "long.txt"
+    settings = {"model_type": kind, "vocab_size": 300, "n_layer": 1, "n_head": 2, key: 16}
+    settings |= {
+        "gptj": {"architectures": ["GPTJForCausalLM"], "n_embd": 8, "rotary_dim": 2},
+        "bloom": {"architectures": ["BloomForCausalLM"], "hidden_size": 8},
+    }[kind]
+    ef.save_pretrained(filled(described(settings, "here")[1]), place)
+    (place / "config.json").write_text(json.dumps(settings))
+    shutil.copy(checkpoint / "tokenizer.json", place)
+    long.write_text("17 times 18 " * 20)
+    asked = ("score", place, "--file", long)
+    found = command(*asked)
+    assert found == command(*asked, "--window", 16) != command(*asked, "--window", 10_000)
+    assert found[0] == 0
+
+
 def test_a_run_is_scored_by_its_characters(command, trained):
     code, out, _ = command("score", trained / "text", "--text", "11 times")
     assert code == 0
@@ -230,6 +250,21 @@ def test_a_run_is_scored_in_windows_as_long_as_those_it_learned_from(command, tr
     code, out, _ = command(*asked)
     assert (code, out) == (0, command(*asked, "--window", 65)[1])
     assert out != command(*asked, "--window", 1000)[1]
+
+
+def test_the_best_model_of_a_run_is_scored_by_its_characters_and_windows(
+    command, trained, tmp_path
+):
+    (tmp_path / "long.txt").write_text("17 times " * 40)
+    asked = ("score", trained / "text/best", "--file", tmp_path / "long.txt")
+    code, out, _ = command(*asked)
+    assert (code, out) == (0, command(*asked, "--window", 65)[1])
+    moved = shutil.copytree(trained / "text", tmp_path / "text")
+    ef.save(filled(ef.load(moved).config), moved / "best")
+    best = command("score", moved / "best", *asked[2:])
+    assert best != command("score", moved, *asked[2:])
+    shutil.copy(moved / "best/model.safetensors", moved)
+    assert best == command("score", moved, *asked[2:])
 
 
 def test_a_native_directory_with_a_tokenizer_is_read(command, checkpoint, tmp_path):
@@ -253,6 +288,8 @@ def test_a_native_directory_with_a_tokenizer_is_read(command, checkpoint, tmp_pa
         (["--prompt", "a", "--beams", 0], "`beams` must be at least 1"),
         (["--prompt", "a", "--beams", 2, "--top-k", 5], "A beam search draws nothing"),
         (["--prompt", "a", "--stop", ""], "at least one letter"),
+        (["--prompt", "a", "--length-penalty", 0], "--length-penalty is for a beam search; add"),
+        (["--prompt", "a", "--beams", 1, "--length-penalty", 2], "--length-penalty is for a beam"),
     ],
 )
 def test_mistakes_are_one_line(command, checkpoint, here, arguments, message):
@@ -264,7 +301,8 @@ def test_mistakes_are_one_line(command, checkpoint, here, arguments, message):
 
 
 def test_what_is_for_checkpoints_is_refused_for_a_run(command, trained):
-    for option in (["--chat"], ["--dtype", "bfloat16"], ["--stop", "a"], ["--beams", 2]):
+    options = [["--chat"], ["--dtype", "bfloat16"], ["--stop", "a"], ["--beams", 2]]
+    for option in [*options, ["--beams", 0], ["--length-penalty", 0]]:
         code, _, err = command("generate", trained / "text", "--prompt", "1", *option)
         assert code == 2
         assert f"{option[0]} is for checkpoints with a tokenizer" in err

@@ -54,5 +54,12 @@ def test_an_encoder_decodes_nothing_and_texts_are_printed_where_no_directory_is_
     assert "# [blocks.0/feed_forward_residual/feed_forward" in out
 
 
+def test_a_program_that_a_model_has_not_is_refused_with_those_it_has(command, here):
+    config = ef.families.bert(vocab=13, dim=12, layers=1, heads=3, hidden=7, context=8)
+    ef.save(filled(config), here / "encoder")
+    line = refused(command, here, "inspect", "encoder", "--length", 4, "--only", "decode")
+    assert "--only decode is nothing that Encoder does; there is forward and gradient." in line
+
+
 def test_a_source_that_is_nothing_is_refused(command, here):
     assert "There is no directory nothing" in refused(command, here, "inspect", "nothing")

@@ -78,6 +78,14 @@ def test_files_that_hold_nothing_to_learn(command, here, content, message):
         (["--set", "optimizer.learning_rate.peak=-1"], "`peak` must not be negative"),
         (["--set", "prompt=žluťoučký"], "outside the alphabet"),
         (["--set", "peak_flops=0"], "`peak_flops` must be above 0; got 0"),
+        (
+            ["rot13", "--set", "peak_flops=1e12"],
+            "`peak_flops` changes nothing here: operations are",
+        ),
+        (
+            ["--set", "model.blocks.*.attention.window=4", "--set", "peak_flops=1e12"],
+            "`peak_flops` changes nothing here: operations are counted of a DecoderLM without wind",
+        ),
         (["--set", "checkpoint=runs/a"], "`checkpoint` is what --from names; give it there"),
         (
             ["--set", 'trains={"type": "Only", "paths": ["blocks.*.attn"]}'],
@@ -119,6 +127,12 @@ def test_what_is_needed_at_the_end_is_asked_for_at_the_beginning(command, here, 
     assert "BLEU needs sacrebleu: pip install 'eqxformer[evaluate]'" in line
 
 
+def test_a_batch_of_so_many_tokens_has_no_number_of_sequences(command, here):
+    (here / "pairs.tsv").write_text("a dog\tein hund\n" * 40)
+    line = refused(command, here, "train", "translate", "--data", "pairs.tsv", "--batch", 4)
+    assert "Pairs has as many as fit: give --set data.tokens=NUMBER instead of --batch 4." in line
+
+
 def test_ctrl_c_before_training_leaves_nothing(command, here, monkeypatch):
     def press(path):
         raise KeyboardInterrupt
@@ -138,6 +152,7 @@ def test_a_command_that_does_not_exist(command, here):
     [
         (["missing", "--prompt", "a"], "There is no directory missing"),
         (["./missing", "--prompt", "a"], "`missing` is not a directory; name a run that"),
+        (["./missing", "--chat", "--prompt", "a"], "`missing` is not a directory; name a run that"),
         ([".", "--prompt", "a"], "`.` has no run.json"),
         ([], "Missing argument 'SOURCE'; see eqxformer generate --help"),
     ],

@@ -95,12 +95,14 @@ def test_a_run_from_a_checkpoint_writes_and_scores_text(command, tuned):
 
 def test_what_lies_beside_the_weights_of_a_checkpoint_goes_with_them(command, here, tuned):
     assert command("convert", tuned / "checkpoint", here / "theirs")[0] == 0
-    for folder in (tuned / "checkpoint", here / "theirs"):
+    assert command("convert", tuned / "checkpoint/best", here / "best")[0] == 0
+    assert command("convert", tuned / "checkpoint/best", here / "own", "--to", "native")[0] == 0
+    for folder in (tuned / "checkpoint", here / "theirs", here / "best", here / "own"):
         talk = [{"role": "user", "content": "a"}]
         assert ef.ChatTemplate.read(folder).render(talk) == "user: a\nassistant:"
         assert (folder / "generation_config.json").is_file()
-    kept = json.loads((here / "theirs/tokenizer.json").read_text())
-    assert kept == json.loads((tuned / "checkpoint/tokenizer.json").read_text())
+        kept = json.loads((folder / "tokenizer.json").read_text())
+        assert kept == json.loads((tuned / "checkpoint/tokenizer.json").read_text())
     model = load(tuned / "checkpoint")
     assert same_bits(ef.rebuild(ef.from_pretrained(here / "theirs"), model.config), model)
 
@@ -143,7 +145,9 @@ def test_a_killed_run_goes_on_from_the_same_model(command, here, trained, tuned,
     assert "outside the alphabet" in refused(command, here, *parts)
     shutil.copy(trained / "text/tokenizer.json", source)
     shutil.move(source, here / "moved")
-    assert "There is no directory" in refused(command, here, *parts)
+    line = refused(command, here, *parts)
+    assert f"There is no directory {source}, which the run began from; say where" in line
+    assert "--from DIRECTORY" in line
     other = refused(command, here, *parts, "--from", tuned / "run")
     assert "then -> now: data.from: " in other
     assert command(*parts, "--from", here / "moved")[0] == 0

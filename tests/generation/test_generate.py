@@ -222,6 +222,7 @@ T5, GPT = "t5", "gpt"
         (GPT, {"prompts": jnp.array([[1, -2]])}, "at least 0 and .*; got -2"),
         (GPT, {"max_new_tokens": -1}, "must not be negative; got -1"),
         (GPT, {"sampler": ef.Sample()}, "Sample draws at random and needs a `key`"),
+        (GPT, {"sampler": ef.TopP(0.9) | ef.Sample()}, "The sampler draws at random and needs"),
         (GPT, {"start": 1}, "`start` is for encoder-decoders"),
         (GPT, {"stop": (1, VOCAB)}, r"ids of `stop` must be below 13; got 13"),
         (GPT, {"valid": jnp.array([[False, False]])}, "a real token in every row"),

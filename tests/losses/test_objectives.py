@@ -138,6 +138,33 @@ def test_regression_is_the_mean_squared_error_of_what_counts():
     assert jnp.isfinite(ef.SequenceRegression()(model, dirty).mean)
 
 
+@pytest.mark.parametrize("kind", LABELS)
+def test_a_label_below_0_is_none_in_a_step_too(kind):
+    all_labels, row = LABELS[kind].astype(np.int32), 1 if kind == "sequence" else (1, 2)
+    labels = all_labels.copy()
+    labels[row] = -100
+    loss = {"sequence": ef.SequenceClassification, "token": ef.TokenClassification}[kind]()
+    model = (Pooled if kind == "sequence" else Table)(jnp.asarray(table(VOCAB, 3), jnp.float32))
+    measured = eqx.filter_jit(loss)(model, ef.LabelledBatch(TOKENS, labels, valid=RAGGED))
+    weights = np.where(RAGGED, 1.0, 0.0) if kind == "token" else np.ones(ROWS)
+    weights[row] = 0.0
+    known = ef.LabelledBatch(TOKENS, all_labels, jnp.asarray(weights, jnp.float32), valid=RAGGED)
+    assert float(measured.mean) == float(loss(model, known).mean)
+    assert float(measured.weight) == weights.sum()
+
+
+def test_whole_numbers_below_0_count_in_a_regression():
+    model = Pooled(jnp.asarray(table(VOCAB, SEQ), jnp.float32))
+    wanted = TOKENS - VOCAB
+    loss, whole, broken = (
+        ef.SequenceRegression(),
+        ef.LabelledBatch(TOKENS, wanted, valid=RAGGED),
+        ef.LabelledBatch(TOKENS, wanted.astype(np.float32), valid=RAGGED),
+    )
+    assert float(loss(model, whole).weight) == wanted.size
+    assert float(loss(model, whole).mean) == float(loss(model, broken).mean)
+
+
 @pytest.mark.parametrize("directions", ["forth", "both"])
 @pytest.mark.parametrize("count", [0, 2])
 def test_contrastive(directions, count):

@@ -176,6 +176,15 @@ def test_what_an_older_model_said_of_its_use_does_not_stay(tiny, tmp_path):
     assert_close(ef.from_pretrained(tmp_path / "out").embed(ids), model.embed(ids), 1e-6)
 
 
+def test_adapters_do_not_stay_beside_weights_that_replace_their_base(tiny, tmp_path):
+    model = ef.from_pretrained(tiny)
+    adapted = ef.add_lora(model, ef.LoRA(rank=2), to="**.query", key=jax.random.key(0))
+    ef.save_adapters(adapted, tmp_path / "out")
+    (tmp_path / "out/adapter_model.bin").write_text("a pickle")
+    ef.save_pretrained(ef.merge(adapted), tmp_path / "out", overwrite=True)
+    assert list((tmp_path / "out").glob("adapter_*")) == []
+
+
 @pytest.mark.parametrize("size", [1500, "1.5kB"])
 def test_shards_are_at_most_as_large_as_asked_and_load_again(tiny, tmp_path, size):
     model = ef.from_pretrained(tiny)

@@ -1,5 +1,6 @@
 """`TextGenerator`: all there is in a checkpoint, and texts that end before their strings."""
 
+import dataclasses
 import json
 
 import jax
@@ -72,6 +73,17 @@ def test_the_text_of_an_encoder_decoder_ends_early_at_nothing_that_is_cut(words,
     tokenizer = tokenizer_of([w for w in words if w != "<e>"], decoders.Metaspace(), ["<e>"])
     generator = writer("t5", tokenizer, words, start=VOCAB - 1)
     assert generator("is", stop=stop) == text
+
+
+def test_settings_that_draw_ask_for_a_key_which_others_leave_alone():
+    tokenizer = tokenizer_of(["▁a", "▁b"], decoders.Metaspace(), ["<end>"])
+    drawn = writer("gpt", tokenizer, ["▁a", "▁b"], samples=True)
+    for make in (drawn, drawn.stream):
+        with pytest.raises(ValueError, match=r"\(`do_sample`\) and need a `key`; .*samples=False"):
+            make("a")
+    settings = dataclasses.replace(drawn.settings, samples=False)
+    plain = dataclasses.replace(drawn, settings=settings)
+    assert drawn("a", key=jax.random.key(0)) == plain("a") == plain("a", key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("beside", [True, False])
