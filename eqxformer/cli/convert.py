@@ -16,6 +16,7 @@ from eqxformer.checkpoints.rebuild import rebuild
 from eqxformer.checkpoints.tensor_files import TensorFiles, parse_size, replaced_directory
 from eqxformer.cli.errors import Mistake, explained
 from eqxformer.cli.reading import run_with
+from eqxformer.data.tokenizer import tokenizer_of
 from eqxformer.inspect.table import count, size
 from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.locate import locate
@@ -66,9 +67,8 @@ def convert(
     """Write the checkpoint SRC anew as the directory DST.
 
     SRC is a directory, in the format of transformers or our own, or an id of the Hugging Face Hub;
-    with a run, or a model in one such as its `best`, goes the run's tokenizer, but not one of
-    characters. Checkpoints of transformers may be larger than memory. DST appears whole or not at
-    all.
+    with a run, or a model in one such as its `best`, goes the run's tokenizer. Checkpoints of
+    transformers may be larger than memory. DST appears whole or not at all.
     """
     with explained():
         if form == "native" and (shard_size or model_type):
@@ -97,7 +97,7 @@ def convert(
 
 
 def _tokenizer(source: Path) -> dict[str, bytes]:
-    """The file of the pieces of words that a run learned, which transformers reads too, if any."""
+    """The tokenizer of a run, as a file that transformers reads, too; none if it cannot be one."""
     own = source / TOKENIZER
     if not is_native(source) or not own.is_file():
         return {}
@@ -105,7 +105,13 @@ def _tokenizer(source: Path) -> dict[str, bytes]:
         values = json.loads(own.read_bytes())
     except ValueError as error:
         raise Mistake(f"{own} is no tokenizer: {error}.") from None
-    return {} if "type" in values else {TOKENIZER: own.read_bytes()}  # characters are ours alone
+    if "type" not in values:
+        return {TOKENIZER: own.read_bytes()}
+    try:
+        found = getattr(tokenizer_of(values), "tokenizer", None)
+    except ValueError:  # a type of the user's own, which is not known here
+        found = None
+    return {} if found is None else {TOKENIZER: found.to_str(pretty=True).encode()}
 
 
 def _check_target(source: str, target: Path, overwrite: bool) -> None:

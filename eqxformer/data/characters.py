@@ -1,15 +1,18 @@
 """Characters as tokens: every distinct character of a text is an id."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Int
 
 from eqxformer.config import Config
+from eqxformer.data.subwords import library
 
 
 class Characters(Config):
     """A tokenizer whose vocabulary is an alphabet: id `i` is its `i`-th character.
 
-    `to_json` and `from_json` write and read it.
+    `to_json` and `from_json` write and read it; `tokenizer` is the same for other libraries.
 
     Example:
         >>> import eqxformer as ef
@@ -45,6 +48,25 @@ class Characters(Config):
         return None
 
     start = end = unknown = padding
+
+    @property
+    def tokenizer(self) -> Any:
+        """The same as a `tokenizers.Tokenizer`, which refuses other characters, too.
+
+        Needs the package tokenizers, which the extra `hub` brings.
+
+        Example:
+            >>> import eqxformer as ef
+            >>> ef.Characters.of("hello").tokenizer.encode("hole").ids
+            [1, 3, 2, 0]
+        """
+        package = library()
+        words = {letter: number for number, letter in enumerate(self.alphabet)}
+        made = package.Tokenizer(package.models.WordLevel(words))
+        each = package.Regex(r"[\s\S]")  # a new line, too
+        made.pre_tokenizer = package.pre_tokenizers.Split(each, "isolated")
+        made.decoder = package.decoders.Fuse()
+        return made
 
     def encode(self, text: str) -> Int[np.ndarray, " seq"]:
         """The ids of a text. Raises `ValueError` that lists the characters without one."""

@@ -64,7 +64,7 @@ class Subwords:
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The `tokenizers.Tokenizer`."""
-        package = _tokenizers()
+        package = library()
         try:
             made = package.Tokenizer.from_str(self.json)
         except Exception as error:  # tokenizers raises plain Exceptions
@@ -169,7 +169,7 @@ class ByteLevelBPE(SubwordTraining):
 
     def learned(self, texts: list[str]) -> Any:
         """The `tokenizers.Tokenizer` of these texts."""
-        package = _tokenizers()
+        package = library()
         made = _over_bytes(package, package.models.BPE())
         made.train_from_iterator(texts, package.trainers.BpeTrainer(**_options(package, self)))
         return made
@@ -196,7 +196,7 @@ class Unigram(SubwordTraining):
 
     def learned(self, texts: list[str]) -> Any:
         """The `tokenizers.Tokenizer` of these texts."""
-        package = _tokenizers()
+        package = library()
         made, options = _over_bytes(package, package.models.Unigram()), _options(package, self)
         # With fewer, tokenizers raises a plain Exception that does not say how many it needs. With
         # none beside the bytes and special tokens, it takes all pieces there are instead of none.
@@ -225,7 +225,7 @@ class WordBPE(SubwordTraining):
 
     def learned(self, texts: list[str]) -> Any:
         """The `tokenizers.Tokenizer` of these texts."""
-        package = _tokenizers()
+        package = library()
         made = package.Tokenizer(package.models.BPE(unk_token=UNKNOWN))
         made.pre_tokenizer = package.pre_tokenizers.Metaspace()
         made.decoder = package.decoders.Metaspace()
@@ -260,12 +260,12 @@ def _options(package: Any, training: SubwordTraining) -> dict[str, Any]:
     }
 
 
-def _tokenizers() -> Any:
+def library() -> Any:
     """The package tokenizers. Raises `ImportError` that says how to get it."""
     try:
         import tokenizers
     except ImportError:
         raise ImportError(
-            "Vocabularies of subwords need tokenizers: pip install 'eqxformer[hub]'."
+            "Tokenizers of this kind need tokenizers: pip install 'eqxformer[hub]'."
         ) from None
     return tokenizers

@@ -11,6 +11,7 @@ from jaxtyping import DTypeLike
 from eqxformer.checkpoints.errors import CheckpointError, MissingFile
 from eqxformer.checkpoints.native import load
 from eqxformer.checkpoints.placing import Where
+from eqxformer.config import Config
 from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.locate import locate
 from eqxformer.pretrained.sentences import in_lower_case, longest_text
@@ -79,9 +80,10 @@ def load_any(folder: pathlib.Path, dtype: DTypeLike | None = None) -> Any:
 def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = None) -> Any:
     """The `tokenizers.Tokenizer` of a checkpoint, from its `tokenizer.json` as it stands.
 
-    Tokens that are only listed in files beside it, such as `tokenizer_config.json`, are added as in
-    transformers. That of a directory of sentence-transformers cuts texts where
-    `sentence_bert_config.json` says, and makes them lower case if it says so, as that library does.
+    That of a run over characters becomes one. Tokens that are only listed in files beside it, such
+    as `tokenizer_config.json`, are added as in transformers. That of a directory
+    of sentence-transformers cuts texts where `sentence_bert_config.json` says, and makes them lower
+    case if it says so, as that library does.
 
     Needs the package tokenizers, which the extra `hub` brings. Raises `MissingFile` for a
     checkpoint without that file, which can mostly be converted once, and `CheckpointError` for one
@@ -112,7 +114,9 @@ def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = Non
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exceptions
-        raise CheckpointError(f"{path} is no tokenizer: {error}.") from None
+        tokenizer = _our_own(path, Tokenizer)
+        if tokenizer is None:
+            raise CheckpointError(f"{path} is no tokenizer: {error}.") from None
     add_listed(tokenizer, folder)
     longest = longest_text(folder)
     if longest is not None:
@@ -121,3 +125,16 @@ def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = Non
         own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
         tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
     return tokenizer
+
+
+def _our_own(path: pathlib.Path, kind: type) -> Any:
+    """What a tokenizer in our own format is in that of the package tokenizers; None for others.
+
+    `kind` is that package's class.
+    """
+    try:
+        config = Config.from_json(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    made = getattr(config, "tokenizer", None)
+    return made if isinstance(made, kind) else None

@@ -73,8 +73,8 @@ class TextGenerator:
         """All there is in a checkpoint: model, tokenizer, settings, and a chat template if any.
 
         Arguments:
-            source: a directory in the format of transformers or our own, or an id of the Hugging
-                Face Hub (with the extra `hub`).
+            source: a directory in the format of transformers or our own, such as that of a run, or
+                an id of the Hugging Face Hub (with the extra `hub`).
             dtype: the type of the weights, as of `from_pretrained`.
             revision: a branch, tag or commit on the Hub.
 
@@ -162,7 +162,7 @@ class TextGenerator:
         Raises `ValueError` for an empty prompt, and for a conversation without a chat template.
         """
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt).ids
+            ids = self._read_text(prompt)
         elif self.template is None:
             raise ValueError(
                 "This model has no chat template, so it was not made for conversations; give a text"
@@ -173,6 +173,18 @@ class TextGenerator:
         if not ids:
             raise ValueError("The prompt must have at least one token; got an empty one.")
         return ids
+
+    def _read_text(self, prompt: str) -> list[int]:
+        """The ids of a text. Raises `ValueError` where a tokenizer has none for some of it."""
+        try:
+            return self.tokenizer.encode(prompt).ids
+        except Exception as error:  # tokenizers raises plain Exceptions
+            known = self.tokenizer.token_to_id
+            strange = [repr(each) for each in sorted(set(prompt)) if known(each) is None]
+            raise ValueError(
+                f"The tokenizer cannot read this prompt: {error}. Characters that are no tokens of "
+                f"their own: {', '.join(strange[:8])}{', ...' if len(strange) > 8 else ''}."
+            ) from None
 
     def _pieces(self, row: list[int], strings: tuple[str, ...]) -> TextPieces:
         begin = () if isinstance(self.model, EncoderDecoder) else row

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
+from tokenizers import Tokenizer
 
 import eqxformer as ef
 from eqxformer.checkpoints.tensor_files import TensorFiles
@@ -105,11 +106,25 @@ def test_a_model_of_our_own_is_written_as_the_architecture_that_is_asked_for(com
 
 
 @pytest.mark.parametrize("form", ["transformers", "native"])
-def test_pieces_of_words_go_along_and_characters_of_our_own_do_not(command, here, ours, form):
+def test_pieces_of_words_go_along_and_a_tokenizer_of_the_users_own_does_not(
+    command, here, ours, form
+):
     for number, (text, goes) in enumerate({'{"model": {}}': True, '{"type": "x"}': False}.items()):
         (ours / "tokenizer.json").write_text(text)
         assert command("convert", "ours", f"new-{number}", "--to", form)[0] == 0
         assert (here / f"new-{number}/tokenizer.json").exists() == goes
+
+
+@pytest.mark.parametrize("form", ["transformers", "native"])
+def test_characters_go_along_as_a_tokenizer_that_other_libraries_read(command, here, ours, form):
+    characters = ef.Characters.of("abc \né😀")
+    (ours / "tokenizer.json").write_text(characters.to_json())
+    assert command("convert", "ours", "new", "--to", form)[0] == 0
+    text = "a😀\n\né c"
+    read = Tokenizer.from_file(str(here / "new/tokenizer.json"))
+    assert read.encode(text).ids == characters.encode(text).tolist()
+    assert read.decode(read.encode(text).ids) == text
+    assert ef.load_tokenizer(here / "new").encode(text).ids == read.encode(text).ids
 
 
 @pytest.mark.parametrize("form", ["transformers", "native"])

@@ -46,3 +46,17 @@ def test_an_alphabet_is_sorted_and_without_repeats(alphabet):
 def test_the_alphabet_survives_json():
     tokenizer = Characters.of('"\\\u2028 \n😀')
     assert Config.from_json(tokenizer.to_json()) == tokenizer
+
+
+@given(st.text(min_size=1))
+def test_the_tokenizer_for_other_libraries_reads_and_writes_the_same(text):
+    characters = Characters.of(text)
+    theirs = characters.tokenizer
+    found = theirs.encode(text)
+    assert found.ids == characters.encode(text).tolist()
+    assert theirs.decode(found.ids) == text
+
+
+def test_the_tokenizer_for_other_libraries_refuses_other_characters_too():
+    with pytest.raises(Exception, match="Missing"):
+        Characters.of("ab").tokenizer.encode("abc")

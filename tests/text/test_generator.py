@@ -103,3 +103,24 @@ def test_settings_and_template_beside_a_model_of_our_own_format_count(tmp_path, 
         assert generator.template is None
     same = jax.tree.map(lambda a, b: (a == b).all(), generator.model, model("gpt"))
     assert all(jax.tree.leaves(same))
+
+
+def test_a_run_over_characters_answers_what_its_tokens_say(tmp_path):
+    characters = ef.Characters.of("abcdefghij\n é")
+    assert characters.vocab == VOCAB
+    ef.save(model("gpt"), tmp_path / "run")
+    (tmp_path / "run" / "tokenizer.json").write_text(characters.to_json())
+    generator = ef.TextGenerator.read(tmp_path / "run")
+    prompt = "é bad\nh"
+    rows = [characters.encode(prompt).tolist()]
+    (made,) = ef.generate(model("gpt"), rows, max_new_tokens=9)
+    text = characters.decode(made)
+    assert generator(prompt, max_new_tokens=9) == text
+    before, stop = text[:4], text[4]
+    assert generator(prompt, max_new_tokens=9, stop=stop) == before.partition(stop)[0]
+
+
+def test_characters_that_a_tokenizer_lacks_are_named():
+    generator = ef.TextGenerator(model("gpt"), ef.Characters.of("abcdefghijklm").tokenizer)
+    with pytest.raises(ValueError, match=r"no tokens of their own: 'x', 'é'\.$"):
+        generator("axéb", max_new_tokens=1)
