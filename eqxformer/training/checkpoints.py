@@ -144,12 +144,17 @@ class Checkpoints:
             with self._writing():
                 self._manager.wait_until_finished()
 
+    def exist(self) -> bool:
+        """Whether there are any, whole or damaged."""
+        return told_by_first(lambda: bool(self._all()))
+
     def restore(self, like: Any) -> Restored | None:
         """The newest checkpoint that is whole, in the form and on the devices of `like`.
 
-        None where there are no checkpoints. Damaged ones that are newer are told about and moved
-        out of the way. Raises `ValueError` for checkpoints of another run, `DamagedCheckpoints`
-        where all are damaged; in both cases nothing is changed.
+        `like` is a state, or what is left of one that was `given_up`. None where there are no
+        checkpoints. Damaged ones that are newer are told about and moved out of the way. Raises
+        `ValueError` for checkpoints of another run, `DamagedCheckpoints` where all are damaged; in
+        both cases nothing is changed.
         """
         step, damaged = told_by_first(self._newest)
         if step is None:
@@ -221,17 +226,33 @@ class Checkpoints:
             raise CheckpointNotWritten(self.directory, error, max(steps, default=None)) from error
 
 
+def given_up(state: Any) -> Any:
+    """What arrays a state has and where, in their places; the arrays themselves are gone.
+
+    What is read in their place then needs no memory beside theirs. Random keys stay.
+    """
+
+    def described(leaf: Any) -> Any:
+        if not eqx.is_array(leaf) or _is_key(leaf):
+            return leaf
+        left = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        leaf.delete()
+        return left
+
+    return jax.tree.map(described, state)
+
+
 def named(state: Any) -> dict[str, Any]:
     """Every array of a tree by its path; random keys as the numbers that they are made of."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {_name(path): _numbers(leaf) for path, leaf in leaves if eqx.is_array(leaf)}
+    return {_name(path): _numbers(leaf) for path, leaf in leaves if _has_shape(leaf)}
 
 
 def renamed(like: Any, arrays: Mapping[str, Any]) -> Any:
     """The inverse of `named`: a tree with these arrays in the places of its own."""
 
     def put(path: Any, leaf: Any) -> Any:
-        if not eqx.is_array(leaf):
+        if not _has_shape(leaf):
             return leaf
         array = arrays[_name(path)]
         return (
@@ -251,8 +272,12 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _has_shape(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+
+
 def _numbers(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from eqxformer.optimizers.trainable import Trainable
 from eqxformer.sharding.placement import Placement
 from eqxformer.training.accumulation import check_microbatch
 from eqxformer.training.callbacks import Callback, Record, memory_of, number
-from eqxformer.training.checkpoints import Checkpoints
+from eqxformer.training.checkpoints import Checkpoints, given_up
 from eqxformer.training.gradients import Metrics
 from eqxformer.training.precision import Precision
 from eqxformer.training.processes import all_or_none, told_by_each
@@ -306,9 +306,11 @@ class Trainer:
     def _go_on(self) -> None:
         """Puts everything back to where the newest checkpoint is, if there is one."""
         assert self.checkpoints is not None
-        found = self.checkpoints.restore(self.state)
-        if found is None:
+        if not self.checkpoints.exist():
             return
+        self.state = given_up(self.state)  # there may be no room for two of them
+        found = self.checkpoints.restore(self.state)
+        assert found is not None
         self.state, progress = found.state, found.progress
         self.step, self.tokens = progress["step"], progress["tokens"]
         if self.step > self.steps:

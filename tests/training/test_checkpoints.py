@@ -110,6 +110,24 @@ def test_a_run_that_is_over_takes_no_further_step(copied):
     assert same_bits(trainer(directory, batches=refused).fit(), last)
 
 
+def test_no_array_of_a_new_state_is_kept_while_that_of_a_checkpoint_is_read(copied, monkeypatch):
+    directory, last = copied
+    size = sum(x.nbytes for x in named(last).values())
+    there, held = [], sum(x.nbytes for x in jax.live_arrays())
+    read = Checkpoints._read
+
+    def watched(self, step, like):
+        there.append(sum(x.nbytes for x in jax.live_arrays()) - held)
+        return read(self, step, like)
+
+    monkeypatch.setattr(Checkpoints, "_read", watched)
+    resumed = trainer(directory, batches=refused)
+    assert same_bits(resumed.fit(), last)
+    assert len(there) == 1
+    assert there[0] < 0.1 * size
+    jax.block_until_ready(resumed.model)  # the original stays as it is
+
+
 def test_without_checkpoints_fitting_begins_anew(tmp_path):
     assert trainer(tmp_path / "checkpoints", steps=1).fit().step == 1
     assert trainer(tmp_path / "others", steps=1).fit().step == 1
