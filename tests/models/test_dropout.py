@@ -28,7 +28,10 @@ def _acts(path, config):
 
 
 CONFIGS = {
-    "decoder": decoder(block({}), GATED, SIDE_BY_SIDE, MIXED),
+    "decoder": decoder(block({})),
+    "gated": decoder(GATED),
+    "side by side": decoder(SIDE_BY_SIDE),
+    "experts": decoder(MIXED),
     "latent": decoder(ef.Block.Config(LATENT, ef.MLP.Config(hidden=7))),
     "encoder": BERT,
     "labels of texts": ef.EncoderWithHead.Config(BERT, ef.SequenceHead.Config(labels=3)),
