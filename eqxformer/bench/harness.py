@@ -63,8 +63,14 @@ def jax_platform() -> str:
 
 
 def on_cpu() -> bool:
-    """The candidate's side: whether it computes on the CPU, as its asker's JAX does."""
-    return os.environ.get(PLATFORM, "cpu") == "cpu"
+    """The candidate's side: whether it computes on the CPU, as its asker's JAX does.
+
+    One that nobody tells asks its own JAX, which it then has.
+    """
+    told, jax = os.environ.get(PLATFORM), sys.modules.get("jax")
+    if told is None and jax is not None:
+        told = jax.default_backend()
+    return told in (None, "cpu")
 
 
 def torch_device() -> str:

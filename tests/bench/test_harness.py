@@ -60,9 +60,10 @@ def test_candidates_warm_up_one_by_one_and_are_asked_once_a_round_in_changing_or
     assert all(facts["first_seconds"] > 0 and facts["repetitions"] == 4 for facts in found.values())
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["by its asker", "by its own JAX"])
 @pytest.mark.parametrize(("platform", "awake"), [("cpu", 0.0), ("gpu", harness.AWAKE)])
 def test_a_gpu_repeats_untimed_until_its_clock_has_risen_and_a_cpu_once(
-    monkeypatch, capsys, platform, awake
+    monkeypatch, capsys, platform, awake, told
 ):
     begun = []  # of every repetition asked for, when it was and when each of its calls began
 
@@ -76,7 +77,10 @@ def test_a_gpu_repeats_untimed_until_its_clock_has_risen_and_a_cpu_once(
             begun[-1].append(time.perf_counter())
         time.sleep(0.01)
 
-    monkeypatch.setenv(harness.PLATFORM, platform)
+    if told:
+        monkeypatch.setenv(harness.PLATFORM, platform)
+    else:
+        monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(sys, "stdin", asks())
     harness.serve(repeat)
     assert [len(calls) for calls in begun] == [3, 3] or awake
