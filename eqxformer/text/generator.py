@@ -181,9 +181,10 @@ class TextGenerator:
         except Exception as error:  # tokenizers raises plain Exceptions
             known = self.tokenizer.token_to_id
             strange = [repr(each) for each in sorted(set(prompt)) if known(each) is None]
+            listed = ", ".join(strange[:8]) + (", ..." if len(strange) > 8 else "")
             raise ValueError(
-                f"The tokenizer cannot read this prompt: {error}. Characters that are no tokens of "
-                f"their own: {', '.join(strange[:8])}{', ...' if len(strange) > 8 else ''}."
+                f"The tokenizer cannot read this prompt: {error}. "
+                f"Characters in it that are no tokens: {listed or 'none'}."
             ) from None
 
     def _pieces(self, row: list[int], strings: tuple[str, ...]) -> TextPieces:
