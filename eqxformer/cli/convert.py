@@ -1,6 +1,5 @@
 """`eqxformer convert`: a checkpoint written anew, in another type, format or size of files."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from eqxformer.checkpoints.rebuild import rebuild
 from eqxformer.checkpoints.tensor_files import TensorFiles, parse_size, replaced_directory
 from eqxformer.cli.errors import Mistake, explained
 from eqxformer.cli.reading import run_with
-from eqxformer.data.tokenizer import tokenizer_of
+from eqxformer.data.characters import Characters
 from eqxformer.inspect.table import count, size
 from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.locate import locate
 from eqxformer.pretrained.on_disk import converted, on_disk
 from eqxformer.pretrained.save import OLD, carry, write_pretrained
+from eqxformer.strict_json import json_object
 from eqxformer.training.run_directory import TOKENIZER
 
 _EXAMPLES = """\b
@@ -102,16 +102,15 @@ def _tokenizer(source: Path) -> dict[str, bytes]:
     if not is_native(source) or not own.is_file():
         return {}
     try:
-        values = json.loads(own.read_bytes())
-    except ValueError as error:
-        raise Mistake(f"{own} is no tokenizer: {error}.") from None
-    if "type" not in values:
-        return {TOKENIZER: own.read_bytes()}
-    try:
-        found = getattr(tokenizer_of(values), "tokenizer", None)
-    except ValueError:  # a type of the user's own, which is not known here
-        found = None
-    return {} if found is None else {TOKENIZER: found.to_str(pretty=True).encode()}
+        values = json_object(own.read_text(encoding="utf-8"))
+        if "type" not in values:
+            return {TOKENIZER: own.read_bytes()}
+        if values["type"] != Characters.type_name:  # of the user's own, which is not known here
+            return {}
+        found = Characters.from_dict(values).tokenizer
+    except (ValueError, TypeError) as error:
+        raise Mistake(f"{own} is no tokenizer: {error}") from None
+    return {TOKENIZER: found.to_str(pretty=True).encode()}
 
 
 def _check_target(source: str, target: Path, overwrite: bool) -> None:

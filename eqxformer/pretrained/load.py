@@ -11,11 +11,13 @@ from jaxtyping import DTypeLike
 from eqxformer.checkpoints.errors import CheckpointError, MissingFile
 from eqxformer.checkpoints.native import load
 from eqxformer.checkpoints.placing import Where
+from eqxformer.checkpoints.tensor_files import shown
 from eqxformer.config import Config
 from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.locate import locate
 from eqxformer.pretrained.sentences import in_lower_case, longest_text
 from eqxformer.pretrained.tokens import add_listed, instead
+from eqxformer.strict_json import json_object
 
 _TOKENIZER = ("*.json", "*.txt", "*.model", "*.spm")  # what is downloaded for a tokenizer alone
 
@@ -130,11 +132,19 @@ def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = Non
 def _our_own(path: pathlib.Path, kind: type) -> Any:
     """What a tokenizer in our own format is in that of the package tokenizers; None for others.
 
-    `kind` is that package's class.
+    `kind` is that package's class. Raises `CheckpointError` for one of ours that is none there.
     """
     try:
-        config = Config.from_json(path.read_text(encoding="utf-8"))
-    except ValueError:
+        values = json_object(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
         return None
-    made = getattr(config, "tokenizer", None)
-    return made if isinstance(made, kind) else None
+    if "type" not in values:
+        return None
+    try:
+        made = getattr(Config.from_dict(values), "tokenizer", None)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is no tokenizer: {error}") from None
+    if not isinstance(made, kind):
+        kept = shown(values["type"])
+        raise CheckpointError(f"{path} is of type {kept}, which the package tokenizers lacks.")
+    return made

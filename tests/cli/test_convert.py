@@ -127,6 +127,13 @@ def test_characters_go_along_as_a_tokenizer_that_other_libraries_read(command, h
     assert ef.load_tokenizer(here / "new").encode(text).ids == read.encode(text).ids
 
 
+@pytest.mark.parametrize("text", ['{"type": "Characters", "alphabet": "ba"}', "[1]", "5", "{"])
+def test_a_broken_tokenizer_is_no_reason_to_write_a_model_without_one(command, here, ours, text):
+    (ours / "tokenizer.json").write_text(text)
+    line = refused(command, here, "convert", "ours", "new")
+    assert "tokenizer.json is no tokenizer: " in line
+
+
 @pytest.mark.parametrize("form", ["transformers", "native"])
 def test_a_tokenizer_never_lies_beside_the_weights_of_another_model(command, here, ours, form):
     for text in ('{"model": {"a": 1}}', '{"model": {"b": 2}}', '{"type": "x"}'):

@@ -158,6 +158,24 @@ def test_the_class_that_settings_name_goes_before_that_of_the_model(tiny):
         ef.load_tokenizer(tiny)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"type": "Characters"}', "Characters needs `alphabet`"),
+        ('{"type": "Characters", "alphabet": 5}', "`Characters.alphabet` must be str; got 5"),
+        ('{"type": "Characters", "alphabet": "ba"}', "distinct characters in the order"),
+        ('{"type": "Characters", "alphabet": "\\ud800"}', "surrogates not allowed"),
+        ('{"type": "os.system"}', "`os.system` is not a known type of config"),
+        ('{"type": "SGD", "learning_rate": 1.0}', "is of type 'SGD', which the package tokenizers"),
+        ('["type"]', "invalid type: sequence"),
+    ],
+)
+def test_a_broken_tokenizer_of_our_own_is_told_in_our_own_words(tiny, text, says):
+    (tiny / "tokenizer.json").write_text(text)
+    with pytest.raises(ef.CheckpointError, match=re.escape(says)):
+        ef.load_tokenizer(tiny)
+
+
 def test_a_broken_tokenizer_and_a_missing_package_are_named(tiny, monkeypatch):
     (tiny / "tokenizer.json").write_text("{}")
     with pytest.raises(ef.CheckpointError, match=r"tokenizer\.json is no tokenizer"):
