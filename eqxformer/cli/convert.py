@@ -110,6 +110,9 @@ def _tokenizer(source: Path) -> dict[str, bytes]:
         found = Characters.from_dict(values).tokenizer
     except (ValueError, TypeError) as error:
         raise Mistake(f"{own} is no tokenizer: {error}") from None
+    except ImportError as error:
+        click.echo(f"The run's characters are left out. {error}", err=True)
+        return {}
     return {TOKENIZER: found.to_str(pretty=True).encode()}
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import sys
 import weakref
 
 import equinox as eqx
@@ -125,6 +126,18 @@ def test_characters_go_along_as_a_tokenizer_that_other_libraries_read(command, h
     assert read.encode(text).ids == characters.encode(text).tolist()
     assert read.decode(read.encode(text).ids) == text
     assert ef.load_tokenizer(here / "new").encode(text).ids == read.encode(text).ids
+
+
+def test_without_the_package_for_tokenizers_it_is_said_that_characters_are_left_out(
+    command, here, ours, monkeypatch
+):
+    (ours / "tokenizer.json").write_text(ef.Characters.of("abc").to_json())
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    code, _, err = command("convert", "ours", "new")
+    assert code == 0
+    assert "characters are left out" in err
+    assert "pip install 'eqxformer[hub]'" in err
+    assert not (here / "new/tokenizer.json").exists()
 
 
 @pytest.mark.parametrize("text", ['{"type": "Characters", "alphabet": "ba"}', "[1]", "5", "{"])
