@@ -67,8 +67,9 @@ def convert(
     """Write the checkpoint SRC anew as the directory DST.
 
     SRC is a directory, in the format of transformers or our own, or an id of the Hugging Face Hub;
-    with a run, or a model in one such as its `best`, goes the run's tokenizer. Checkpoints of
-    transformers may be larger than memory. DST appears whole or not at all.
+    with a run, or a model in one such as its `best`, goes the run's tokenizer, one of characters
+    with the extra `hub`. Checkpoints of transformers may be larger than memory. DST appears whole
+    or not at all.
     """
     with explained():
         if form == "native" and (shard_size or model_type):
