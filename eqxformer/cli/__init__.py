@@ -26,8 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     try:
         from eqxformer.cli.commands import run
+        from eqxformer.cli.interrupts import none_lost
 
-        code = run(sys.argv[1:] if arguments is None else list(arguments))
+        with none_lost():
+            code = run(sys.argv[1:] if arguments is None else list(arguments))
     except KeyboardInterrupt:  # while the modules are loaded
         code = 130
     sys.exit(code)
