@@ -10,6 +10,7 @@ import eqxformer as ef
 from eqxformer.keys import split
 from tests.helpers.compare import same_bits
 from tests.helpers.compiling import compilations
+from tests.helpers.models import filled
 
 
 def config(layers, layout, dim=8):
@@ -90,6 +91,17 @@ def test_steps_after_the_first_compile_nothing():
             state, _ = step(state, batch)
     assert not compiled
     assert jnp.isfinite(state.step)
+
+
+def test_loading_compiles_nothing_for_weights_of_whatever_shape(tmp_path):
+    for width in (16, 24):
+        config = ef.families.gpt(vocab=11 + width, dim=width, layers=1, heads=2, context=8)
+        ef.save(filled(config), tmp_path / str(width))
+    ef.load(tmp_path / "16")
+    with compilations() as compiled:
+        found = ef.load(tmp_path / "24")
+    assert not compiled
+    assert same_bits(found, filled(config))
 
 
 def test_any_usual_number_of_keys_is_drawn_by_one_program():

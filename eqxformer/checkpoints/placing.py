@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array
@@ -40,9 +39,9 @@ def by_name(where: Where, model: Any) -> Callable[[str, tuple[int, ...]], Shardi
 
 
 def place(numbers: np.ndarray, sharding: Sharding | None) -> Array:
-    """An array on its devices, each of which is given its own part alone."""
+    """An array on its devices, each of which is given its own part alone; nothing is compiled."""
     if sharding is None:
-        return jnp.asarray(numbers)
+        return jax.device_put(numbers)
     return jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
 
 

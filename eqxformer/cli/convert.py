@@ -139,7 +139,7 @@ def _read(directory: Path, home: Path, dtype: str | None) -> Any:
     model, wanted = load(directory), None if dtype is None else jnp.dtype(dtype)
 
     def cast(path: Any, leaf: Any) -> Any:
-        return jnp.asarray(converted(name(path), np.asarray(leaf), wanted))
+        return jax.device_put(converted(name(path), np.asarray(leaf), wanted))
 
     arrays, rest = eqx.partition(model, eqx.is_array)
     model = eqx.combine(jax.tree_util.tree_map_with_path(cast, arrays), rest)
