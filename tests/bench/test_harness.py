@@ -18,6 +18,7 @@ from eqxformer.bench import harness
 @pytest.fixture(autouse=True)
 def _candidates_start_quickly(monkeypatch):
     monkeypatch.setenv("EQXFORMER_CHECKS", "0")  # which would import JAX
+    monkeypatch.setattr(harness, "PAUSE", 0.0)
 
 
 def candidate(body: str) -> list[str]:

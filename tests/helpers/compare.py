@@ -35,8 +35,8 @@ def assert_agrees(function, twin, *arguments, tolerance=FLOAT64):
     expected = twin(*plain)
     cotangent = np.random.default_rng(0).standard_normal(expected.shape)
     with jax.enable_x64(True):
-        arguments = jax.tree.map(lambda x: jnp.asarray(x) if _floats(x) else x, plain)
-        y, gradients = value_and_gradients(function, arguments, jnp.asarray(cotangent))
+        arguments = jax.tree.map(lambda x: jax.device_put(x) if _floats(x) else x, plain)
+        y, gradients = value_and_gradients(function, arguments, jax.device_put(cotangent))
     assert y.dtype == np.float64
     np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance * _size(expected))
     _assert_gradients_agree(twin, plain, cotangent, gradients, max(tolerance, 1e-6))

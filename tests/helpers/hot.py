@@ -16,8 +16,8 @@ def hot(module, key):
     def move(leaf):
         noise = numbers.standard_normal(leaf.shape)
         if leaf.ndim < 2:
-            return jnp.asarray(np.asarray(leaf, np.float64) + 0.3 * noise, leaf.dtype)
-        return jnp.asarray(2.0 / np.sqrt(leaf.shape[-2]) * noise, leaf.dtype)
+            return _made(np.asarray(leaf, np.float64) + 0.3 * noise, leaf.dtype)
+        return _made(2.0 / np.sqrt(leaf.shape[-2]) * noise, leaf.dtype)
 
     return jax.tree.map(lambda leaf: move(leaf) if eqx.is_inexact_array(leaf) else leaf, module)
 
@@ -32,7 +32,7 @@ def drawn(config, *sizes, seed=0, **options):
     def draw(leaf):
         noise = numbers.standard_normal(leaf.shape)
         scaled = 0.6 + 0.3 * noise if leaf.ndim < 2 else 2.0 / np.sqrt(leaf.shape[-2]) * noise
-        return jnp.asarray(scaled, leaf.dtype)
+        return _made(scaled, leaf.dtype)
 
     shapes = eqx.filter_eval_shape(
         lambda key: config.build(*sizes, key=key, **options), jax.random.key(0)
@@ -47,4 +47,9 @@ def cast(tree, dtype):
 
 def normal(seed, *shape):
     """Standard normal numbers in float32."""
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+    return _made(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def _made(numbers, dtype):
+    """An array of JAX of what NumPy has rounded, which compiles nothing: `jnp.asarray` would."""
+    return jax.device_put(np.asarray(numbers, dtype))

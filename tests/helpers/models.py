@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import eqxformer as ef
@@ -24,7 +23,7 @@ def filled(config: Any, seed: int = 0) -> Any:
     def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         numbers = random.standard_normal(leaf.shape)
         numbers = 0.7 + 0.3 * numbers if leaf.ndim < 2 else numbers * leaf.shape[-2] ** -0.5
-        return jnp.asarray(numbers, leaf.dtype)
+        return jax.device_put(np.asarray(numbers, leaf.dtype))
 
     return jax.tree.map(draw, ef.shapes(config))
 
@@ -141,7 +140,7 @@ def extend(model: Any, tokens: Any, cache: Any, **options: Any) -> tuple[jax.Arr
 
 def tokens(*shape: int, seed: int = 0, vocab: int = VOCAB) -> jax.Array:
     """Random ids."""
-    return jnp.asarray(np.random.default_rng(seed).integers(0, vocab, shape), jnp.int32)
+    return jax.device_put(np.random.default_rng(seed).integers(0, vocab, shape).astype(np.int32))
 
 
 def close(a: Any, b: Any, tolerance: float = 3e-5) -> None:

@@ -98,7 +98,7 @@ def errors(directory: Path, expected: Expected) -> list[Error]:
     checkpoint = Checkpoint(directory)
     # Without its history, which would make the same model in another directory another program.
     model = ef.rebuild(checkpoint.model(), checkpoint.config.edit(origin=None))
-    inputs = {key: jnp.asarray(array) for key, array in expected.inputs.items()}
+    inputs = {key: jax.device_put(array) for key, array in expected.inputs.items()}
     bare = "last" in expected.outputs
     gradients, outputs = compiled(expected.places, bare)(model, inputs)
     found = {f"output.{k}": np.asarray(v) for k, v in outputs.items()}

@@ -6,7 +6,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import eqxformer as ef
@@ -64,11 +63,11 @@ def sources(model: Any) -> Any:
         return frames, (frames, None)
     lists = texts(encoder.vocab)
     ids, valid = padded(lists)
-    return lists, (jnp.asarray(ids), jnp.asarray(valid))
+    return lists, (jax.device_put(ids), jax.device_put(valid))
 
 
 def logits_without_cache(model: Any, plain: Any, made: list[list[int]]) -> list[np.ndarray]:
     """Of each row, the logits behind each of its tokens."""
     ids, valid = padded(made)
-    out = uncached(model, *plain, jnp.asarray(ids), jnp.asarray(valid))
+    out = uncached(model, *plain, jax.device_put(ids), jax.device_put(valid))
     return [np.asarray(out[row, : len(text)]) for row, text in enumerate(made)]

@@ -1,5 +1,7 @@
 """Every rate of dropout in a model drops something of its own, with a key and without none."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,24 +58,33 @@ def _inputs(kind):
     return (tokens(2, 6), tokens(2, 5, seed=1)) if kind == "both sides" else (tokens(2, 6),)
 
 
-@pytest.fixture(scope="module")
-def plain():
-    """Models in which nothing drops, and what they compute."""
-    found = {}
-    for kind, config in CONFIGS.items():
-        for path, part in paths(config).items():
-            rates = {rate: 0.0 for rate in ("dropout", "drop_path") if hasattr(part, rate)}
-            config = config.edit(path, **rates) if rates else config
-        model = filled(config)
-        found[kind] = model, np.asarray(model(*_inputs(kind), key=jax.random.key(1)))
-    return found
+def _with_rates(config, rate):
+    """The config with every rate of dropout in it set to this one."""
+    for path, part in paths(config).items():
+        rates = {name: rate for name in ("dropout", "drop_path") if hasattr(part, name)}
+        config = config.edit(path, **rates) if rates else config
+    return config
+
+
+@functools.cache
+def plain(kind):
+    """A model in which nothing drops, and what it computes."""
+    model = filled(_with_rates(CONFIGS[kind], 0.0))
+    return model, np.asarray(model(*_inputs(kind), key=jax.random.key(1)))
 
 
 @pytest.mark.parametrize(("kind", "path", "rate"), RATES)
-def test_each_rate_drops_something_and_nothing_without_a_key(plain, kind, path, rate):
-    model, whole = plain[kind]
+def test_each_rate_drops_something(kind, path, rate):
+    model, whole = plain(kind)
     dropping = ef.rebuild(model, model.config.edit(path, **{rate: 0.5}))
     found = [np.asarray(dropping(*_inputs(kind), key=jax.random.key(i))) for i in range(2)]
     assert any(np.abs(each - whole).max() > 1e-3 for each in found)
     assert rate == "drop_path" or not np.array_equal(*found)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_no_rate_drops_anything_without_a_key(kind):
+    model, whole = plain(kind)
+    dropping = ef.rebuild(model, _with_rates(model.config, 0.5))
+    assert not np.array_equal(dropping(*_inputs(kind), key=jax.random.key(0)), whole)
     np.testing.assert_array_equal(dropping(*_inputs(kind)), whole)
