@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 import eqxformer as ef
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+README = pathlib.Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 

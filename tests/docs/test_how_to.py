@@ -9,7 +9,7 @@ from eqxformer import architectures
 
 pages = pytest.importorskip("website.pages", reason="the site's sources are not in the sdist")
 
-PAGES = sorted((Path(__file__).parent.parent / "docs" / "how-to").glob("*.md"))
+PAGES = sorted((Path(__file__).parents[2] / "docs" / "how-to").glob("*.md"))
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ pages = pytest.importorskip("website.pages", reason="the site's sources are not 
 from website import api, check_site, configs, drawings, pictures, shell, sources  # noqa: E402
 from website import commands as command_line  # noqa: E402
 
-DOCS = pathlib.Path(__file__).parent.parent / "docs"
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
 RUN = ("index.md", "annotated.md", "reference/errors.md")
 WRITTEN = sorted(DOCS.rglob("*.md"))
 
