@@ -31,6 +31,7 @@ from eqxformer.checkpoints.tensor_files import WEIGHTS, TensorFiles, read_json
 from eqxformer.config import Config
 
 CONFIG = "config.json"
+RUN, TOKENIZER = "run.json", "tokenizer.json"  # what a run has beside its model
 _FORMAT = "eqxformer"
 _MAX_CONFIG = 4 * 2**20  # bytes; a block of many options has some 3,000
 _MAX_BLOCKS = 2048

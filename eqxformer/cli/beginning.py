@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eqxformer.__about__ import __version__
-from eqxformer.checkpoints.native import shapes
+from eqxformer.checkpoints.native import TOKENIZER, shapes
 from eqxformer.cli.memory import check_memory
 from eqxformer.cli.settings import edited
 from eqxformer.config import Config
@@ -22,7 +22,7 @@ from eqxformer.training.differences import differences
 from eqxformer.training.experiment import Experiment, Recipe, Task
 from eqxformer.training.processes import all_or_none, join, told_by_first
 from eqxformer.training.recipes import RECIPES, recipe
-from eqxformer.training.run_directory import TOKENIZER, RunDirectory
+from eqxformer.training.run_directory import RunDirectory
 from eqxformer.training.start import Start, check_fits
 
 # Of the data, what a file is called; its content is compared by its SHA-256.

@@ -10,19 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqxformer.checkpoints.names import name, named_arrays
-from eqxformer.checkpoints.native import load, save
+from eqxformer.checkpoints.native import TOKENIZER, load, save
 from eqxformer.checkpoints.rebuild import rebuild
 from eqxformer.checkpoints.tensor_files import TensorFiles, parse_size, replaced_directory
 from eqxformer.cli.errors import Mistake, explained
-from eqxformer.cli.reading import run_with
 from eqxformer.data.characters import Characters
 from eqxformer.inspect.table import count, size
 from eqxformer.pretrained.checkpoint import Checkpoint, is_native
-from eqxformer.pretrained.locate import locate
+from eqxformer.pretrained.locate import home, locate
 from eqxformer.pretrained.on_disk import converted, on_disk
 from eqxformer.pretrained.save import OLD, carry, write_pretrained
 from eqxformer.strict_json import json_object
-from eqxformer.training.run_directory import TOKENIZER
 
 _EXAMPLES = """\b
 Examples:
@@ -77,9 +75,8 @@ def convert(
         shard_bytes = parse_size(shard_size or "5GB")
         _check_target(source, target, overwrite)
         folder = locate(source)
-        run = run_with(folder)
-        home = folder if run is None else run.path  # of what lies beside the weights
-        model, beside = _read(folder, home, dtype), _tokenizer(home)
+        owner = home(folder)  # of what lies beside the weights
+        model, beside = _read(folder, owner, dtype), _tokenizer(owner)
         if form == "native":
             _write_native(model, target, overwrite, beside)
         else:
@@ -129,10 +126,10 @@ def _check_target(source: str, target: Path, overwrite: bool) -> None:
         )
 
 
-def _read(directory: Path, home: Path, dtype: str | None) -> Any:
+def _read(directory: Path, owner: Path, dtype: str | None) -> Any:
     """The model of a directory; of a checkpoint of transformers, with all its numbers on disk.
 
-    `home` is where its tokenizer lies.
+    `owner` is where its tokenizer lies.
     """
     if not is_native(directory):
         return on_disk(Checkpoint(directory), dtype)
@@ -146,7 +143,7 @@ def _read(directory: Path, home: Path, dtype: str | None) -> Any:
     origin = getattr(model.config, "origin", None)
     if origin is None:
         return model
-    beside = origin.edit(directory=str(home.resolve()))
+    beside = origin.edit(directory=str(owner.resolve()))
     return rebuild(model, model.config.edit(origin=beside))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import jax
 
-from eqxformer.checkpoints.native import load
+from eqxformer.checkpoints.native import RUN, load
 from eqxformer.cli.errors import explained
 from eqxformer.cli.reading import run_with
 from eqxformer.cli.sampling import over, sampling_options
@@ -21,7 +21,7 @@ from eqxformer.pretrained.checkpoint import CONFIG
 from eqxformer.text import TextGenerator
 from eqxformer.training.experiment import Experiment, Recipe, Request, check_seed
 from eqxformer.training.recipes import recipe
-from eqxformer.training.run_directory import RUN, RunDirectory
+from eqxformer.training.run_directory import RunDirectory
 
 _EXAMPLES = """\b
 Examples:

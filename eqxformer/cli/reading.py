@@ -4,28 +4,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eqxformer.checkpoints.native import load
+from eqxformer.checkpoints.native import RUN, load
 from eqxformer.data.subwords import Subwords
-from eqxformer.pretrained.checkpoint import CONFIG, is_native
 from eqxformer.pretrained.load import load_any, load_tokenizer
-from eqxformer.pretrained.locate import locate
-from eqxformer.training.run_directory import RUN, TOKENIZER, RunDirectory
+from eqxformer.pretrained.locate import home, locate
+from eqxformer.training.run_directory import RunDirectory
 
 # From a text to the ids of its tokens, and the text of each.
 Encode = Callable[[str], tuple[list[int], list[str]]]
 
 
 def run_with(path: Path) -> RunDirectory | None:
-    """The run that `path` is, or that a model there belongs to, such as its `best`; None if none.
-
-    A model with a tokenizer of its own belongs to nobody.
-    """
-    if (path / RUN).is_file():
-        return RunDirectory(path)
-    if not (path / CONFIG).is_file() or (path / TOKENIZER).is_file() or not is_native(path):
-        return None
-    around = (RunDirectory(each) for each in path.resolve().parents[:2])
-    return next((each for each in around if (each.path / RUN).is_file()), None)
+    """The run that `path` is, or that keeps the model there, such as its `best`; None if none."""
+    at = home(path)
+    return RunDirectory(at) if (at / RUN).is_file() else None
 
 
 def read_model(source: str, dtype: str | None = None) -> tuple[Any, Encode]:

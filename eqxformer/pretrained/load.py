@@ -9,12 +9,12 @@ import jax
 from jaxtyping import DTypeLike
 
 from eqxformer.checkpoints.errors import CheckpointError, MissingFile
-from eqxformer.checkpoints.native import load
+from eqxformer.checkpoints.native import TOKENIZER, load
 from eqxformer.checkpoints.placing import Where
 from eqxformer.checkpoints.tensor_files import shown
 from eqxformer.config import Config
 from eqxformer.pretrained.checkpoint import Checkpoint, is_native
-from eqxformer.pretrained.locate import locate
+from eqxformer.pretrained.locate import home, locate
 from eqxformer.pretrained.sentences import in_lower_case, longest_text
 from eqxformer.pretrained.tokens import add_listed, instead
 from eqxformer.strict_json import json_object
@@ -82,10 +82,10 @@ def load_any(folder: pathlib.Path, dtype: DTypeLike | None = None) -> Any:
 def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = None) -> Any:
     """The `tokenizers.Tokenizer` of a checkpoint, from its `tokenizer.json` as it stands.
 
-    That of a run over characters becomes one. Tokens that are only listed in files beside it, such
-    as `tokenizer_config.json`, are added as in transformers. That of a directory
-    of sentence-transformers cuts texts where `sentence_bert_config.json` says, and makes them lower
-    case if it says so, as that library does.
+    That of a run over characters becomes one, and a model in a run, such as its `best`, has that of
+    the run. Tokens that are only listed in files beside it, such as `tokenizer_config.json`, are
+    added as in transformers. That of a directory of sentence-transformers cuts texts where
+    `sentence_bert_config.json` says, and makes them lower case if it says so, as that library does.
 
     Needs the package tokenizers, which the extra `hub` brings. Raises `MissingFile` for a
     checkpoint without that file, which can mostly be converted once, and `CheckpointError` for one
@@ -103,10 +103,10 @@ def load_tokenizer(source: str | os.PathLike[str], *, revision: str | None = Non
         >>> tokenizer.encode("a man").tokens
         ['▁a', '▁man']
     """
-    folder = locate(source, revision=revision, patterns=_TOKENIZER)
-    path = folder / "tokenizer.json"
+    folder = home(locate(source, revision=revision, patterns=_TOKENIZER))
+    path = folder / TOKENIZER
     if not path.is_file():
-        raise MissingFile(f"There is no tokenizer.json in {folder}. {instead(folder)}")
+        raise MissingFile(f"There is no {TOKENIZER} in {folder}. {instead(folder)}")
     try:
         from tokenizers import Tokenizer, normalizers
     except ImportError:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from eqxformer.checkpoints.errors import MissingFile
+from eqxformer.checkpoints.native import RUN, TOKENIZER
 from eqxformer.checkpoints.tensor_files import CONVERSION, INDEX, WEIGHTS, shard_names
 from eqxformer.pretrained.checkpoint import CONFIG, Said, is_native
 
@@ -47,6 +48,18 @@ def locate(
     if patterns is None:
         return _whole(source, revision)
     return _downloaded(source, revision, patterns)
+
+
+def home(folder: pathlib.Path) -> pathlib.Path:
+    """Where a model's tokenizer lies: of one that a run keeps, such as its `best`, in the run.
+
+    A model with a tokenizer of its own belongs to nobody.
+    """
+    own = any((folder / name).is_file() for name in (RUN, TOKENIZER))
+    if own or not (folder / CONFIG).is_file() or not is_native(folder):
+        return folder
+    around = folder.resolve().parents[:2]
+    return next((each for each in around if (each / RUN).is_file()), folder)
 
 
 def _whole(source: str, revision: str | None) -> pathlib.Path:

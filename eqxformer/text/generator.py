@@ -17,7 +17,7 @@ from eqxformer.generation.stream import stream
 from eqxformer.models.decoder_lm import DecoderLM
 from eqxformer.models.encoder_decoder import EncoderDecoder
 from eqxformer.pretrained.load import load_any, load_tokenizer
-from eqxformer.pretrained.locate import locate
+from eqxformer.pretrained.locate import home, locate
 from eqxformer.text._automaton import strings_given
 from eqxformer.text.chat import ChatTemplate
 from eqxformer.text.pieces import TextPieces
@@ -73,23 +73,25 @@ class TextGenerator:
         """All there is in a checkpoint: model, tokenizer, settings, and a chat template if any.
 
         Arguments:
-            source: a directory in the format of transformers or our own, such as that of a run, or
-                an id of the Hugging Face Hub (with the extra `hub`).
+            source: a directory in the format of transformers or our own, such as that of a run or
+                its `best`, which has the tokenizer of the run, or an id of the Hugging Face Hub
+                (with the extra `hub`).
             dtype: the type of the weights, as of `from_pretrained`.
             revision: a branch, tag or commit on the Hub.
 
         Raises what `from_pretrained`, `load_tokenizer` and `GenerationSettings.read` raise.
         """
         folder = locate(source, revision=revision)
-        tokenizer = load_tokenizer(folder)
+        beside = home(folder)
+        tokenizer = load_tokenizer(beside)
         # What a tokenizer was saved with is for batches; here, it would cut texts in silence.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         try:
-            template = ChatTemplate.read(folder)
+            template = ChatTemplate.read(beside)
         except MissingFile:
             template = None
-        settings = GenerationSettings.read(folder)
+        settings = GenerationSettings.read(beside)
         return TextGenerator(load_any(folder, dtype), tokenizer, settings, template)
 
     def __call__(

@@ -18,13 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eqxformer.checkpoints.native import load, save
+from eqxformer.checkpoints.native import RUN, TOKENIZER, load, save
 from eqxformer.checkpoints.tensor_files import replaced_directory
 from eqxformer.config import Config
 from eqxformer.data.subwords import Subwords
 from eqxformer.data.tokenizer import Tokenizer, tokenizer_of
-
-RUN, TOKENIZER = "run.json", "tokenizer.json"
 
 
 class RunDirectory:

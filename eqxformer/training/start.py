@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from eqxformer.checkpoints.native import load, load_config
+from eqxformer.checkpoints.native import RUN, TOKENIZER, load, load_config
 from eqxformer.checkpoints.rebuild import differences, expected, rebuild, shapes
 from eqxformer.config import Config
 from eqxformer.data.fingerprints import digest, digest_of_file
@@ -12,7 +12,7 @@ from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.load import from_pretrained
 from eqxformer.sharding.placement import Placement
-from eqxformer.training.run_directory import RUN, TOKENIZER, read_tokenizer
+from eqxformer.training.run_directory import read_tokenizer
 
 _SHOWN = 3  # arrays that an error names
 

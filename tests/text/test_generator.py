@@ -120,6 +120,33 @@ def test_a_run_over_characters_answers_what_its_tokens_say(tmp_path):
     assert generator(prompt, max_new_tokens=9, stop=stop) == before.partition(stop)[0]
 
 
+@pytest.mark.parametrize("part", ["best", "last/4"])
+def test_a_model_in_a_run_has_what_lies_beside_the_run(tmp_path, part):
+    characters, run = ef.Characters.of("abcdefghij\n é"), tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    (run / "tokenizer.json").write_text(characters.to_json())
+    (run / "generation_config.json").write_text('{"max_new_tokens": 3}')
+    (run / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    ef.save(model("gpt"), run / part)
+    assert ef.load_tokenizer(run / part).get_vocab() == characters.tokenizer.get_vocab()
+    generator = ef.TextGenerator.read(run / part)
+    (made,) = ef.generate(model("gpt"), [characters.encode("a").tolist()], max_new_tokens=3)
+    assert generator(TALK) == generator("a") == characters.decode(made)
+
+
+def test_a_model_with_a_tokenizer_of_its_own_and_one_in_no_run_have_none_of_another(tmp_path):
+    for folder in ("run/best", "none/best"):
+        ef.save(model("gpt"), tmp_path / folder)
+    (tmp_path / "run/run.json").write_text("{}")
+    for folder, letters in {"run": "abc", "run/best": "abcdefghij\n é", "none": "abc"}.items():
+        characters = ef.Characters.of(letters)
+        (tmp_path / folder / "tokenizer.json").write_text(characters.to_json())
+    assert ef.TextGenerator.read(tmp_path / "run/best").tokenizer.get_vocab_size() == VOCAB
+    with pytest.raises(ef.CheckpointError, match=r"There is no tokenizer\.json in .*none/best"):
+        ef.TextGenerator.read(tmp_path / "none/best")
+
+
 def test_characters_that_a_tokenizer_lacks_are_named():
     generator = ef.TextGenerator(model("gpt"), ef.Characters.of("abcdefghijklm").tokenizer)
     with pytest.raises(ValueError, match=r"that are no tokens: 'x', 'é'\.$"):
