@@ -11,6 +11,14 @@ import pytest
 from eqxformer.cli.interrupts import none_lost
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_counts():
+    """Also where the tests run in the background of a shell, which has it ignored."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)
+
+
 def ctrl_c(*unused):
     signal.raise_signal(signal.SIGINT)
 
