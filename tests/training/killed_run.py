@@ -49,7 +49,7 @@ def main(directory: Path, moment: str) -> None:
         "blocks.*.*_residual", dropout=0.2
     )
     tokens = np.random.default_rng(0).integers(0, 7, 50).astype(np.int32)  # 8 windows an epoch
-    cut = ef.Epochs(length=6, batch=5).build(tokens, seed=3)
+    cut = ef.Epochs(length=6, batch=6).build(tokens, seed=3)
 
     def batches(step: int) -> ef.TokenBatch:
         if kind == "step" and step + 1 == int(number):

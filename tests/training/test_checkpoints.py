@@ -6,8 +6,6 @@ import functools
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -375,22 +373,6 @@ def test_what_is_wrong_with_the_checkpoint_before_is_said_once(copied, monkeypat
         write(checkpoints)
     message = str(error.value)
     assert message.count("A checkpoint could not be written") == message.count("Make room") == 1
-
-
-def test_a_second_sigterm_ends_the_process_at_once():
-    source = (
-        "import os, signal, time\n"
-        "from eqxformer.training.signals import stop_requests\n"
-        "with stop_requests() as asked:\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print(asked.signal, flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    time.sleep(60)\n"
-    )
-    quick = {**os.environ, "EQXFORMER_CHECKS": "0"}
-    command = [sys.executable, "-c", source]
-    done = subprocess.run(command, capture_output=True, text=True, env=quick)
-    assert (done.stdout, done.returncode) == ("15\n", -signal.SIGTERM)
 
 
 @pytest.mark.parametrize("options", [{"every": 0}, {"every": 1, "keep": 1}])

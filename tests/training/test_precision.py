@@ -2,13 +2,14 @@
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import eqxformer as ef
-from tests.helpers.hot import hot
+from tests.helpers.hot import drawn
 
 CONFIG = ef.families.gpt(vocab=11, dim=16, layers=1, heads=2, context=8)
 BATCH = ef.TokenBatch(np.random.default_rng(0).integers(0, 11, (6, 9)).astype(np.int32))
@@ -16,7 +17,7 @@ BATCH = ef.TokenBatch(np.random.default_rng(0).integers(0, 11, (6, 9)).astype(np
 
 @functools.cache
 def model():
-    return hot(CONFIG.build(key=jax.random.key(0)), jax.random.key(2))
+    return drawn(CONFIG)
 
 
 def stepped(precision, microbatch=None):
@@ -32,7 +33,7 @@ def types(tree):
 
 def moves(state):
     arrays, before = ef.named_arrays(state.model), ef.named_arrays(model())
-    return np.concatenate([np.ravel(arrays[name] - before[name]) for name in before])
+    return np.concatenate([np.ravel(arrays[name]) - np.ravel(before[name]) for name in before])
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def exact():
     return stepped(ef.Precision())
 
 
-@pytest.mark.parametrize("microbatch", [None, 4])
+@pytest.mark.parametrize("microbatch", [None, 3])
 def test_bfloat16_computes_and_float32_is_kept(exact, microbatch):
     state, metrics = stepped(ef.Precision(compute="bfloat16"), microbatch)
     assert types((state.model, state.optimizer, metrics)) == {jnp.dtype("float32")}
@@ -63,11 +64,15 @@ def test_little_arrays_that_must_not_be_rounded_stay_in_float32(layout):
     expert = ef.MLP.Config(hidden=5)
     mixture = ef.Experts.Config(3, 2, expert, ef.SigmoidTopK(), correction=ef.Normal(1.0))
     config = CONFIG.edit("blocks.*", feed_forward=mixture).edit(layout=layout)
-    model = ef.quantise(config.build(key=jax.random.key(0)), to=("**.query", "**.experts.up"))
-    model = ef.add_lora(model, ef.DoRA(rank=2), to="**.value", key=jax.random.key(1))
-    asked = ef.Precision(parameters="bfloat16", compute="bfloat16")
-    for found in (asked.computing(model), asked.kept(model)):
-        arrays = ef.named_arrays(found).items()
+
+    @eqx.filter_jit
+    def built(model):
+        model = ef.quantise(model, to=("**.query", "**.experts.up"))
+        return ef.add_lora(model, ef.DoRA(rank=2), to="**.value", key=jax.random.key(1))
+
+    model, asked = built(drawn(config)), ef.Precision(parameters="bfloat16", compute="bfloat16")
+    for cast in (asked.computing, asked.kept):
+        arrays = ef.named_arrays(eqx.filter_eval_shape(cast, model)).items()
         wide = {name.removeprefix("blocks.0.") for name, x in arrays if x.dtype == jnp.float32}
         assert wide == {
             "attention.query.scale",
@@ -76,10 +81,10 @@ def test_little_arrays_that_must_not_be_rounded_stay_in_float32(layout):
             "feed_forward.experts.up.scale",
             "feed_forward.router.weight",
         }
-    again = ef.Precision().computing(asked.computing(model))
+    again = eqx.filter_eval_shape(lambda: ef.Precision().computing(asked.computing(model)))
     assert types(again) == {jnp.dtype("float32")}
-    loss = ef.NextToken()(asked.computing(model), BATCH)
-    assert jnp.isfinite(loss.mean)
+    loss = eqx.filter_jit(lambda model: ef.NextToken()(asked.computing(model), BATCH).mean)
+    assert np.isfinite(loss(model))
 
 
 def test_a_type_that_is_none_is_refused():

@@ -4,10 +4,7 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,18 +14,18 @@ from eqxformer.cli.commands import run
 from eqxformer.training.processes import all_or_none, check_alike, join, told_by_first
 from eqxformer.training.recipes import mlm
 from tests.helpers.compare import assert_close
+from tests.helpers.forks import Nursery
 from tests.training.shared_run import outcome
 
-ROOT = Path(__file__).parents[2]
 TEXT = " ".join(f"{number} times" for number in range(300))
-STEPS = 60
+STEPS = 30
 TINY = mlm.model(len(set(TEXT)) + mlm.SPECIAL, dim=8, layers=1, heads=2, hidden=8)
 SETTINGS = {
     "model": json.dumps(TINY.to_dict()),
     "optimizer": json.dumps(ef.SGD(0.05, momentum=0.9).to_dict()),
     "data.batch": "4",
-    "checkpoint_every": "10",
-    "validate_every": "30",
+    "checkpoint_every": "5",
+    "validate_every": "15",
 }
 OPTIONS = [f"--steps={STEPS}", *(f"--set={path}={value}" for path, value in SETTINGS.items())]
 
@@ -53,31 +50,34 @@ def free_port():
         return free.getsockname()[1]
 
 
-class Together:
-    """`eqxformer train` by two processes of two devices each."""
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("processes")
+    (place / "text.txt").write_text(TEXT)
+    return place
 
-    def __init__(self, place, *arguments, where=None, second=()):
-        port = free_port()
-        shared = {
-            "EQXFORMER_CHECKS": "0",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-            "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as in this process
-        }
-        command = [sys.executable, "-m", "eqxformer.cli", "train", *map(str, arguments)]
-        self.both = []
-        for rank, more in enumerate(((), second)):
-            processes = where or f"{rank}/2@127.0.0.1:{port}"
-            self.both.append(
-                subprocess.Popen(
-                    [*command, "--mesh=fsdp=4", f"--processes={processes}", *more],
-                    env={**os.environ, **shared, **slurm(rank, port)},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
+
+@pytest.fixture(scope="module")
+def nursery(place):
+    """Of processes of two devices each."""
+    nursery = Nursery(
+        place,
+        *("eqxformer.cli.train", "orbax.checkpoint", "matplotlib.figure", "grain"),
+        EQXFORMER_CHECKS="0",
+        XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
+        JAX_COMPILATION_CACHE_DIR=str(place / "cache"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # as in this process
+    )
+    yield nursery
+    nursery.close()
+
+
+class Together:
+    """Two processes at a time."""
+
+    def __init__(self, *both):
+        self.both = both
 
     def until(self, there):
         """Waits until something is there, or one of them is not."""
@@ -87,7 +87,7 @@ class Together:
     def ended(self):
         """Exit codes, and what the two wrote to both ends."""
         try:
-            written = [process.communicate(timeout=300) for process in self.both]
+            written = [process.communicate() for process in self.both]
         finally:
             for process in self.both:
                 process.kill()
@@ -95,11 +95,25 @@ class Together:
         return codes, [out for out, _ in written], [err for _, err in written]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("processes")
-    (place / "text.txt").write_text(TEXT)
-    return place
+@pytest.fixture
+def train(nursery):
+    """`eqxformer train` by two processes."""
+
+    def train(*arguments, where=None, second=()):
+        port = free_port()
+        return Together(
+            *[
+                nursery.start(
+                    *("eqxformer.cli", "train", *arguments, "--mesh=fsdp=4"),
+                    f"--processes={where or f'{rank}/2@127.0.0.1:{port}'}",
+                    *more,
+                    **slurm(rank, port),
+                )
+                for rank, more in enumerate(((), second))
+            ]
+        )
+
+    return train
 
 
 def numbers(directory, name):
@@ -107,27 +121,27 @@ def numbers(directory, name):
     return {line["step"]: line[name] for line in lines if name in line}
 
 
-def test_two_processes_that_are_killed_and_stopped_go_on_as_one_device_would(place):
+def test_two_processes_that_are_killed_and_stopped_go_on_as_one_device_would(place, train):
     together, alone = place / "together", place / "alone"
     begin = ("mlm", "--data", place / "text.txt", *OPTIONS)
 
-    killed = Together(place, *begin, "--out", together)
-    killed.until((together / "checkpoints" / "10").exists)
+    killed = train(*begin, "--out", together)
+    killed.until((together / "checkpoints" / "5").exists)
     for process in killed.both:
         process.kill()
     assert killed.ended()[0] == [-9, -9]
 
-    stopped = Together(place, "--out", together, "--resume")
-    stopped.until((together / "checkpoints" / "20").exists)
+    stopped = train("--out", together, "--resume")
+    stopped.until((together / "checkpoints" / "10").exists)
     stopped.both[1].send_signal(signal.SIGTERM)
     codes, outs, errs = stopped.ended()
     assert codes == [143, 143], errs
     last = max(numbers(together, "loss"))
-    assert 20 <= last < STEPS
+    assert 10 <= last < STEPS
     assert f"the model of step {last} is saved" in outs[0]
     assert (together / "checkpoints" / str(last)).is_dir()
 
-    codes, outs, errs = Together(place, "--out", together, "--resume").ended()
+    codes, outs, errs = train("--out", together, "--resume").ended()
     assert codes == [0, 0], errs
     assert f"Going on from step {last}." in outs[0]
     assert "Validation loss" in outs[0]
@@ -141,29 +155,14 @@ def test_two_processes_that_are_killed_and_stopped_go_on_as_one_device_would(pla
     assert_close(ef.load(together), ef.load(alone), 1e-5)
 
 
-def test_processes_that_bring_shares_of_each_batch_train_on_all_of_it_and_go_on(tmp_path):
-    port, there = free_port(), str(tmp_path / "checkpoints")
-    quick = {"EQXFORMER_CHECKS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    quick |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.shared_run", str(rank), "2", str(port), there],
-            env={**os.environ, **quick},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        written = [process.communicate(timeout=300) for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], written
+def test_processes_that_bring_shares_of_each_batch_train_on_all_of_it_and_go_on(tmp_path, nursery):
+    port, there = free_port(), tmp_path / "checkpoints"
+    codes, outs, errs = Together(
+        *[nursery.start("tests.training.shared_run", rank, 2, port, there) for rank in range(2)]
+    ).ended()
+    assert codes == [0, 0], errs
     alone = outcome(ef.Share(), "data=8")
-    for out, _ in written:
+    for out in outs:
         found = json.loads(out.splitlines()[-1])
         assert found["tokens"] == alone["tokens"]
         np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-6)
@@ -173,10 +172,10 @@ def test_processes_that_bring_shares_of_each_batch_train_on_all_of_it_and_go_on(
 
 
 def test_processes_of_slurm_find_each_other_and_are_refused_where_they_are_told_different_things(
-    place,
+    place, train
 ):
     begin = ("mlm", "--data", place / "text.txt", *OPTIONS, "--out", place / "none")
-    codes, _, errs = Together(place, *begin, where="auto", second=["--seed=1"]).ended()
+    codes, _, errs = train(*begin, where="auto", second=["--seed=1"]).ended()
     assert codes == [2, 2], errs
     assert "first -> this one: experiment.seed: 0 -> 1" in errs[1]
     assert "Process 1 was asked for another thing than the first" in errs[0]

@@ -1,11 +1,12 @@
 import contextlib
+import inspect
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import pytest
 
 import eqxformer as ef
@@ -49,7 +50,8 @@ def smallest(vocab):
 def trained(tmp_path_factory):
     """A run of `translate`, its exit code, and what it printed."""
     place = tmp_path_factory.mktemp("translate")
-    data = write_directory(place / "par", COUNTS)
+    # As many texts to validate as to test with: their search is one program.
+    data = write_directory(place / "par", {**COUNTS, "valid": 5})
     settings = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
     words = ["train", "translate", "--data", str(data), "--out", str(place / "run"), "--steps=6"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
@@ -61,7 +63,7 @@ def trained(tmp_path_factory):
 def test_a_run_learns_and_ends_with_bleu_of_the_averaged_model(trained):
     path, code, out = trained
     assert code == 0
-    assert "par: en to de, 60 pairs to learn from, 6 to validate and 5 to test with" in out
+    assert "par: en to de, 60 pairs to learn from, 5 to validate and 5 to test with" in out
     records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]
     assert losses[-1] < losses[0]
@@ -100,7 +102,7 @@ def test_a_run_translates_every_line_of_a_prompt(trained, capsys):
 
 def test_a_run_goes_on_from_another_on_other_texts_with_its_tokens(trained, tmp_path, capsys):
     path, *_ = trained
-    data = write_directory(tmp_path / "more", {"valid": 6, "test": 5, "train": 40})
+    data = write_directory(tmp_path / "more", {"valid": 5, "test": 5, "train": 40})
     settings = {name: value for name, value in SETTINGS.items() if name != "tokenizer.vocab"}
     words = ["train", "translate", "--data", str(data), "--from", str(path), "--steps=2"]
     words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
@@ -137,15 +139,19 @@ def test_the_search_is_told_of_beams_length_and_end(written, monkeypatch):
     told = []
 
     def spied(*arguments, **options):
-        told.append([options[name] for name in ("beams", "length_penalty", "early_stopping")])
-        return ef.beam_search(*arguments, **options)
+        given = inspect.signature(ef.beam_search).bind(*arguments, **options).arguments
+        names = ("beams", "length_penalty", "early_stopping", "start", "stop")
+        told.append([given[name] for name in names])
+        return SimpleNamespace(tokens=[[tokenizer.encode("a cat").tolist()]])
 
     monkeypatch.setattr("eqxformer.training.translation.beam_search", spied)
     model, tokenizer = written
-    ef.translate(model, ["the dog"], tokenizer, beams=3, length_penalty=0.6, early_stopping="never")
+    options = {"beams": 3, "length_penalty": 0.6, "early_stopping": "never"}
+    assert ef.translate(model, ["the dog"], tokenizer, **options) == ["a cat"]
     asked = translate.suggested().edit(beams=2, length_penalty=0.8, early_stopping=True)
-    translate.translated(model, ["the dog"], tokenizer, asked)
-    assert told == [[3, 0.6, "never"], [2, 0.8, True]]
+    assert translate.translated(model, ["the dog"], tokenizer, asked) == ["a cat"]
+    ends = [tokenizer.start, (tokenizer.end,)]
+    assert told == [[3, 0.6, "never", *ends], [2, 0.8, True, *ends]]
 
 
 def test_translations_are_those_of_each_text_alone_in_the_order_of_the_texts(written):
@@ -267,7 +273,7 @@ def test_pairs_that_do_not_fit_are_refused_or_counted(tmp_path):
         task.check(experiment)
     task, experiment = fitted(folder, data={"unfit": "drop"})
     task.check(experiment)
-    assert "59 pairs to learn from" in task.describe(experiment)
+    assert "59 pairs to learn from, 6 to validate and 5 to test" in task.describe(experiment)
     assert "; 1 pairs longer or empty are left out" in task.describe(experiment)
 
 
@@ -297,7 +303,7 @@ def test_numbers_of_an_experiment_are_positive(name):
 def test_batches_are_of_the_seed_and_the_fitting_pairs(folder):
     task, experiment = fitted(folder)
     one, two = (task.batches(experiment.edit(seed=seed))(0) for seed in (0, 1))
-    assert jnp.asarray(one.source).shape == jnp.asarray(two.source).shape
+    assert one.source.shape == two.source.shape
     assert (one.source != two.source).any()
     assert sum(int(batch.source_valid.any(1).sum()) for batch in task.validation(experiment)) == 6
 
