@@ -8,13 +8,35 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import eqxformer as ef
 from eqxformer.cli.commands import run
+from eqxformer.training.recipes import language_model
 from tests.helpers.models import filled
+from tests.helpers.shared import shared_programs
 
-# Two blocks, so that little is compiled.
-BLOCKS = ef.families.llama(vocab=2, dim=16, layers=2, heads=4, hidden=16).to_dict()["blocks"]
-MODEL = ["--set", "model.dim=16", "--set", f"model.blocks={json.dumps(BLOCKS)}"]
+
+def small_model(layers):
+    """Settings of a narrow Llama of so many blocks."""
+    config = ef.families.llama(vocab=2, dim=16, layers=layers, heads=4, hidden=16)
+    blocks = json.dumps(config.to_dict()["blocks"])
+    return ["--set", "model.dim=16", "--set", f"model.blocks={blocks}"]
+
+
+MODEL = small_model(layers=1)  # so that little is compiled
 SMALL = ["--steps=6", "--batch=2", *MODEL, "--set", "validate_every=3"]
 TEXT = " ".join(f"{number} times" for number in range(300))
+
+
+@contextlib.contextmanager
+def quick_runs():
+    """Runs share their programs; a sample is a little longer than what a model sees at once."""
+    with pytest.MonkeyPatch.context() as patch, shared_programs():
+        patch.setattr(language_model, "SAMPLE_TOKENS", 80)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick():
+    with quick_runs():
+        yield
 
 
 @pytest.fixture
@@ -40,22 +62,25 @@ def command(capsys):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, worker_id):
-    """Two runs of a few steps, `text` and `rot13`, and beside each what it printed.
+    """Runs of a few steps, and beside each what it printed.
 
+    They are `text`, `rot13`, and `again`, for which the command of `rot13` was given once more.
     Made by the first worker that asks, for all of them: nobody may change it.
     """
     home = tmp_path_factory.getbasetemp()
     place = (home if worker_id == "master" else home.parent) / "runs"
     with FileLock(f"{place}.lock"):
-        if (place / "rot13.out").exists():  # what is written last
+        if (place / "again.out").exists():  # what is written last
             return place
         place.mkdir(exist_ok=True)
         (place / "text.txt").write_text(TEXT)
         more = ["--data", str(place / "text.txt"), "--set", "sample_every=3"]
         more += ["--set", "prompt=7 times"]
-        for name, arguments in {"text": [*SMALL, *more], "rot13": ["--steps=40"]}.items():
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
-                assert run(["train", name, "--out", str(place / name), *arguments]) == 0
+        rot13 = ["rot13", "--steps=40", "--batch=8"]
+        asked = {"text": ["text", *SMALL, *more], "rot13": rot13, "again": rot13}
+        for name, arguments in asked.items():
+            with contextlib.redirect_stdout(io.StringIO()) as printed, quick_runs():
+                assert run(["train", *arguments, "--out", str(place / name)]) == 0
             (place / f"{name}.out").write_text(printed.getvalue())
     return place
 

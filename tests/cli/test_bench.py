@@ -4,8 +4,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
+import threading
 
 import pytest
 
@@ -13,21 +12,11 @@ import eqxformer as ef
 from eqxformer.bench import asking, harness
 from eqxformer.bench.questions import QUESTIONS
 from eqxformer.bench.sizes import SIZES
-from eqxformer.cli import bench
+from eqxformer.cli import bench, main
 from tests.cli.test_mistakes import refused
 from tests.helpers.models import filled
 
 TINY = ef.families.gpt(vocab=11, dim=8, layers=1, heads=2, context=16)
-# The command, for which Ctrl-C counts also where the tests run in the background of a shell, which
-# ignores it, and with it all that it starts.
-PROGRAM = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from eqxformer.cli import main
-main()
-"""
-COMMAND = [sys.executable, "-c", PROGRAM, "bench"]
-QUICK = {**os.environ, "EQXFORMER_CHECKS": "0", "JAX_PLATFORMS": "cpu"}
 MACHINE = {"platform": "cpu", "device": "cpu", "processor": "a chip", "cores": 2}
 FOUND = {
     "of": "step",
@@ -179,25 +168,39 @@ def test_a_question_that_fails_leaves_those_before_it(command, here, tiny, monke
     assert re.search(r"^train +100 ms a step", out, re.MULTILINE)
 
 
-def test_processes_answer_until_ctrl_c_ends_them(here, tiny):
-    """The whole way once: a question with numbers, a refusal, and Ctrl-C in the middle."""
-    arguments = [tiny, "--no-ceilings", "--question", "attention", "--question", "decode"]
-    with subprocess.Popen(
-        [*COMMAND, *arguments, "--repetitions", "20", "--out", "found.json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=QUICK,
-    ) as process:
-        for line in process.stderr or ():
-            if line.startswith("decode"):
-                break
-        process.send_signal(signal.SIGINT)
-        try:
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert (process.returncode, err) == (130, "Error: interrupted.\n")
+@pytest.fixture
+def ctrl_c():
+    """A signal that comes soon after `start()`.
+
+    It counts also where the tests run in the background of a shell, which has it ignored.
+    """
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    yield timer
+    timer.cancel()
+    signal.signal(signal.SIGINT, kept)
+
+
+def test_processes_answer_until_ctrl_c_ends_them(capsys, here, tiny, ctrl_c, monkeypatch):
+    """The whole way once: a question with numbers, and Ctrl-C while the next one is answered."""
+
+    def ask(*asked, progress, **options):
+        def told(question, done):
+            progress(question, done)
+            if (question, done) == ("decode", 0):
+                ctrl_c.start()
+
+        return asking.ask(*asked, progress=told, **options)
+
+    monkeypatch.setenv("EQXFORMER_CHECKS", "0")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    monkeypatch.setattr(bench, "ask", ask)
+    arguments = ["bench", tiny, "--no-ceilings", "--question", "attention", "--question", "decode"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--repetitions", "20", "--out", "found.json"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 130
+    assert err == "attention ...\ndecode ...\nError: interrupted.\n"
     saved = json.loads((here / "found.json").read_text())["results"]
     assert saved["attention"]["repetitions"] == 20
     assert saved["attention"]["quartiles"][0] <= saved["attention"]["median"]

@@ -208,7 +208,7 @@ def test_a_text_is_scored_in_windows_as_long_as_the_checkpoint_was_trained_with(
 ):
     place, long = tmp_path / "llama", tmp_path / "long.txt"
     config = ef.families.llama(vocab=300, dim=16, layers=1, heads=2, hidden=16)
-    ef.save_pretrained(config.build(key=jax.random.key(0)), place)
+    ef.save_pretrained(filled(config), place)
     shutil.copy(checkpoint / "tokenizer.json", place)
     long.write_text("17 times 18 " * 50)
     asked = ("score", place, "--file", long)
@@ -311,7 +311,7 @@ def test_what_is_for_checkpoints_is_refused_for_a_run(command, trained):
 def test_a_model_that_makes_no_text_is_refused(command, checkpoint, tmp_path):
     block = ef.Block.Config(ef.Attention.Config(heads=2), ef.MLP.Config(hidden=8))
     encoder = ef.Encoder.Config(vocab=300, dim=8, blocks=(block,))
-    ef.save(encoder.build(key=jax.random.key(0)), tmp_path / "encoder")
+    ef.save(filled(encoder), tmp_path / "encoder")
     shutil.copy(checkpoint / "tokenizer.json", tmp_path / "encoder")
     for name, option in {"generate": "--prompt", "score": "--text"}.items():
         code, _, err = command(name, tmp_path / "encoder", option, "12 times")

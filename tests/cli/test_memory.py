@@ -12,7 +12,8 @@ from eqxformer.cli.settings import edited
 from eqxformer.training.recipes import recipe
 from eqxformer.training.state import TrainState
 from eqxformer.training.step import make_step
-from tests.cli.conftest import MODEL, TEXT
+from tests.cli.conftest import TEXT, small_model
+from tests.helpers.models import filled
 
 LARGE = ["--batch", "1024", "--set", "data.length=1024", "--set", "model.dim=2048"]
 SGD, CLIPPED = (
@@ -35,7 +36,8 @@ def small(task):
     """An experiment with some settings, with two blocks."""
 
     def made(*settings):
-        return edited(task.experiment, (*MODEL[1::2], "data.batch=4", "data.length=32", *settings))
+        model = small_model(layers=2)[1::2]
+        return edited(task.experiment, (*model, "data.batch=4", "data.length=32", *settings))
 
     return made
 
@@ -92,9 +94,8 @@ def test_no_more_is_asked_for_than_the_compiled_step_takes(small, settings):
     made = small(*settings)
     optimizer = made.optimizer.build(made.steps)
     options = {"precision": made.precision}
-    model = made.model.build(key=jax.random.key(0))
     state = TrainState.create(
-        model, optimizer, key=jax.random.key(0), trains=made.trains, **options
+        filled(made.model), optimizer, key=jax.random.key(0), trains=made.trains, **options
     )
     step = make_step(made.loss, optimizer, microbatch=made.microbatch, **options)
     rows, length = made.data.shape

@@ -12,6 +12,7 @@ import pytest
 
 from eqxformer.cli import main
 from eqxformer.training.run_directory import RunDirectory
+from tests.cli.conftest import SMALL, TEXT
 
 COMMAND = [sys.executable, "-m", "eqxformer.cli"]
 QUICK = {**os.environ, "EQXFORMER_CHECKS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -46,12 +47,10 @@ def test_help_is_there_before_anything_heavy_is_imported():
     assert done.stdout.endswith("[]\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "-h"]])
-def test_help_is_no_error(arguments):
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=QUICK)
-    assert done.returncode == 0
-    assert done.stderr == ""
-    assert done.stdout.startswith(" ".join(["Usage: eqxformer", *arguments[:-1]]))
+def test_help_is_no_error():
+    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, env=QUICK)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: eqxformer")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +59,7 @@ def test_help_is_no_error(arguments):
         (["--help"], r"Usage: eqxformer .*"),
         ([], r"Usage: eqxformer .*"),
         (["train", "--help"], r"Usage: eqxformer train .*"),
+        (["train", "-h"], r"Usage: eqxformer train .*"),
         (["generate", "--help"], r"Usage: eqxformer generate .*"),
         (["--version"], r"eqxformer, version \S+\n"),
     ],
@@ -74,10 +74,12 @@ def test_help_and_the_version_end_without_an_error(capsys, arguments, told):
 
 
 def interrupted(here, wait_for):
-    """A long run that gets Ctrl-C half a second after it printed what `wait_for` matches."""
-    arguments = ["train", "rot13", "--out", str(here / "run"), "--steps", "100000"]
+    """A long run that gets Ctrl-C a moment after it printed what `wait_for` matches."""
+    (here / "text.txt").write_text(TEXT)
+    arguments = ["train", "--data", str(here / "text.txt"), "--out", str(here / "run"), *SMALL]
+    arguments += ["--steps=100000", "--set", "validate_every=50000", "--set", "prompt=7 times"]
     with subprocess.Popen(
-        [*COMMAND, *arguments, "--set", "validate_every=50000"],
+        [*COMMAND, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -88,7 +90,7 @@ def interrupted(here, wait_for):
             out += line
             if re.search(wait_for, line):
                 break
-        time.sleep(0.5)
+        time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         try:
             rest, err = process.communicate(timeout=120)
@@ -97,16 +99,16 @@ def interrupted(here, wait_for):
     return process.returncode, out + rest, err
 
 
-def test_ctrl_c_leaves_a_usable_run_and_says_how_to_use_it(tmp_path):
+def test_ctrl_c_leaves_a_usable_run_and_says_how_to_use_it(command, tmp_path):
     code, out, err = interrupted(tmp_path, r"step +1 of")
     assert (code, err) == (130, "")
     run = RunDirectory.open(tmp_path / "run")
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert f"Interrupted; the model of step {lines[-1]['step']:,} is saved." in out
-    assert f"Next: eqxformer generate {run.path} --prompt 'hey there ma dood'" in out
+    assert f"Next: eqxformer generate {run.path} --prompt '7 times'" in out
     assert (run.path / "loss.png").exists()
-    asked = [*COMMAND, "generate", str(run.path), "--prompt", "hey"]
-    assert subprocess.run(asked, capture_output=True, env=QUICK).returncode == 0
+    asked = ("--prompt", "7 times", "--max-new-tokens", 16)
+    assert command("generate", run.path, *asked)[0] == 0
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly():

@@ -4,6 +4,7 @@ import math
 import re
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import eqxformer as ef
@@ -13,7 +14,8 @@ from eqxformer.cli.settings import edited
 from eqxformer.training.recipes.language_model import TextExperiment
 from eqxformer.training.recipes.rot13 import Rot13
 from eqxformer.training.trainer import Trainer
-from tests.cli.conftest import BLOCKS, SMALL
+from tests.cli.conftest import SMALL
+from tests.helpers.models import logits
 
 
 def records(run):
@@ -89,12 +91,11 @@ def test_run_json_tells_what_the_run_was(trained):
 
 
 def test_the_model_in_a_run_directory_is_an_ordinary_saved_model(trained):
-    assert load(trained / "text")(jnp.array([[1, 2, 3]])).shape == (1, 3, 16)
+    assert logits(load(trained / "text"), jnp.array([[1, 2, 3]])).shape == (1, 3, 16)
 
 
-def test_the_same_command_gives_the_same_numbers(command, here, trained):
-    assert command("train", "rot13", "--steps=40", "--out", "again")[0] == 0
-    first, again = records(trained / "rot13"), records(here / "again")
+def test_the_same_command_gives_the_same_numbers(trained):
+    first, again = records(trained / "rot13"), records(trained / "again")
     assert [line.get("loss") for line in first] == [line.get("loss") for line in again]
 
 
@@ -215,16 +216,14 @@ def test_a_run_that_breaks_down_names_the_step_and_keeps_the_last_good_model(com
         r"The model of step \d is in run\.\n",
         err,
     )
-    assert jnp.isfinite(load(here / "run")(jnp.array([[1, 2, 3]]))).all()
+    assert np.isfinite(logits(load(here / "run"), jnp.array([[1, 2, 3]]))).all()
     assert None in records(here / "run")[-1].values()
 
 
 def test_devices_of_a_mesh_share_the_work(command, here):
-    """One block, so that little is compiled."""
     place = here / "run"
     code, out, err = command(
         *("train", "--data", here.parent / "text.txt", "--out", place, *SMALL, "--batch=4"),
-        *("--set", f"model.blocks={json.dumps(BLOCKS[:1])}"),
         *("--mesh", "tensor=2,fsdp=4", "--steps=2"),
     )
     assert (code, err) == (0, "")
