@@ -96,7 +96,5 @@ def _scores(model, prompt, start, texts):
         source[:, : len(prompt)] = prompt
         mask = ef.Padding(jnp.asarray(np.broadcast_to(real, source.shape)))
         out = logits(model, jnp.asarray(source), target=jnp.asarray(rows), source_mask=mask)
-    return [
-        np.asarray(out[row, len(before) + len(text) - 1], np.float64)
-        for row, text in enumerate(texts)
-    ]
+    out = np.asarray(out, np.float64)
+    return [out[row, len(before) + len(text) - 1] for row, text in enumerate(texts)]

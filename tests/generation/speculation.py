@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import eqxformer as ef
+from tests.generation.small import small
 from tests.helpers.models import block, decoder, filled, model
 
 NEW = 12
@@ -23,6 +24,9 @@ OTHERS = {
 
 @functools.cache
 def built(name):
+    """A model of this name; those of one block, "small ...", serve where they will do."""
+    if name.startswith("small "):
+        return small(name.removeprefix("small "))
     return filled(OTHERS[name]) if name in OTHERS else model(name)
 
 
@@ -32,7 +36,8 @@ def nudged(name, by=0.3):
     random = np.random.default_rng(1)
 
     def nudge(leaf):
-        return leaf * jnp.asarray(1 + by * random.standard_normal(leaf.shape), leaf.dtype)
+        factors = np.asarray(1 + by * random.standard_normal(leaf.shape), leaf.dtype)
+        return jnp.asarray(np.asarray(leaf) * factors)
 
     return jax.tree.map(nudge, built(name))
 

@@ -8,7 +8,8 @@ import pytest
 
 import eqxformer as ef
 from eqxformer.generation.following import take_rows, where_rows
-from tests.helpers.models import VOCAB, model, tokens
+from tests.generation.small import small as small_model
+from tests.helpers.models import VOCAB, tokens
 
 STOP = 0
 INF = np.inf
@@ -25,14 +26,28 @@ def small(**options):
     return ef.Automaton.of(TRANSITIONS, ["middle", "end"], stop=STOP, **options)
 
 
+@eqx.filter_jit
+def masked(automaton, logits, seen):
+    return automaton(logits, seen)
+
+
+@eqx.filter_jit
+def followed(automaton, tokens):
+    return automaton.after(tokens)
+
+
+def after(automaton, *tokens):
+    """The automaton after a token in each row."""
+    return followed(automaton, jnp.asarray(np.array(tokens, np.int32)))
+
+
 def allowed(automaton, vocab=6, seen=None):
     """The ids that are allowed in each row; what is allowed is as it was."""
-    logits = jnp.asarray(np.random.default_rng(0).standard_normal((1, vocab)), jnp.float32)
-    rows = automaton.state.value.shape[0]
-    logits = jnp.broadcast_to(logits, (rows, vocab))
-    found = np.asarray(automaton(logits, seen))
+    logits = np.random.default_rng(0).standard_normal((1, vocab)).astype(np.float32)
+    logits = np.repeat(logits, automaton.state.value.shape[0], axis=0)
+    found = np.asarray(masked(automaton, jnp.asarray(logits), seen))
     kept = found > -INF
-    np.testing.assert_array_equal(found[kept], np.asarray(logits)[kept])
+    np.testing.assert_array_equal(found[kept], logits[kept])
     return [np.flatnonzero(row).tolist() for row in kept]
 
 
@@ -75,7 +90,7 @@ def test_what_is_allowed_is_what_can_still_come_to_a_final_state(seed):
             (ids,) = allowed(here, vocab=11)
             assert ids == may[state]
             token = int(random.choice(ids))
-            here = here.after(jnp.array([token]))
+            here = after(here, token)
             if token in options["stop"]:
                 assert allowed(here, vocab=11) == [sorted(options["stop"])]
                 break
@@ -85,19 +100,19 @@ def test_what_is_allowed_is_what_can_still_come_to_a_final_state(seed):
 def test_an_end_is_allowed_where_a_text_is_complete_and_forced_where_nothing_follows():
     automaton = small().begin(1)
     assert allowed(automaton) == [[1]]
-    middle = automaton.after(jnp.array([1]))
+    middle = after(automaton, 1)
     assert allowed(middle) == [[STOP, 2, 3]]
-    assert allowed(middle.after(jnp.array([3]))) == [[STOP]]
-    ended = middle.after(jnp.array([STOP]))
+    assert allowed(after(middle, 3)) == [[STOP]]
+    ended = after(middle, STOP)
     assert allowed(ended) == [[STOP]]
-    assert allowed(ended.after(jnp.array([5]))) == [[STOP]]  # what fills up a finished row
+    assert allowed(after(ended, 5)) == [[STOP]]  # what fills up a finished row
 
 
 @pytest.mark.parametrize("token", [-1, 0, 4, 5, 99])
 def test_after_a_token_that_was_forbidden_nothing_is_allowed(token):
-    lost = small().begin(1).after(jnp.array([token]))
+    lost = after(small().begin(1), token)
     assert allowed(lost) == [[]]
-    assert allowed(lost.after(jnp.array([1]))) == [[]]
+    assert allowed(after(lost, 1)) == [[]]
 
 
 def test_a_token_that_ends_the_text_is_never_part_of_it():
@@ -106,9 +121,9 @@ def test_a_token_that_ends_the_text_is_never_part_of_it():
 
 
 def test_each_row_has_a_state_of_its_own_which_moves_with_it():
-    automaton = small().begin(3).after(jnp.array([1, 4, 1]))
+    automaton = after(small().begin(3), 1, 4, 1)
     assert allowed(automaton) == [[STOP, 2, 3], [], [STOP, 2, 3]]
-    later = take_rows(automaton.after(jnp.array([3, 3, 2])), jnp.array([2, 0, 0, 1]))
+    later = take_rows(after(automaton, 3, 3, 2), jnp.array([2, 0, 0, 1]))
     assert allowed(later) == [[STOP, 2, 3], [STOP], [STOP], []]
     mixed = where_rows(jnp.array([True, False, True, False]), later, small().begin(4))
     assert allowed(mixed) == [[STOP, 2, 3], [1], [STOP], [1]]
@@ -125,9 +140,9 @@ def test_near_the_limit_only_what_can_still_be_completed_is_allowed():
 
     begun = automaton.begin(1)
     assert [options(left, begun) for left in (1, 2, 3)] == [[], [1], [1, 2]]
-    behind = begun.after(jnp.array([2]))
+    behind = after(begun, 2)
     assert [options(left, behind) for left in (2, 3)] == [[1], [1, 2]]
-    assert [options(left, behind.after(jnp.array([1]))) for left in (1, 2)] == [[1], [1]]
+    assert [options(left, after(behind, 1)) for left in (1, 2)] == [[1], [1]]
     free = ef.Automaton.of(pairs, ["end"], stop=STOP, within_limit=False).begin(1)
     assert options(1, free) == [1, 2]
 
@@ -151,14 +166,15 @@ def test_other_automata_of_about_the_size_compile_nothing_anew():
 
 
 def test_under_vmap_an_automaton_is_what_it_is_for_all_rows_at_once():
-    automaton = small().begin(4).after(jnp.array([1, 1, 4, 0]))
-    logits = jnp.asarray(np.random.default_rng(0).standard_normal((4, 6)), jnp.float32)
+    automaton = after(small().begin(4), 1, 1, 4, 0)
+    logits = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
     groups = jax.tree.map(lambda x: x.reshape(2, 2), automaton.state)
     one = eqx.tree_at(lambda a: a.state, automaton, groups)
     axes = jax.tree.map(lambda _: None, automaton)
     axes = eqx.tree_at(lambda a: a.state, axes, 0, is_leaf=lambda x: x is None)
-    found = jax.vmap(lambda a, x: a(x), in_axes=(axes, 0))(one, logits.reshape(2, 2, 6))
-    np.testing.assert_array_equal(found.reshape(4, 6), automaton(logits))
+    grouped = eqx.filter_jit(jax.vmap(lambda a, x: a(x), in_axes=(axes, 0)))
+    found = np.asarray(grouped(one, jnp.asarray(logits.reshape(2, 2, 6))))
+    np.testing.assert_array_equal(found.reshape(4, 6), automaton(jnp.asarray(logits)))
 
 
 # In generation
@@ -172,16 +188,16 @@ def matches(row):
     return row[0] == 1 and all(token == 2 for token in inner)
 
 
-@pytest.mark.parametrize("name", ["gpt", "t5"])
+@pytest.mark.parametrize("name", ["llama", "t5"])
 def test_generate_makes_nothing_but_texts_of_the_automaton(name):
     made = ef.generate(
-        model(name),
+        small_model(name),
         tokens(8, 4),
         max_new_tokens=6,
         sampler=small() | ef.Temperature(5.0) | ef.Sample(),
         stop=STOP,
         key=jax.random.key(0),
-        **({} if name == "gpt" else {"start": 2}),
+        **({} if name == "llama" else {"start": 2}),
     )
     rows = np.asarray(made).tolist()
     assert all(matches(row) for row in rows)
@@ -193,18 +209,18 @@ def test_the_likeliest_token_is_kept_where_it_is_allowed():
     every = {"start": dict.fromkeys(range(1, VOCAB), "start")}
     free = ef.Automaton.of(every, ["start"], stop=STOP)
     options = {"max_new_tokens": 6, "stop": STOP}
-    plain = ef.generate(model("gpt"), tokens(4, 3), sampler=ef.Greedy(), **options)
-    same = ef.generate(model("gpt"), tokens(4, 3), sampler=free | ef.Greedy(), **options)
+    plain = ef.generate(small_model("llama"), tokens(4, 3), sampler=ef.Greedy(), **options)
+    same = ef.generate(small_model("llama"), tokens(4, 3), sampler=free | ef.Greedy(), **options)
     np.testing.assert_array_equal(plain, same)
 
 
 def test_generation_that_goes_on_knows_where_each_row_is_in_its_text():
     options = {"sampler": small(within_limit=False) | ef.Sample(), "stop": STOP}
     options["key"] = jax.random.key(1)
-    begun = ef.prefill(model("gpt"), [[1, 2], [3], [4, 5, 6], [7]], slots=16)
-    once = ef.decode(model("gpt"), begun, max_new_tokens=6, **options)
-    part = ef.decode(model("gpt"), begun, max_new_tokens=2, **options)
-    twice = ef.decode(model("gpt"), part, max_new_tokens=4, **options)
+    begun = ef.prefill(small_model("llama"), [[1, 2], [3], [4, 5, 6], [7]], slots=64)
+    once = ef.decode(small_model("llama"), begun, max_new_tokens=6, **options)
+    part = ef.decode(small_model("llama"), begun, max_new_tokens=2, **options)
+    twice = ef.decode(small_model("llama"), part, max_new_tokens=4, **options)
     assert twice.tokens() == once.tokens()
     assert all(matches(row) for row in once.new_tokens())
 
@@ -216,9 +232,9 @@ def test_a_stream_gives_in_pieces_the_texts_that_generate_makes(within_limit):
     options = {"max_new_tokens": 7, "stop": STOP, "key": jax.random.key(2)}
     longer = ef.LogitBias({2: 4.0})
     options["sampler"] = longer | small(within_limit=within_limit) | ef.Sample()
-    pieces = list(ef.stream(model("gpt"), prompts, every=2, **options))
+    pieces = list(ef.stream(small_model("llama"), prompts, every=2, **options))
     joined = [[token for piece in row for token in piece] for row in zip(*pieces, strict=True)]
-    assert joined == ef.generate(model("gpt"), prompts, **options)
+    assert joined == ef.generate(small_model("llama"), prompts, **options)
     assert max(map(len, joined)) > 3
     assert all(matches(row) for row in joined if within_limit or row[-1] == STOP)
 
@@ -226,9 +242,8 @@ def test_a_stream_gives_in_pieces_the_texts_that_generate_makes(within_limit):
 def test_the_beams_of_a_search_each_have_a_state_of_their_own():
     """All texts of the automaton within the limit are found, as there are as many beams."""
     few = ef.Automaton.of({"start": {1: 1, 2: 2}, 1: {3: 3, 4: 3}, 2: {5: 3}}, [1, 3], stop=STOP)
-    found = ef.beam_search(
-        model("gpt"), [[1, 2], [3]], beams=4, best=4, max_new_tokens=3, processor=few, stop=STOP
-    )
+    options = {"beams": 4, "best": 4, "max_new_tokens": 3, "processor": few, "stop": STOP}
+    found = ef.beam_search(small_model("llama"), [[1, 2], [3]], **options)
     texts = {(1, STOP), (1, 3, STOP), (1, 4, STOP), (2, 5, STOP)}
     assert [{tuple(text) for text in row} for row in found.tokens] == [texts, texts]
 
@@ -237,13 +252,13 @@ def test_a_text_for_which_there_is_no_room_is_an_error_that_names_the_row():
     long = ef.Automaton.of({"start": {12: 1}, 1: {1: 2}, 2: {1: 3}}, [3], stop=STOP)
     options = {"max_new_tokens": 2, "stop": STOP, "sampler": long | ef.Greedy()}
     with pytest.raises(ValueError, match="Row 0 has no token to choose"):
-        ef.generate(model("gpt"), tokens(4, 3), **options)
+        ef.generate(small_model("llama"), tokens(4, 3), **options)
 
 
 def test_a_mask_of_ones_own_does_what_an_automaton_does():
     """Alternation of even and odd ids, by a function of what was seen."""
     made = ef.generate(
-        model("gpt"),
+        small_model("llama"),
         tokens(4, 3),
         max_new_tokens=6,
         sampler=ef.Process(_alternate) | ef.Sample(),

@@ -12,8 +12,9 @@ import eqxformer as ef
 from eqxformer.generation._selection import BLOCK, largest
 from eqxformer.layers.dot_product import attend
 from eqxformer.layers.plain_attention import Scoring
+from tests.generation.small import shallow, small
 from tests.helpers.hot import normal
-from tests.helpers.models import DECODERS, SEQ2SEQ, VOCAB, filled, model, tokens
+from tests.helpers.models import SEQ2SEQ, VOCAB, filled, tokens
 
 MODULE = importlib.import_module("eqxformer.generation.beam_search")
 ROWS, BEAMS, NEW, HEADS, SIZE, WINDOW = 2, 5, 9, 3, 4, 3
@@ -96,7 +97,7 @@ def test_every_kernel_shares_keys_along_an_axis_of_one(backend):
 
 
 def test_the_last_position_of_a_model_is_used_and_no_more():
-    built = filled(DECODERS["gpt"].edit("embedding.positions", length=6))
+    built = filled(shallow("gpt").edit("embedding.positions", length=6))
     found = ef.beam_search(built, [[1, 2, 3, 4]], beams=2, max_new_tokens=3)
     assert len(found.tokens[0][0]) == 3
     with pytest.raises(ValueError, match=r"6 positions, so that after 4 tokens .* at most 3 new"):
@@ -132,14 +133,14 @@ BAD = [
 @pytest.mark.parametrize(("changes", "message"), BAD)
 def test_what_cannot_be_searched_is_refused_with_the_reason(changes, message):
     with pytest.raises(ValueError, match=message):
-        ef.beam_search(model("gpt"), [[1, 2]], **{"beams": 3, "max_new_tokens": 4, **changes})
+        ef.beam_search(small("gpt"), [[1, 2]], **{"beams": 3, "max_new_tokens": 4, **changes})
 
 
 def test_values_of_other_types_are_refused_where_no_contract_does():
     with pytest.raises(ValueError, match="`early_stopping` must be True, False or"):
         MODULE._check(3, 1, 1, 0.0, 1.0, "always")
     with pytest.raises(ValueError, match=r"`processor` must be a processor, .* got Sample"):
-        MODULE._choices(model("gpt"), 1, 4, ef.Sample(), ())
+        MODULE._choices(small("gpt"), 1, 4, ef.Sample(), ())
 
 
 class Spoiled(ef.Processor):
@@ -156,13 +157,13 @@ def test_a_row_that_has_no_text_is_named():
     for number in (jnp.nan, -jnp.inf):
         with pytest.raises(ValueError, match="Row 1 has no token to choose"):
             ef.beam_search(
-                model("gpt"), [[1], [2]], processor=Spoiled(jnp.asarray(number)), **options
+                small("gpt"), [[1], [2]], processor=Spoiled(jnp.asarray(number)), **options
             )
 
 
 def test_a_given_number_of_slots_changes_no_text():
     options = {"beams": 3, "best": 3, "max_new_tokens": 4}
-    free = ef.beam_search(model("gpt"), [[1, 2], [3]], **options)
-    given = ef.beam_search(model("gpt"), [[1, 2], [3]], **options, slots=23)
+    free = ef.beam_search(small("gpt"), [[1, 2], [3]], **options)
+    given = ef.beam_search(small("gpt"), [[1, 2], [3]], **options, slots=23)
     assert free.tokens == given.tokens
     np.testing.assert_allclose(free.scores, given.scores, rtol=1e-6)

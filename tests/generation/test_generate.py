@@ -7,25 +7,11 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
-from tests.helpers.models import DECODERS, SEQ2SEQ, VOCAB, filled, logits, model, tokens
+from tests.generation.greedy_twin import assert_argmax
+from tests.generation.small import shallow, small
+from tests.helpers.models import SEQ2SEQ, VOCAB, filled, logits, model, tokens
 
 NEW = 5
-SEQ = 11
-
-
-def _greedy(name, texts):
-    """The argmax loop over whole texts, without a cache: one compiled program per family."""
-    texts, made = [list(map(int, text)) for text in texts], [[] for _ in texts]
-    for _ in range(NEW):
-        ids, valid = np.zeros((3, SEQ), int), np.zeros((3, SEQ), bool)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)], valid[row, : len(text)] = text, True
-        valid[len(texts) :] = True
-        out = logits(model(name), jnp.asarray(ids), mask=ef.Padding(jnp.asarray(valid)))
-        for row, text in enumerate(texts):
-            text.append(int(jnp.argmax(out[row, len(text) - 1])))
-            made[row].append(text[-1])
-    return np.array(made)
 
 
 def _ragged():
@@ -38,33 +24,34 @@ def _ragged():
 def test_greedy_is_the_argmax_loop_for_ragged_rows_padded_on_either_side(name):
     ids, valid, texts = _ragged()
     made = ef.generate(model(name), jnp.asarray(ids), max_new_tokens=NEW, valid=jnp.asarray(valid))
-    np.testing.assert_array_equal(made, _greedy(name, texts))
+    assert_argmax(model(name), texts, np.asarray(made), NEW)
 
 
 def test_prompts_of_one_length_need_no_mask():
     prompts = tokens(3, 4)
-    made = ef.generate(model("llama"), prompts, max_new_tokens=NEW)
-    np.testing.assert_array_equal(made, _greedy("llama", prompts))
+    made = ef.generate(model("gpt"), prompts, max_new_tokens=NEW)
+    assert_argmax(model("gpt"), np.asarray(prompts), np.asarray(made), NEW)
 
 
 def test_a_key_gives_a_row_the_same_text_at_any_batch_size_and_rows_differ():
-    prompts = jnp.broadcast_to(tokens(1, 4), (3, 4))
+    prompts = np.repeat(tokens(1, 4), 3, axis=0)
     options = {"max_new_tokens": NEW, "sampler": ef.Sample(2.0)}
-    every = ef.generate(model("llama"), prompts, key=jax.random.key(3), **options)
-    alone = ef.generate(model("llama"), prompts[:1], key=jax.random.key(3), **options)
-    other = ef.generate(model("llama"), prompts, key=jax.random.key(4), **options)
+    every = ef.generate(small("llama"), prompts, key=jax.random.key(3), **options)
+    alone = ef.generate(small("llama"), prompts[:1], key=jax.random.key(3), **options)
+    other = ef.generate(small("llama"), prompts, key=jax.random.key(4), **options)
+    every, alone, other = map(np.asarray, (every, alone, other))
     np.testing.assert_array_equal(every[0], alone[0])
     assert len({tuple(row.tolist()) for row in every}) == 3
-    assert (np.asarray(every) != np.asarray(other)).any()
+    assert (every != other).any()
 
 
 def test_fewer_new_tokens_are_the_beginning_of_more():
     prompts, key = tokens(3, 4), jax.random.key(3)
     options = {"sampler": ef.Sample(2.0)}
-    built = model("llama")
+    built = small("llama")
     long = ef.generate(built, prompts, max_new_tokens=NEW, key=jax.random.clone(key), **options)
     short = ef.generate(built, prompts, max_new_tokens=1, key=key, **options)
-    np.testing.assert_array_equal(long[:, :1], short)
+    np.testing.assert_array_equal(np.asarray(long)[:, :1], short)
 
 
 # Stopping
@@ -73,7 +60,7 @@ def test_fewer_new_tokens_are_the_beginning_of_more():
 def test_a_row_stops_at_a_stop_id_and_is_filled_while_others_go_on():
     def run(**options):
         options.update(max_new_tokens=NEW, sampler=ef.Sample(2.0), key=jax.random.key(5))
-        return np.asarray(ef.generate(model("llama"), tokens(3, 4), **options))
+        return np.asarray(ef.generate(small("llama"), tokens(3, 4), **options))
 
     free = run()
     stop = int(free[0, 2])
@@ -88,7 +75,7 @@ def test_a_row_stops_at_a_stop_id_and_is_filled_while_others_go_on():
 
 
 def test_any_of_several_stop_ids_ends_a_row_and_the_first_of_them_fills_it():
-    prompts = tokens(2, 4)
+    prompts = tokens(3, 4)
     free = np.asarray(ef.generate(model("gpt"), prompts, max_new_tokens=NEW))
     filler = next(i for i in range(VOCAB) if i not in free)
     made = ef.generate(model("gpt"), prompts, max_new_tokens=NEW, stop=(filler, int(free[0, 0])))
@@ -98,29 +85,13 @@ def test_any_of_several_stop_ids_ends_a_row_and_the_first_of_them_fills_it():
 # Encoder-decoders
 
 
-def _greedy_target(name, source, start):
-    target = [start]
-    plain = np.zeros((3, 6), int)
-    for _ in range(NEW):
-        plain[0, : len(target)] = target
-        out = logits(
-            model(name),
-            jnp.broadcast_to(jnp.asarray(source), (3, 5)),
-            target=jnp.asarray(plain),
-            source_mask=ef.Padding(jnp.broadcast_to(jnp.asarray(source >= 0), (3, 5))),
-        )
-        target.append(int(jnp.argmax(out[0, len(target) - 1])))
-    return target[1:]
-
-
 @pytest.mark.parametrize("name", ["t5", "widths"])
 def test_an_encoder_decoder_writes_the_argmax_loop_for_sources_of_several_lengths(name):
-    ids, valid, _ = _ragged()
+    ids, valid, texts = _ragged()
     made = ef.generate(
         model(name), jnp.asarray(ids), max_new_tokens=NEW, valid=jnp.asarray(valid), start=2
     )
-    for row in range(3):
-        assert made[row].tolist() == _greedy_target(name, ids[row], 2)
+    assert_argmax(model(name), [[2]] * 3, np.asarray(made), NEW, texts)
 
 
 # Compiling
@@ -154,10 +125,10 @@ def test_another_temperature_prompt_key_or_start_compiles_nothing_anew():
     traced = Tally()
 
     def run(temperature, seed, **options):
-        built = model("llama" if "start" not in options else "t5")
+        built = small("llama" if "start" not in options else "t5")
         return ef.generate(
             built,
-            tokens(2, 4, seed=seed),
+            tokens(3, 4, seed=seed),
             max_new_tokens=3,
             sampler=Counting(ef.Sample(temperature), traced),
             key=jax.random.key(seed),
@@ -178,15 +149,13 @@ def test_another_temperature_prompt_key_or_start_compiles_nothing_anew():
 
 
 def test_no_new_tokens_are_an_empty_answer():
-    assert ef.generate(model("gpt"), tokens(2, 4), max_new_tokens=0).shape == (2, 0)
+    assert ef.generate(model("gpt"), tokens(3, 4), max_new_tokens=0).shape == (3, 0)
 
 
 def test_a_model_may_be_filled_to_its_last_position_and_no_further():
-    config = DECODERS["gpt"].edit("embedding.positions", length=6)
-    built = filled(config)
-    out = ef.generate(built, tokens(1, 4), max_new_tokens=3)  # the third new token is never read
-    text = jnp.concatenate([tokens(1, 4), out[:, :2]], axis=1)
-    assert int(jnp.argmax(logits(built, text)[0, -1])) == out[0, 2]
+    built = filled(shallow("gpt").edit("embedding.positions", length=6))
+    made = ef.generate(built, tokens(1, 4), max_new_tokens=3)  # the third new token is never read
+    assert_argmax(built, np.asarray(tokens(1, 4)), np.asarray(made), 3)
     with pytest.raises(ValueError, match=r"6 positions, so that after 4 tokens .* at most 3 new"):
         ef.generate(built, tokens(1, 4), max_new_tokens=4)
     with pytest.raises(ValueError, match=r"after 7 tokens it can make at most 0 new ones"):
@@ -194,20 +163,19 @@ def test_a_model_may_be_filled_to_its_last_position_and_no_further():
 
 
 def test_padding_does_not_count_as_positions():
-    built = filled(DECODERS["gpt"].edit("embedding.positions", length=6))
-    ids = jnp.concatenate([jnp.full((1, 5), -1), tokens(1, 4)], axis=1)
+    built = filled(shallow("gpt").edit("embedding.positions", length=6))
+    ids = np.concatenate([np.full((1, 5), -1), tokens(1, 4)], axis=1)
     made = ef.generate(built, ids, max_new_tokens=3, valid=ids >= 0)
     np.testing.assert_array_equal(made, ef.generate(built, tokens(1, 4), max_new_tokens=3))
 
 
 def test_a_model_in_half_precision_generates():
-    half = jax.tree.map(
-        lambda x: x.astype(jnp.bfloat16) if eqx.is_inexact_array(x) else x, model("llama")
-    )
+    half = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.bfloat16), small("llama"))
     prompts = tokens(1, 4)
-    made = ef.generate(half, prompts, max_new_tokens=3)
-    text = jnp.concatenate([prompts, made], axis=1)
-    np.testing.assert_array_equal(jnp.argmax(logits(half, text)[:, 3:6], axis=-1), made)
+    made = np.asarray(ef.generate(half, prompts, max_new_tokens=3))
+    text = jnp.asarray(np.concatenate([prompts, made], axis=1))
+    found = np.asarray(logits(half, text).astype(jnp.float32))
+    np.testing.assert_array_equal(np.argmax(found[:, 3:6], axis=-1), made)
 
 
 T5, GPT = "t5", "gpt"
@@ -245,7 +213,5 @@ def test_an_encoder_refuses_a_source_longer_than_its_positions():
 
 
 def test_texts_and_sources_are_as_many():
-    config = ef.families.t5(vocab=13, dim=8, layers=1, heads=2, head_dim=4, hidden=8)
-    both = config.build(key=jax.random.key(0))
     with pytest.raises(ValueError, match="There are 1 texts, and 2 sources for them"):
-        ef.score(both, [[1, 2, 3]], source=[[1], [2]])
+        ef.score(model("t5"), [[1, 2, 3]], source=[[1], [2]])

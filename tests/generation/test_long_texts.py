@@ -2,11 +2,12 @@
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import eqxformer as ef
+from tests.generation.beam_twin import log_softmax
+from tests.helpers import twins
 from tests.helpers.models import filled
 
 TRAINED = 24
@@ -22,7 +23,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module", params=SCALINGS)
 def model(request):
-    config = ef.families.llama(vocab=31, dim=16, layers=2, heads=2, hidden=16)
+    config = ef.families.llama(vocab=31, dim=16, layers=1, heads=2, hidden=16)
     rotary = ef.Rotary(base=100.0, scaling=SCALINGS[request.param])
     return filled(config.edit("blocks.*.attention", rotary=rotary))
 
@@ -36,18 +37,17 @@ def by_length(model):
     return model.config.blocks[0].attention.rotary.scaling.by_length
 
 
-def last_logits(model, text):
-    return np.asarray(model(jnp.asarray(text))[-1])
+def logits(model, text):
+    """Those of the twin in NumPy, which reads the whole text."""
+    return twins.decoder(twins.plain(model), np.array(text))
 
 
 def test_prompts_are_read_as_the_model_reads_them_whole(model, short_passes):
-    state = ef.prefill(model, TEXTS, slots=48)
-    for row, text in enumerate(TEXTS):
-        np.testing.assert_allclose(state.logits[row], last_logits(model, text), atol=2e-4)
-    found = ef.score(model, TEXTS)
-    for text, numbers in zip(TEXTS, found, strict=True):
-        logs = np.asarray(jax.nn.log_softmax(model(jnp.asarray(text))))
-        expected = [logs[place, token] for place, token in enumerate(text[1:])]
+    state, found = ef.prefill(model, TEXTS, slots=48), ef.score(model, TEXTS)
+    for text, last, numbers in zip(TEXTS, np.asarray(state.logits), found, strict=True):
+        whole = logits(model, text)
+        np.testing.assert_allclose(last, whole[-1], atol=2e-4)
+        expected = [log_softmax(whole[place])[token] for place, token in enumerate(text[1:])]
         np.testing.assert_allclose(numbers, expected, atol=2e-4)
 
 
@@ -63,7 +63,8 @@ def test_a_prompt_that_must_be_read_at_once_is_not_read_in_chunks(model):
 
 def test_a_text_does_not_grow_beyond_the_length_at_which_all_its_places_turn(model):
     text = TEXTS[0][:20]
-    assert len(ef.generate(model, [text], max_new_tokens=5)[0]) == 5  # the last one is never read
+    (made,) = ef.generate(model, [text], max_new_tokens=5, slots=48)
+    assert len(made) == 5  # the last one is never read
     state = ef.prefill(model, [text], slots=48)
     if not isinstance(model.config.blocks[0].attention.rotary.scaling, ef.LongRoPE):
         assert len(ef.decode(model, state, max_new_tokens=6).new_tokens()[0]) == 6
@@ -87,7 +88,7 @@ def test_the_row_that_is_named_is_the_one_that_grows_too_long(model):
     if not isinstance(model.config.blocks[0].attention.rotary.scaling, ef.LongRoPE):
         pytest.skip("other scalings have no such length")
     state = ef.prefill(model, [TEXTS[0][:21], TEXTS[0][:20]], slots=48)
-    state = eqx.tree_at(lambda s: s.finished, state, jnp.array([True, False]))
+    state = eqx.tree_at(lambda s: s.finished, state, jax.device_put(np.array([True, False])))
     with pytest.raises(ValueError, match="Row 1 has 20 tokens and would grow to 25"):
         ef.decode(model, state, max_new_tokens=6)
     assert ef.decode(model, state, max_new_tokens=4).new_tokens()[0] == []
@@ -96,9 +97,9 @@ def test_the_row_that_is_named_is_the_one_that_grows_too_long(model):
 def test_a_longer_text_grows_as_the_model_reads_it_whole(model, short_passes):
     (made,) = ef.generate(model, [TEXTS[0]], max_new_tokens=3)
     if isinstance(model.config.blocks[0].attention.rotary.scaling, ef.DynamicNTK):
-        assert made[0] == last_logits(model, TEXTS[0]).argmax()
+        assert made[0] == logits(model, TEXTS[0])[-1].argmax()
         return  # the keys of a text that grows stay as they were turned, as in transformers
     text = list(TEXTS[0])
     for token in made:
-        assert token == last_logits(model, text).argmax()
+        assert token == logits(model, text)[-1].argmax()
         text.append(token)

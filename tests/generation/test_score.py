@@ -2,13 +2,14 @@
 
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import eqxformer as ef
-from tests.helpers.models import VOCAB, close, logits, model
+from tests.generation.beam_twin import log_softmax
+from tests.generation.small import small
+from tests.helpers import twins
+from tests.helpers.models import VOCAB, close, model
 
 TEXTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [3], [9, 10, 11]]
 
@@ -19,14 +20,14 @@ def same(found, numbers):
         close(np.array(found), np.array(numbers))
 
 
-def expected(name, text, **options):
-    """From the whole text at once."""
-    ids = jnp.asarray([text])
-    source = options.pop("source", None)
-    given = (ids,) if source is None else (jnp.asarray([source]),)
-    options = options if source is None else {**options, "target": ids}
-    numbers = jax.nn.log_softmax(logits(model(name), *given, **options)[0], axis=-1)
-    return [float(numbers[i, token]) for i, token in enumerate(text[1:])]
+def expected(name, text, source=None):
+    """From the whole text at once, by the twin in NumPy."""
+    plain, ids = twins.plain(model(name)), np.array(text)
+    if source is None:
+        logits = twins.decoder(plain, ids)
+    else:
+        logits = twins.encoder_decoder(plain, np.array(source), ids)
+    return [log_softmax(logits[i])[token] for i, token in enumerate(text[1:])]
 
 
 @pytest.mark.parametrize("chunk", [None, 2])
@@ -39,19 +40,20 @@ def test_scores_are_the_log_softmax_of_the_logits_for_ragged_texts_and_any_passe
 
 
 def test_few_places_at_a_time_give_the_same(monkeypatch):
-    whole = ef.score(model("llama"), TEXTS)
+    """By a model that no other test compiles with more places."""
     monkeypatch.setattr(sys.modules["eqxformer.generation.score"], "BLOCK", 5)
-    jax.clear_caches()
-    same(ef.score(model("llama"), TEXTS)[0], whole[0])
+    found = ef.score(model("relative"), TEXTS)
+    for row, text in zip(found, TEXTS, strict=True):
+        same(row, expected("relative", text))
 
 
 def test_in_windows_each_token_is_scored_given_half_a_window_at_least():
     text = [*range(12), 3, 1, 4, 1, 5]
-    (found,) = ef.score(model("llama"), [text], window=6)
-    whole = [ef.score(model("llama"), [text[begin : begin + 6]])[0] for begin in range(0, 13, 3)]
+    (found,) = ef.score(small("llama"), [text], window=6)
+    whole = [ef.score(small("llama"), [text[begin : begin + 6]])[0] for begin in range(0, 13, 3)]
     same(found, whole[0] + [number for numbers in whole[1:] for number in numbers[2:]])
-    same(ef.score(model("llama"), [text], window=17)[0], ef.score(model("llama"), [text])[0])
-    assert len(ef.score(model("gpt"), [text * 3], window=24)[0]) == 50  # it has 24 positions
+    same(ef.score(small("llama"), [text], window=17)[0], ef.score(small("llama"), [text])[0])
+    assert len(ef.score(small("gpt"), [text * 3], window=24)[0]) == 50  # it has 24 positions
 
 
 def test_targets_are_scored_given_their_sources():

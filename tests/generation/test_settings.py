@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import eqxformer as ef
 from eqxformer.checkpoints.errors import CheckpointError, MissingFile
 from eqxformer.generation._settings_keys import INERT, NEUTRAL, READ
+from tests.generation.small import small
 from tests.helpers.models import model, tokens
 
 
@@ -147,9 +149,9 @@ def test_options_make_generate_do_as_the_settings_say():
     settings = of(
         eos_token_id=[0, 3], suppress_tokens=[5], repetition_penalty=1.3, max_length=8, min_length=6
     )
-    made = ef.generate(model("gpt"), tokens(3, 4), **settings.options(prompt=4))
+    made = ef.generate(small("gpt"), tokens(3, 4), **settings.options(prompt=4))
     by_hand = ef.generate(
-        model("gpt"),
+        small("gpt"),
         tokens(3, 4),
         max_new_tokens=4,
         stop=(0, 3),
@@ -164,10 +166,10 @@ def test_options_make_generate_do_as_the_settings_say():
 def test_beam_options_make_beam_search_do_as_the_settings_say():
     settings = of(eos_token_id=3, num_beams=3, length_penalty=0.0, num_return_sequences=2)
     found = ef.beam_search(
-        model("t5"), tokens(2, 4), start=2, **settings.beam_options(max_new_tokens=4)
+        small("t5"), tokens(2, 4), start=2, **settings.beam_options(max_new_tokens=4)
     )
     by_hand = ef.beam_search(
-        model("t5"),
+        small("t5"),
         tokens(2, 4),
         start=2,
         beams=3,
@@ -181,12 +183,12 @@ def test_beam_options_make_beam_search_do_as_the_settings_say():
 
 def test_the_first_token_is_forced_behind_a_start_alone():
     settings = of(forced_bos_token_id=1, begin_suppress_tokens=[2])
-    logits = jnp.zeros((2, 4))
+    logits, process = jnp.zeros((2, 4)), eqx.filter_jit(settings.sampler.process)
     seen = ef.Seen(jnp.zeros((2, 5), int), jnp.array([1, 3]), jnp.array([1, 3]), jnp.array([5, 5]))
-    first = np.isfinite(settings.sampler.process(logits, seen))
+    first = np.isfinite(process(logits, seen))
     np.testing.assert_array_equal(first, [[0, 1, 0, 0], [1, 1, 0, 1]])
     seen = seen.add(jnp.array([1, 1]))
-    second = np.isfinite(settings.sampler.process(logits, seen))
+    second = np.isfinite(process(logits, seen))
     np.testing.assert_array_equal(second, [[1, 1, 0, 1], [1, 1, 1, 1]])
 
 

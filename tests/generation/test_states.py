@@ -11,7 +11,7 @@ import pytest
 import eqxformer as ef
 from eqxformer.generation.decode import _typed
 from eqxformer.generation.prompts import as_rows
-from tests.helpers.models import DECODERS as CONFIGS
+from tests.generation.small import shallow, small
 from tests.helpers.models import VOCAB, close, filled, model, tokens
 
 NEW = 5
@@ -44,25 +44,29 @@ def test_lists_and_arrays_padded_on_either_side_give_what_each_prompt_gives_alon
         array = ef.generate(model(name), jnp.asarray(ids), valid=valid, max_new_tokens=NEW)
         assert array.tolist() == made
     for text, expected in zip(LISTS, made, strict=True):
-        assert ef.generate(model(name), [text], max_new_tokens=NEW) == [expected]
+        alone = ef.generate(model(name), [text] * 3, max_new_tokens=NEW)  # no row is any other
+        assert alone == [expected] * 3
 
 
-@pytest.mark.parametrize("name", ["gemma", "llama"])
-def test_reading_in_chunks_gives_the_same_state(name):
-    whole = ef.prefill(model(name), LISTS, slots=SLOTS)
-    for chunk in (1, 3, 4):
-        state = ef.prefill(model(name), LISTS, slots=SLOTS, chunk=chunk)
-        close(state.logits, whole.logits)
-        for a, b in zip(jax.tree.leaves(state.cache), jax.tree.leaves(whole.cache), strict=True):
-            close(a, b)
+def same(state, whole):
+    """Asserts that logits and caches are equal to rounding."""
+    close(state.logits, whole.logits)
+    for a, b in zip(jax.tree.leaves(state.cache), jax.tree.leaves(whole.cache), strict=True):
+        close(a, b)
+
+
+def test_reading_in_chunks_gives_the_same_state():
+    """Also with windows of three tokens, shorter and longer than a chunk."""
+    whole = ef.prefill(model("gemma"), LISTS, slots=SLOTS)
+    for chunk in (1, 4):
+        same(ef.prefill(model("gemma"), LISTS, slots=SLOTS, chunk=chunk), whole)
 
 
 def test_a_text_longer_than_one_pass_is_read_in_several(monkeypatch):
+    text = [tokens(37).tolist(), tokens(20, seed=1).tolist(), [3]]
+    whole = ef.prefill(model("llama"), text, slots=SLOTS)
     monkeypatch.setattr("eqxformer.generation.prompts.LONGEST", 16)
-    text = [tokens(37).tolist(), tokens(20, seed=1).tolist()]
-    state = ef.prefill(model("llama"), text, slots=40)
-    monkeypatch.undo()
-    close(state.logits, ef.prefill(model("llama"), text, slots=40).logits)
+    same(ef.prefill(model("llama"), text, slots=SLOTS), whole)
 
 
 # Going on
@@ -81,7 +85,7 @@ def test_stopping_after_a_few_tokens_and_going_on_equals_one_call(name, options)
 
 
 def test_a_state_is_a_value_from_which_one_can_go_on_twice():
-    built = model("llama")
+    built = small("llama")
     state = ef.decode(built, ef.prefill(built, LISTS, slots=SLOTS), max_new_tokens=2)
     before = jax.tree.map(np.asarray, state)
     first = ef.decode(built, state, max_new_tokens=4, key=key(), **SAMPLE)
@@ -91,12 +95,10 @@ def test_a_state_is_a_value_from_which_one_can_go_on_twice():
 
 
 def test_a_state_that_was_saved_goes_on_from_the_file(tmp_path):
-    """With fewer slots than `generate` makes, which changes nothing either."""
     built = model("gemma")
     whole = ef.generate(built, LISTS, max_new_tokens=6, key=key(), **SAMPLE)
-    state = ef.decode(
-        built, ef.prefill(built, LISTS, slots=16), max_new_tokens=2, key=key(), **SAMPLE
-    )
+    state = ef.prefill(built, LISTS, slots=SLOTS)
+    state = ef.decode(built, state, max_new_tokens=2, key=key(), **SAMPLE)
     eqx.tree_serialise_leaves(tmp_path / "state", state)
     empty = jax.tree.map(jnp.zeros_like, state)
     loaded = eqx.tree_deserialise_leaves(tmp_path / "state", empty)
@@ -105,7 +107,7 @@ def test_a_state_that_was_saved_goes_on_from_the_file(tmp_path):
 
 
 def test_a_model_spread_over_devices_makes_the_same_text():
-    built = model("llama")
+    built = small("llama")
     mesh = jax.sharding.Mesh(jax.devices()[:2], ("model",))
 
     def spread(leaf):
@@ -121,7 +123,7 @@ def test_a_model_spread_over_devices_makes_the_same_text():
 
 
 def test_a_row_that_a_stop_has_ended_stays_ended_when_the_others_go_on():
-    built = model("llama")
+    built = small("llama")
     options = {"key": key(5), **SAMPLE}
     free = ef.generate(built, LISTS, max_new_tokens=6, **options)
     stop = free[0][1]
@@ -137,19 +139,23 @@ def test_a_row_that_a_stop_has_ended_stays_ended_when_the_others_go_on():
 
 def test_a_prompt_is_read_once_for_many_answers():
     built = model("gemma")
-    state = ef.prefill(built, LISTS[:2], slots=SLOTS).repeat(3)
+    state = ef.prefill(built, LISTS, slots=SLOTS).repeat(2)
     made = ef.decode(built, state, max_new_tokens=NEW, key=key(), **SAMPLE).new_tokens()
-    copies = [text for text in LISTS[:2] for _ in range(3)]
+    copies = [text for text in LISTS for _ in range(2)]
     assert made == ef.generate(built, copies, max_new_tokens=NEW, key=key(), **SAMPLE)
-    assert len({tuple(row) for row in made[:3]}) > 1
+    assert all(made[row] != made[row + 1] for row in (0, 2, 4))
 
 
-@pytest.mark.parametrize("layout", [ef.Unrolled(), ef.Scanned()], ids=lambda each: each.type_name)
-def test_rows_are_taken_from_the_caches_of_any_layout(layout):
-    built = model("llama", layout)
-    state = ef.prefill(built, LISTS, slots=SLOTS).take(jnp.array([2, 0]))
+@pytest.mark.parametrize(
+    ("name", "layout", "rows"),
+    [("gemma", ef.Unrolled(), [2, 0]), ("llama", ef.Scanned(), [2, 0, 2])],
+    ids=["fewer, unrolled", "one twice, scanned"],
+)
+def test_rows_are_taken_from_the_caches_of_any_layout(name, layout, rows):
+    built = model(name, layout)
+    state = ef.prefill(built, LISTS, slots=SLOTS).take(jnp.array(rows))
     made = ef.decode(built, state, max_new_tokens=NEW).new_tokens()
-    assert made == ef.generate(built, [LISTS[2], LISTS[0]], max_new_tokens=NEW)
+    assert made == ef.generate(built, [LISTS[row] for row in rows], max_new_tokens=NEW)
 
 
 @pytest.mark.parametrize("name", ["gemma", "t5"])
@@ -170,13 +176,15 @@ def test_tokens_added_to_a_state_are_read_as_if_they_had_been_in_the_prompt(name
 
 
 def test_a_finished_row_goes_on_after_it_has_been_given_more():
-    built = model("llama")
-    (free,) = ef.generate(built, [[1, 2]], max_new_tokens=3)
-    state = ef.prefill(built, [[1, 2]], slots=SLOTS)
-    state = ef.decode(built, state, max_new_tokens=3, stop=free[0])
-    assert state.new_tokens() == [free[:1]]
-    state = ef.append(built, state, [[7]])
-    expected = ef.generate(built, [[1, 2, free[0], 7]], max_new_tokens=2)
+    built = small("llama")
+    free = ef.generate(built, LISTS, max_new_tokens=3)
+    state = ef.prefill(built, LISTS, slots=SLOTS)
+    state = ef.decode(built, state, max_new_tokens=3, stop=free[0][0])
+    assert state.new_tokens()[0] == free[0][:1]
+    assert not all(np.asarray(state.finished))
+    said = state.tokens()
+    state = ef.append(built, state, [[7]] * 3)
+    expected = ef.generate(built, [[*text, 7] for text in said], max_new_tokens=2)
     assert ef.decode(built, state, max_new_tokens=2).new_tokens() == expected
 
 
@@ -185,7 +193,7 @@ def test_a_finished_row_goes_on_after_it_has_been_given_more():
 
 @pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_with_a_key_per_row_a_text_depends_on_its_own_key_alone(kind):
-    built = model("llama")
+    built = small("llama")
 
     def made(rows):
         keys = jax.random.split(jax.random.key(3, impl=kind), 3)[np.array(rows)]
@@ -194,17 +202,21 @@ def test_with_a_key_per_row_a_text_depends_on_its_own_key_alone(kind):
 
     every = made([0, 1, 2])
     assert made([2, 1, 0]) == every[::-1]
-    assert made([2]) == every[2:]
+    assert made([2, 2, 2]) == every[2:] * 3
+
+
+def long_enough(seen):
+    return seen.length >= 9
 
 
 @pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
 def test_a_first_row_that_has_ended_leaves_other_rows_their_numbers(kind):
     """Under `vmap`, JAX draws with such keys by that of the first row alone."""
-    options = {"max_new_tokens": 12, "sampler": ef.Temperature(50.0)}
-    free = ef.generate(model("llama"), LISTS, key=jax.random.key(1, impl=kind), **options)
-    stop = ef.StopWhen(lambda seen: seen.length == 9)
+    options = {"max_new_tokens": 12, "sampler": ef.Sample(50.0)}
+    free = ef.generate(small("llama"), LISTS, key=jax.random.key(1, impl=kind), **options)
+    stop = ef.StopWhen(long_enough)
     made = ef.generate(
-        model("llama"), LISTS, key=jax.random.key(1, impl=kind), stop=stop, **options
+        small("llama"), LISTS, key=jax.random.key(1, impl=kind), stop=stop, **options
     )
     assert made == [free[0][:2], free[1][:8], free[2][:6]]
     assert all(len(set(row)) > 2 for row in made[1:])
@@ -214,22 +226,22 @@ def test_a_first_row_that_has_ended_leaves_other_rows_their_numbers(kind):
 
 
 def test_a_function_of_ones_own_ends_a_row():
-    made = ef.generate(
-        model("llama"), LISTS, max_new_tokens=6, stop=ef.StopWhen(lambda seen: seen.length >= 9)
-    )
+    stop = ef.StopWhen(long_enough)
+    made = ef.generate(small("llama"), LISTS, max_new_tokens=6, stop=stop)
     assert [len(row) for row in made] == [2, 6, 6]
-    free = ef.generate(model("llama"), LISTS, max_new_tokens=6)
+    free = ef.generate(small("llama"), LISTS, max_new_tokens=6)
     assert made == [free[0][:2], free[1], free[2]]
 
 
 def test_stops_are_joined_and_the_first_ids_of_them_fill_the_rows():
-    prompts = jnp.array([[1, 2], [3, 4]])
-    free = np.asarray(ef.generate(model("llama"), prompts, max_new_tokens=4))
+    prompts = np.array([[0, 4], [3, 9], [0, 4]])
+    free = np.asarray(ef.generate(small("llama"), prompts, max_new_tokens=4))
     never, ending = next(i for i in range(VOCAB) if i not in free), int(free[1, 0])
     assert ending not in free[0]
     stop = ef.StopWhen(lambda seen: seen.new >= 2) | ef.StopIds((never, ending))
-    made = ef.generate(model("llama"), prompts, max_new_tokens=4, stop=stop)
-    assert made.tolist() == [[*free[0, :2], never, never], [ending, never, never, never]]
+    made = ef.generate(small("llama"), prompts, max_new_tokens=4, stop=stop)
+    first = [*free[0, :2], never, never]
+    assert made.tolist() == [first, [ending, never, never, never], first]
 
 
 class Remembering(ef.Stop):
@@ -249,7 +261,7 @@ class Remembering(ef.Stop):
 
 
 def test_what_a_stop_remembers_is_there_again_when_generation_goes_on():
-    built = model("llama")
+    built = small("llama")
     options = {"stop": Remembering(25), "key": key(1), **SAMPLE}
     made = ef.generate(built, LISTS, max_new_tokens=8, **options)
     free = ef.generate(built, LISTS, max_new_tokens=8, key=key(1), **SAMPLE)
@@ -265,8 +277,8 @@ def test_what_a_stop_remembers_is_there_again_when_generation_goes_on():
 
 def test_no_stop_at_all_is_none_or_no_ids():
     options = {"max_new_tokens": NEW}
-    free = ef.generate(model("llama"), LISTS, **options)
-    assert ef.generate(model("llama"), LISTS, stop=None, **options) == free
+    free = ef.generate(small("llama"), LISTS, **options)
+    assert ef.generate(small("llama"), LISTS, stop=None, **options) == free
 
 
 # Streaming
@@ -274,7 +286,7 @@ def test_no_stop_at_all_is_none_or_no_ids():
 
 def test_a_stream_gives_the_tokens_of_generate_in_pieces():
     options = {"max_new_tokens": 7, "key": key(5), **SAMPLE}
-    built = model("llama")
+    built = small("llama")
     whole = ef.generate(built, LISTS, **options)
     stop = whole[0][2]
     whole = ef.generate(built, LISTS, stop=stop, **options)
@@ -285,15 +297,13 @@ def test_a_stream_gives_the_tokens_of_generate_in_pieces():
 
 
 def test_a_stream_ends_when_every_row_is_finished():
-    (free,) = ef.generate(model("llama"), [[1, 2]], max_new_tokens=1)
-    pieces = list(ef.stream(model("llama"), [[1, 2]], max_new_tokens=9, stop=free[0]))
-    assert pieces == [[free]]
+    prompts = [[1, 2]] * 3
+    free = ef.generate(small("llama"), prompts, max_new_tokens=1)
+    pieces = list(ef.stream(small("llama"), prompts, max_new_tokens=9, stop=free[0][0]))
+    assert pieces == [free]
 
 
 # Mistakes
-
-
-BUILT = "llama"
 
 
 @pytest.mark.parametrize(
@@ -307,8 +317,8 @@ BUILT = "llama"
             "lists have their own",
         ),
         (
-            lambda m: ef.generate(m, [[1] * 5], max_new_tokens=4, slots=8),
-            "8 slots, 5 of them taken",
+            lambda m: ef.generate(m, [[1] * 3], max_new_tokens=2, slots=4),
+            "4 slots, 3 of them taken",
         ),
         (lambda m: ef.prefill(m, [[1] * 5], slots=4), "4 slots, and a prompt has 5 tokens"),
         (lambda m: ef.prefill(m, [[1]], slots=4, chunk=0), "`chunk` must be positive; got 0"),
@@ -328,14 +338,16 @@ BUILT = "llama"
             r"one per row, 1; got \(2,\)",
         ),
         (
-            lambda m: ef.generate(m, [[1]], max_new_tokens=1, stop=ef.StopWhen(lambda seen: True)),
+            lambda m: ef.generate(
+                m, [[1]], max_new_tokens=1, slots=4, stop=ef.StopWhen(lambda seen: True)
+            ),
             "must give a boolean per row",
         ),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_the_reason(call, message):
     with pytest.raises(ValueError, match=message):
-        call(model(BUILT))
+        call(small("llama"))
 
 
 @pytest.mark.parametrize(
@@ -363,19 +375,20 @@ def test_what_is_no_key_is_refused_where_no_contract_does(wrong):
 @pytest.mark.parametrize("options", [{"max_new_tokens": 3.0}, {"max_new_tokens": 3, "every": 2.0}])
 def test_counts_of_a_stream_are_whole_numbers_where_no_contract_says_so(options):
     with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
-        inspect.unwrap(ef.stream)(model("llama"), [[1]], **options)
+        inspect.unwrap(ef.stream)(small("llama"), [[1]], **options)
 
 
 def test_nan_logits_are_an_error_that_names_the_row_and_not_a_token():
-    broken = jax.tree.map(lambda x: x, model("llama"))
+    broken = jax.tree.map(lambda x: x, small("llama"))
     table = broken.embedding.tokens.weight
     broken = eqx.tree_at(lambda m: m.embedding.tokens.weight, broken, table.at[7].set(jnp.nan))
     with pytest.raises(ValueError, match="Row 1 has no token to choose"):
-        ef.generate(broken, [[1, 2], [7, 2]], max_new_tokens=2)
+        ef.generate(broken, [[1, 2], [7, 2], [3]], max_new_tokens=2)
 
 
 def test_positions_end_where_the_table_does_also_when_going_on():
-    built = filled(CONFIGS["gpt"].edit("embedding.positions", length=8))
+    """With fewer slots than `generate` makes, which changes nothing either."""
+    built = filled(shallow("gpt").edit("embedding.positions", length=8))
     state = ef.decode(built, ef.prefill(built, [[1, 2, 3]], slots=16), max_new_tokens=4)
     with pytest.raises(ValueError, match=r"8 positions, so that after 7 tokens .* at most 2 new"):
         ef.decode(built, state, max_new_tokens=3)

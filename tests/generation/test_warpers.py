@@ -10,7 +10,7 @@ import eqxformer as ef
 from eqxformer.generation._selection import kth_largest, largest_threshold
 from tests.generation import twins
 
-VOCABULARIES = (1, 2, 7, 40, 300)
+VOCABULARIES = (1, 2, 40, 300)
 INF = np.inf
 
 WARPERS = {
@@ -36,10 +36,15 @@ def rows_of_all_kinds(vocab, seed=0):
     return rows.astype(np.float32)
 
 
+@eqx.filter_jit
+def warp(warper, logits):
+    """The warper, compiled once for all tests of its kind."""
+    return warper(logits)
+
+
 @pytest.mark.parametrize("name", WARPERS)
 def test_a_warper_forbids_what_the_loop_forbids_and_leaves_the_rest_as_it_is(name):
     warper, twin, values = WARPERS[name]
-    warp = eqx.filter_jit(lambda warper, logits: warper(logits))
     for vocab in VOCABULARIES:
         rows = rows_of_all_kinds(vocab)
         for value in values:
@@ -51,11 +56,11 @@ def test_a_warper_forbids_what_the_loop_forbids_and_leaves_the_rest_as_it_is(nam
 @pytest.mark.parametrize("name", WARPERS)
 def test_ties_share_their_fate_so_a_warper_does_not_see_the_order_of_the_vocabulary(name):
     warper, _, values = WARPERS[name]
-    rows = np.repeat(rows_of_all_kinds(7), 3, axis=1)
-    order = np.random.default_rng(1).permutation(21)
+    rows = np.repeat(rows_of_all_kinds(10), 4, axis=1)
+    order = np.random.default_rng(1).permutation(40)
     for value in values:
-        found = np.asarray(warper(value)(jnp.asarray(rows)))
-        shuffled = np.asarray(warper(value)(jnp.asarray(rows[:, order])))
+        found = np.asarray(warp(warper(value), jnp.asarray(rows)))
+        shuffled = np.asarray(warp(warper(value), jnp.asarray(rows[:, order])))
         np.testing.assert_array_equal(found[:, order], shuffled)
 
 
@@ -65,7 +70,7 @@ def test_at_least_so_many_stay_and_no_more_than_that_asks_for(name, at_least):
     warper, twin, values = WARPERS[name]
     rows = rows_of_all_kinds(40)[:2]  # without ties
     strictest = {"min_p": 1.0, "epsilon": 0.6}.get(name, values[0])
-    found = np.isfinite(warper(strictest, at_least=at_least)(jnp.asarray(rows)))
+    found = np.isfinite(warp(warper(strictest, at_least=at_least), jnp.asarray(rows)))
     alone = np.array([twin(row, strictest) for row in rows])
     assert (alone.sum(1) < at_least).all()
     assert (found.sum(1) == at_least).all()
@@ -78,11 +83,11 @@ def test_at_least_so_many_stay_and_no_more_than_that_asks_for(name, at_least):
 def test_half_precision_comes_back_and_forbids_what_its_numbers_in_single_do(name):
     warper, _, values = WARPERS[name]
     for dtype in (jnp.bfloat16, jnp.float16):
-        half = jnp.asarray(rows_of_all_kinds(40)).astype(dtype)
-        found = warper(values[1])(half)
+        half = rows_of_all_kinds(40).astype(dtype)
+        found = warp(warper(values[1]), jnp.asarray(half))
         assert found.dtype == dtype
-        single = warper(values[1])(half.astype(jnp.float32))
-        np.testing.assert_array_equal(found.astype(jnp.float32), single)
+        single = warp(warper(values[1]), jnp.asarray(half, jnp.float32))
+        np.testing.assert_array_equal(np.asarray(found, np.float32), single)
 
 
 @pytest.mark.parametrize("name", WARPERS)
@@ -90,7 +95,7 @@ def test_a_nan_stays_and_a_row_without_tokens_stays_without(name):
     warper, _, values = WARPERS[name]
     rows = jnp.array([[1.0, jnp.nan, 2.0], [-INF, -INF, -INF], [-jnp.nan, -INF, 0.0]])
     for value in values:
-        found = np.asarray(warper(value)(rows))
+        found = np.asarray(warp(warper(value), rows))
         assert np.isnan(found[[0, 2], [1, 0]]).all()
         assert (found[1] == -INF).all()
 
@@ -102,18 +107,19 @@ def test_a_nan_stays_and_a_row_without_tokens_stays_without(name):
 def test_the_mildest_setting_changes_nothing_not_even_what_is_as_good_as_impossible(mildest):
     rows = rows_of_all_kinds(40)
     rows[0, 0], rows[1, 0] = -500.0, 500.0
-    np.testing.assert_array_equal(mildest(jnp.asarray(rows)), rows)
+    np.testing.assert_array_equal(warp(mildest, jnp.asarray(rows)), rows)
 
 
 def test_top_p_keeps_the_token_that_crosses_the_sum():
     logits = jnp.log(jnp.array([[0.05, 0.5, 0.15, 0.3]]))
     for p, count in ((0.1, 1), (0.45, 1), (0.55, 2), (0.75, 2), (0.85, 3), (0.97, 4)):
-        assert np.isfinite(ef.TopP(p)(logits)).sum() == count
+        assert np.isfinite(warp(ef.TopP(p), logits)).sum() == count
 
 
 def test_typical_may_forbid_the_likeliest():
     logits = jnp.log(jnp.array([[0.4, 0.15, 0.15, 0.15, 0.15]]))
-    np.testing.assert_array_equal(np.isfinite(ef.Typical(0.5)(logits))[0], [0, 1, 1, 1, 1])
+    found = np.isfinite(warp(ef.Typical(0.5), logits))
+    np.testing.assert_array_equal(found, [[0, 1, 1, 1, 1]])
 
 
 def test_temperature_divides_and_gives_back_the_dtype_it_got():
@@ -127,18 +133,18 @@ def test_a_tiny_temperature_leaves_the_likeliest_alone_also_in_one_compiled_prog
     unlikely = (ef.TopP(0.9), ef.MinP(0.5), ef.Epsilon(0.1), ef.Typical(0.9))
     for warper in (*unlikely, ef.Eta(0.1), ef.TopH(0.9)):
         chain = ef.Temperature(1e-30) | warper
-        np.testing.assert_array_equal(np.isfinite(eqx.filter_jit(chain)(logits)), [[0, 1, 0]])
+        np.testing.assert_array_equal(np.isfinite(warp(chain, logits)), [[0, 1, 0]])
 
 
 def test_eta_keeps_of_a_flat_distribution_what_epsilon_forbids():
     flat = jnp.log(jnp.array([[0.3, 0.25, 0.25, 0.2]]))
-    assert np.isfinite(ef.Epsilon(0.22)(flat)).sum() == 3
-    assert np.isfinite(ef.Eta(0.22)(flat)).sum() == 4
+    assert np.isfinite(warp(ef.Epsilon(0.22), flat)).sum() == 3
+    assert np.isfinite(warp(ef.Eta(0.22), flat)).sum() == 4
 
 
 def test_normalized_logits_are_log_probabilities_also_beside_what_is_forbidden():
     rows = rows_of_all_kinds(40)
-    found = np.asarray(ef.Normalize()(jnp.asarray(rows)))
+    found = np.asarray(warp(ef.Normalize(), jnp.asarray(rows)))
     np.testing.assert_allclose(np.exp(found), [twins.softmax(row) for row in rows], atol=1e-6)
 
 

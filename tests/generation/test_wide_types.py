@@ -8,7 +8,7 @@ import pytest
 
 import eqxformer as ef
 from eqxformer.generation._beams import Finished, Settings, advance
-from tests.helpers.models import model
+from tests.generation.small import small
 
 PROMPTS = [[1, 2, 3, 1, 2], [4, 5]]
 CHANGING = (
@@ -42,23 +42,23 @@ def wide():
 def test_what_changes_logits_and_what_stops_keep_their_types():
     options = {"sampler": CHANGING | LEAVING_OUT, "key": jax.random.key(0), "start": 1}
     stop = ef.StopIds(0) | ef.StopStrings("never", (b"a",) * 13)
-    made = ef.generate(model("t5"), PROMPTS, max_new_tokens=5, stop=stop, **options)
+    made = ef.generate(small("t5"), PROMPTS, max_new_tokens=5, stop=stop, **options)
     assert all(2 <= len(row) <= 5 for row in made)
 
 
 def test_a_state_keeps_its_types():
-    state = ef.prefill(model("gpt"), PROMPTS, slots=64, chunk=3)
-    state = ef.append(model("gpt"), ef.decode(model("gpt"), state, max_new_tokens=2), [[1], [2]])
+    state = ef.prefill(small("gpt"), PROMPTS, slots=64, chunk=3)
+    state = ef.append(small("gpt"), ef.decode(small("gpt"), state, max_new_tokens=2), [[1], [2]])
     assert {leaf.dtype for leaf in jax.tree.leaves(state.seen)} == {np.dtype(np.int32)}
     assert [len(row) for row in state.tokens()] == [8, 5]
 
 
 @pytest.mark.parametrize("draft", [ef.PromptLookup(2, 3), None], ids=["looks", "reads"])
 def test_proposals_keep_their_types(draft):
-    draft = ef.DraftModel(model("t5"), 2) if draft is None else draft
+    draft = ef.DraftModel(small("t5"), 2) if draft is None else draft
     options = {"max_new_tokens": 5, "start": (1, 2)}
-    made = ef.generate_speculative(model("t5"), PROMPTS, draft=draft, **options)
-    assert made.tokens == ef.generate(model("t5"), PROMPTS, **options)
+    made = ef.generate_speculative(small("t5"), PROMPTS, draft=draft, **options)
+    assert made.tokens == ef.generate(small("t5"), PROMPTS, **options)
 
 
 @pytest.mark.parametrize("kind", [jnp.float32, jnp.float64])
@@ -79,5 +79,5 @@ def test_a_step_of_beams_keeps_its_types(kind):
 @pytest.mark.parametrize("name", ["gpt", "t5"])
 def test_a_beam_search_keeps_its_types(name):
     options = {"beams": 2, "max_new_tokens": 4, "start": 1 if name == "t5" else None}
-    found = ef.beam_search(model(name), PROMPTS, **options)
+    found = ef.beam_search(small(name), PROMPTS, **options)
     assert [len(row) for row in found.tokens] == [1, 1]
