@@ -1,8 +1,6 @@
 """The table of commands, each imported when it is used, and what becomes of their errors."""
 
 import importlib
-import os
-import sys
 
 import click
 
@@ -76,10 +74,6 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         _explain("interrupted.")
         return 130
-    except BrokenPipeError:
-        # The reader of a pipe has gone. Without this, Python would complain once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     return result if isinstance(result, int) else 0
 
 
