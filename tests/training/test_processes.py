@@ -18,7 +18,7 @@ from tests.helpers.forks import Nursery
 from tests.training.shared_run import outcome
 
 TEXT = " ".join(f"{number} times" for number in range(300))
-STEPS = 30
+STEPS = 45
 TINY = mlm.model(len(set(TEXT)) + mlm.SPECIAL, dim=8, layers=1, heads=2, hidden=8)
 SETTINGS = {
     "model": json.dumps(TINY.to_dict()),
