@@ -4,13 +4,14 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from eqxformer.checkpoints.native import RUN, TOKENIZER, load, load_config
+from eqxformer.checkpoints.native import TOKENIZER, load, load_config
 from eqxformer.checkpoints.rebuild import differences, expected, rebuild, shapes
 from eqxformer.config import Config
 from eqxformer.data.fingerprints import digest, digest_of_file
 from eqxformer.data.tokenizer import Tokenizer
 from eqxformer.pretrained.checkpoint import Checkpoint, is_native
 from eqxformer.pretrained.load import from_pretrained
+from eqxformer.pretrained.locate import home
 from eqxformer.sharding.placement import Placement
 from eqxformer.training.run_directory import read_tokenizer
 
@@ -37,11 +38,9 @@ class Start:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """How the model's texts became ids: the file beside the model, or that of its run."""
-        for folder in (self.directory, *self.directory.parents[:2]):
-            if folder == self.directory or (folder / RUN).is_file():
-                path = folder / TOKENIZER
-                if path.is_file():
-                    return read_tokenizer(path)
+        path = home(self.directory) / TOKENIZER
+        if path.is_file():
+            return read_tokenizer(path)
         raise ValueError(
             f"There is no {TOKENIZER} in `{self.directory}`, nor a run around it; the model's ids "
             "mean nothing without it. Put the tokenizer's file there."
