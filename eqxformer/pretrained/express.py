@@ -19,7 +19,8 @@ from eqxformer.strict_json import json_object
 
 Shapes = Mapping[str, Shape]
 
-# Those that others are derived from; where one of these says it all, no other is asked.
+# Those that others are derived from; where one of these says it all, no other is asked, and where
+# nobody does, it is named before others that are as close.
 _FIRST = ("bart", "bert", "gpt2", "llama", "t5")
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -96,16 +97,40 @@ def expression(config: Config, arrays: Shapes, model_type: str | None = None) ->
     for each in _FIRST:
         with contextlib.suppress(CheckpointError):
             return _described(config, arrays, architecture(each), {})
-    found = []
+    found: list[Expression] = []
+    in_the_way: dict[str, list[str]] = {}
     for each in model_types():
         with contextlib.suppress(CheckpointError):
-            found.append(_described(config, arrays, architecture(each), {}))
+            tried = _tried(config, arrays, architecture(each), {})
+            if isinstance(tried, Expression):
+                found.append(tried)
+            else:
+                in_the_way[each] = tried
     if not found:
         raise CheckpointError(
             "No architecture of transformers expresses this model; `save` writes it in the "
             "library's own format. `model_type=` tells what is in the way of a certain one."
+            + _closest(in_the_way)
         )
     return min(found, key=lambda each: len(each.settings))
+
+
+def _closest(in_the_way: Mapping[str, list[str]]) -> str:
+    """What stands in the way of the architecture in whose way the least stands, if one is near."""
+    names = sorted(in_the_way, key=lambda name: name not in _FIRST)
+    name = min(names, key=lambda name: _distance(in_the_way[name]), default="")
+    if not name or in_the_way[name][0].startswith(OTHER_KIND):
+        return ""
+    return f" The closest is {name}, but that this model has:\n  " + _lines(in_the_way[name])
+
+
+def _distance(reasons: list[str]) -> tuple[bool, int]:
+    """How far a tree is from an architecture's; one of another kind is the farthest."""
+    return reasons[0].startswith(OTHER_KIND), len(reasons)
+
+
+def _lines(reasons: list[str]) -> str:
+    return "\n  ".join(reasons[:9])
 
 
 def _of_origin(config: Config, arrays: Shapes, values: dict[str, Any], text: str) -> Expression:
@@ -134,6 +159,18 @@ def _described(
     config: Config, arrays: Shapes, known: Architecture, base: Mapping[str, Any]
 ) -> Expression:
     """A config tree as its architecture describes it, the other settings taken from `base`."""
+    tried = _tried(config, arrays, known, base)
+    if isinstance(tried, Expression):
+        return tried
+    raise CheckpointError(
+        f"This model cannot be expressed as {known.model_type}:\n  " + _lines(tried)
+    )
+
+
+def _tried(
+    config: Config, arrays: Shapes, known: Architecture, base: Mapping[str, Any]
+) -> Expression | list[str]:
+    """The same, or what stands in the way of the class that comes closest."""
     name = known.model_type
     if known.describe is None:
         raise CheckpointError(f"A model can be saved as {name} only as it was loaded.")
@@ -159,7 +196,4 @@ def _described(
             reasons.append([f"{OTHER_KIND}, as {class_name} shows: {error}"])
         if not reasons[-1]:
             return each
-    closest = min(reasons, key=lambda lines: (lines[0].startswith(OTHER_KIND), len(lines)))
-    raise CheckpointError(
-        f"This model cannot be expressed as {name}:\n  " + "\n  ".join(closest[:9])
-    )
+    return min(reasons, key=_distance)

@@ -289,4 +289,5 @@ def test_a_model_that_no_architecture_expresses(command, here):
     ef.save(filled(odd), here / "odd")
     line = refused(command, here, "convert", "odd", "out")
     assert "No architecture of transformers expresses this model" in line
+    assert "The closest is llama, but that this model has: blocks.1.attention.sinks: Normal" in line
     assert command("convert", "odd", "out", "--to", "native")[0] == 0

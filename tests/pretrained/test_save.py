@@ -59,6 +59,27 @@ def test_a_model_that_nobody_else_has_words_for_says_to_use_save(tmp_path):
     assert arrays_equal(ef.load(tmp_path / "native"), odd)
 
 
+def test_the_architecture_that_comes_closest_is_named_with_what_keeps_it_apart(tmp_path):
+    head = ef.MaskedLMHead.Config()
+    encoder = FAMILIES["bert"].edit("pooling", take="mean", dense=None)
+    masked = filled(ef.EncoderWithHead.Config(encoder, head))
+    with pytest.raises(ef.CheckpointError) as error:
+        ef.save_pretrained(masked, tmp_path / "out")
+    lines = "The closest is bert, but that this model has:\n  head.norm.eps: 1e-05, not 1e-12"
+    assert str(error.value).endswith(lines)
+    right = masked.config.edit("head", norm=FAMILIES["bert"].embedding.norm)
+    ef.save_pretrained(ef.rebuild(masked, right), tmp_path / "out")
+    assert settings(tmp_path / "out")["architectures"] == ["BertForMaskedLM"]
+
+
+def test_no_architecture_is_called_close_to_a_model_of_another_kind(tmp_path):
+    reader = ef.families.transformer(vocab=11, dim=12, layers=1, heads=3, hidden=14)
+    ears = ef.AudioEncoder.Config(bins=5, dim=12, blocks=reader.encoder.blocks)
+    with pytest.raises(ef.CheckpointError, match="No architecture") as error:
+        ef.save_pretrained(filled(reader.edit(encoder=ears)), tmp_path / "out")
+    assert "closest" not in str(error.value)
+
+
 def test_the_words_of_the_checkpoint_are_kept_byte_for_byte(tiny, tmp_path):
     edit_settings(tiny, bos_token_id=7, _name_or_path="somewhere", torch_dtype="float32")
     edit_settings(tiny, "dtype")
