@@ -15,9 +15,7 @@ what its allocator held at most beside them.
 import argparse
 import functools
 import itertools
-import math
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -84,10 +82,7 @@ def measure(length: int, name: str, options: argparse.Namespace) -> dict[str, An
         print(f"  left out: {error}")
         return {"batch": batch, "left_out": str(error)}
     for who, result in found.items():
-        calls = result.pop("calls")
         del result["numbers"]
-        result["median"] /= calls
-        result["quartiles"] = [each / calls for each in result["quartiles"]]
         result["flops_per_second"] = result["flops"] / result["median"]
         low, high = result["quartiles"]
         bytes_ = result["temporary_bytes"]
@@ -124,17 +119,8 @@ def serve(options: argparse.Namespace) -> None:
     run, wait, bytes_ = MAKE[who](arrays, options.window, options.dtype, name == "both")
     last = (-1, length // 2, -1) if who == "jax.nn" else (-1, -1, length // 2)
     numbers = [float(each) for x in wait(run()) for each in x[last][:8]]
-    start = time.perf_counter()
-    wait(run())
-    calls = max(1, math.ceil(LEAST_SECONDS / (time.perf_counter() - start)))
-
     each = wait if harness.on_cpu() else lambda out: out
-
-    def repeat() -> None:
-        for _ in range(calls):
-            out = each(run())
-        wait(out)
-
+    repeat, calls = harness.repeated(lambda: each(run()), least=LEAST_SECONDS, wait=wait)
     seen = sum(min(place + 1, options.window or length) for place in range(length))
     flops = 4.0 * batch * options.heads * options.head_dim * seen * (3 if name == "both" else 1)
     harness.serve(repeat, calls=calls, flops=flops, numbers=numbers, temporary_bytes=bytes_())

@@ -75,9 +75,6 @@ def measure(axis: str, base: dict[str, int], options: argparse.Namespace) -> dic
     others = ", ".join(f"{name} {size}" for name, size in base.items() if name != axis)
     print(f"\n{axis} at {others}, {options.question}", flush=True)
     for point, result in found.items():
-        calls = result.pop("calls")
-        result["median"] /= calls
-        result["quartiles"] = [each / calls for each in result["quartiles"]]
         low, high = result["quartiles"]
         print(
             f"  {point:>6}{1e3 * result['median']:10.2f} ms ({1e3 * low:.2f}-{1e3 * high:.2f})"

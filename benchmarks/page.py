@@ -22,10 +22,10 @@ HEAD = """# Benchmarks
 
 This page is written by `python benchmarks/page.py` from `benchmarks/results/*.json`, and each of
 those by the script that its section names. Candidates run in processes of their own, which are
-asked for one repetition in turn; times are medians, with the first and third quartile behind them
-where they are known. `compile_time` and `loading` start a new process for every repetition, and of
-the starts of `compile_time` the quickest stands here; `speculative` takes turns in one process, and
-`pretraining` times nothing.
+asked for one repetition in turn, which is a call or as many as take a while; times are medians,
+with the first and third quartile behind them where they are known. `compile_time` and `loading`
+start a new process for every repetition, and of the starts of `compile_time` the quickest stands
+here; `speculative` takes turns in one process, and `pretraining` times nothing.
 `eqxformer bench` measures eqxformer alone, on any machine, without a checkout of the scripts.
 """
 FIRST = ("training_step", "forward", "generation", "attention")  # sections, then the others

@@ -89,7 +89,8 @@ def serve(options: argparse.Namespace) -> None:
     losses = [step()]
     first = time.perf_counter() - start
     losses += [step(), step()]
-    harness.serve(step, losses=losses, first_step_seconds=first)
+    repeat, calls = harness.repeated(step)
+    harness.serve(repeat, calls=calls, losses=losses, first_step_seconds=first)
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import platform
@@ -36,6 +37,7 @@ FLAGS = ("XLA_", "JAX_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH_", "LD_PREL
 
 
 PAUSE, QUICK, AWAKE = 0.25, 1.0, 0.2  # seconds; a GPU's clock has risen after the last
+LEAST = 0.5  # seconds of a repetition that makes several calls
 Told = TypeVar("Told")
 
 
@@ -102,6 +104,37 @@ def serve(repeat: Callable[[], None], **facts: Any) -> None:
             _warm_up(repeat)
         last = seconds()
         print(last, flush=True)
+
+
+def repeated(
+    call: Callable[[], Told],
+    *,
+    least: float = LEAST,
+    wait: Callable[[Told], object] = lambda out: out,
+) -> tuple[Callable[[], None], int]:
+    """A repetition that takes `least` seconds or more, and how many calls it makes.
+
+    One short call after a pause is a cold one, and what else the machine does in that moment is
+    all of its time. `wait` waits for what the last of the calls gives.
+
+    Example:
+        >>> import time
+        >>> from eqxformer.bench.harness import repeated
+        >>> repeat, calls = repeated(lambda: time.sleep(0.004), least=0.02)
+        >>> 1 < calls <= 5
+        True
+    """
+    wait(call())
+    start = time.perf_counter()
+    wait(call())
+    calls = max(1, math.ceil(least / (time.perf_counter() - start)))
+
+    def repeat() -> None:
+        for _ in range(calls - 1):
+            call()
+        wait(call())
+
+    return repeat, calls
 
 
 def _warm_up(repeat: Callable[[], None]) -> None:
@@ -225,6 +258,7 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Medians, quartiles and facts of every candidate, whose command line is given by name.
 
+    Where a candidate says that a repetition makes so many `calls`, times are those of a call.
     Those that are not installed are printed and left out, and so are those of `may_fail` that die:
     the others' results are worth having where a peer runs out of memory or cannot compile. Any
     other that dies is a `CandidateFailed`, as is that none is left. `check` sees everybody's facts
@@ -255,7 +289,11 @@ def compare(
                     seconds[name].append(taken)
         if not names:
             raise CandidateFailed(f"None of {', '.join(candidates)} can be measured here.")
-    return {name: {**facts[name], **_spread(seconds[name])} for name in facts if name in names}
+    return {
+        name: {**facts[name], **_spread(seconds[name], facts[name].get("calls", 1))}
+        for name in facts
+        if name in names
+    }
 
 
 def _unless_failed(
@@ -271,8 +309,9 @@ def _unless_failed(
         return None
 
 
-def _spread(seconds: list[float]) -> dict[str, Any]:
-    several = seconds if len(seconds) > 1 else seconds * 2
+def _spread(seconds: list[float], calls: int) -> dict[str, Any]:
+    each = [whole / calls for whole in seconds]
+    several = each if len(each) > 1 else each * 2
     low, median, high = statistics.quantiles(several, n=4, method="inclusive")
     return {"median": median, "quartiles": [low, high], "repetitions": len(seconds)}
 

@@ -9,7 +9,6 @@ As a program it is a candidate of the harness, which reads what it is asked in i
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -337,17 +336,7 @@ def repeated(work: Work) -> tuple[Callable[[], None], int]:
     """A repetition that is long enough to be timed, and how many calls it makes."""
     import jax
 
-    jax.block_until_ready(work.call())
-    start = time.perf_counter()
-    jax.block_until_ready(work.call())
-    calls = max(1, math.ceil(LEAST_SECONDS / (time.perf_counter() - start)))
-
-    def repeat() -> None:
-        for _ in range(calls - 1):
-            work.call()
-        jax.block_until_ready(work.call())
-
-    return repeat, calls
+    return harness.repeated(work.call, least=LEAST_SECONDS, wait=jax.block_until_ready)
 
 
 def serve(asked: Mapping[str, Any]) -> None:

@@ -101,6 +101,34 @@ def test_quartiles_lie_between_what_was_measured(seconds):
     assert min(seconds) <= low <= found["median"] <= high <= max(seconds)
 
 
+def test_times_are_those_of_a_call_where_a_repetition_makes_several():
+    several = candidate("""
+        print("ready", json.dumps({"calls": 4}), flush=True)
+        for seconds, _ in zip((8.0, 2.0, 4.0), sys.stdin):
+            print(seconds, flush=True)
+        """)
+    found = harness.compare({"one": timed(3.0, 3.0, 3.0), "several": several}, repetitions=3)
+    assert (found["one"]["median"], found["several"]["median"]) == (3.0, 1.0)
+    assert found["several"]["quartiles"] == [0.75, 1.5]
+
+
+@pytest.mark.parametrize(("least", "calls"), [(0.0, 1), (1.0, 1), (1.1, 2), (3.5, 4)])
+def test_a_repetition_makes_as_many_calls_as_take_long_enough(monkeypatch, least, calls):
+    now, done = [0.0], []
+
+    def call():
+        now[0] += 1.0
+        done.append("call")
+        return len(done)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    repeat, number = harness.repeated(call, least=least, wait=lambda out: done.append(out))
+    del done[:]
+    repeat()
+    assert number == calls
+    assert done == [*["call"] * calls, calls]  # what the last one gives is waited for
+
+
 def test_nothing_is_compared_where_nobody_is_there():
     absent = candidate("from eqxformer.bench import harness; harness.needs('no_such_package')")
     with pytest.raises(harness.CandidateFailed, match="None of a, b can be measured here"):
