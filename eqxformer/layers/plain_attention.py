@@ -146,7 +146,7 @@ def allowed_array(
     places: tuple[Int[Array, "*#batch seq"], Int[Array, "*#batch keys"]] | None,
     seq: int,
     keys: int,
-) -> Bool[Array, "*#batch #heads seq keys"] | None:
+) -> Bool[Array, "*#batch #heads #seq keys"] | None:
     """The array that a mask describes; None for one that allows everything."""
     if places is None:
         return None if mask is None else mask.allows(jnp.arange(seq), jnp.arange(keys))
@@ -226,7 +226,7 @@ def scores_of(
 
 def powers_of(
     scores: Float[Array, "*batch heads seq keys"],
-    allowed: Bool[Array, "*#batch #heads seq keys"] | None,
+    allowed: Bool[Array, "*#batch #heads #seq keys"] | None,
     sinks: Float[Array, " heads"] | None,
 ) -> tuple[Float[Array, "*batch heads seq keys"], Float[Array, "*batch heads seq 1"]]:
     """`exp(score - largest)`, and its sum over keys and sink; both 0 where no key is allowed."""
