@@ -14,7 +14,7 @@ from eqxformer.losses.cross_entropy import Loss
 from eqxformer.losses.objective import LossFunction
 from eqxformer.losses.tokens import objective_of
 
-ENOUGH_TOKENS, MOST_TOKENS = 512, 1024  # no fewer than these are divided; the most of a piece
+LEAST_TOKENS, MOST_TOKENS = 128, 1024  # of a piece; no fewer than the latter are divided
 WEIGHTS_PER_TOKEN = 100_000  # every piece reads and writes the gradients of all weights
 
 
@@ -92,9 +92,9 @@ def accumulated(
 def rows_at_once(loss: LossFunction, model: Any, batch: Any) -> int | None:
     """How many rows' gradients a CPU makes at once, given the part of a model that is trained.
 
-    None for all. What a step keeps for its gradients is one piece of memory; beyond 32 MB the
-    system hands it over anew for every step, page by page, each emptied first. Some rows at a time
-    need a part of it, again and again. So it is where rows are known not to depend on one another:
+    None for all. Of what a step keeps for its gradients, the system hands over anew for every step
+    what is beyond some 60 MB (`heaps`), page by page, each emptied first. Some rows at a time need
+    a part of it, again and again. So it is where rows are known not to depend on one another:
     with an `Objective` that splits, or `next_token_loss` and the like, and with a batch whose
     arrays all have a row per sequence and which tells its `token_count`, as the library's do.
 
@@ -122,12 +122,13 @@ def rows_at_once(loss: LossFunction, model: Any, batch: Any) -> int | None:
 
 def few_rows(rows: int, tokens: float, weights: int) -> int | None:
     """As many rows of so many tokens each as `rows_at_once` takes; None for all."""
-    enough = max(ENOUGH_TOKENS, weights / WEIGHTS_PER_TOKEN)
+    enough = max(MOST_TOKENS, weights / WEIGHTS_PER_TOKEN)
     if rows * tokens <= enough:
         return None
-    fitting = max(1, min(rows // 2, int(max(MOST_TOKENS, enough) / tokens)))
+    fitting = max(1, min(rows // 2, int(enough / tokens)))
     best = next(n for n in range(fitting, 0, -1) if rows % n == 0)
-    return best if best < rows and best * tokens >= enough / 4 else None
+    least = max(LEAST_TOKENS, weights / WEIGHTS_PER_TOKEN / 4)
+    return best if best < rows and best * tokens >= least else None
 
 
 def pieces(

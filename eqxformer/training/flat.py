@@ -71,6 +71,11 @@ class Flat:
         devices = next((x.devices() for x in lying), frozenset())
         return {d.platform for d in devices or jax.local_devices()[:1]} == {"cpu"}
 
+    @functools.cached_property
+    def traced(self) -> bool:
+        """Whether they are those of a function that is being traced, one or all of them."""
+        return any(isinstance(x, Tracer) for x in self.arrays)
+
     @staticmethod
     def of(tree: Any) -> "Flat":
         """A tree taken apart; at once for one that `tree()` has made."""

@@ -21,6 +21,7 @@ from eqxformer.losses.objective import LossFunction
 from eqxformer.training.accumulation import check_microbatch, check_splits
 from eqxformer.training.flat import Flat, Spread
 from eqxformer.training.gradients import Metrics, global_norm, measured_gradients
+from eqxformer.training.heaps import OnOneDevice
 from eqxformer.training.precision import Precision
 from eqxformer.training.state import TrainState
 
@@ -93,10 +94,8 @@ def make_step(
         skips_nonfinite=skips_nonfinite,
     )
 
-    @functools.cache
-    def alone(on_cpu: bool) -> Any:
-        few = on_cpu and microbatch is None
-        return jax.jit(functools.partial(update, few_at_once=few), donate_argnums=0)
+    few_at_once = functools.partial(update, few_at_once=microbatch is None)
+    alone = OnOneDevice(update, update_on_cpu=few_at_once)
 
     @functools.cache
     def together(spread: Spread) -> Any:
@@ -107,8 +106,8 @@ def make_step(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         flat = Flat.of(state)
         if flat.spread is None:
-            new, metrics = alone(flat.on_cpu)(flat, Flat.of(batch), held)
-            new.on_cpu = flat.on_cpu
+            new, metrics = alone(flat, Flat.of(batch), held)
+            new.on_cpu, new.traced = flat.on_cpu, flat.traced
         else:
             with jax.set_mesh(flat.spread.mesh):
                 new, metrics = together(flat.spread)(flat, Flat.of(batch), held)
@@ -118,7 +117,7 @@ def make_step(
     def lower(state: TrainState, batch: Any) -> Any:
         flat, flat_batch = Flat.of(state), Flat.of(batch)
         if flat.spread is None:
-            return alone(flat.on_cpu).lower(flat, flat_batch, held)
+            return alone.program(flat, flat_batch, held).lower(flat, flat_batch, held)
         with jax.set_mesh(flat.spread.mesh):
             return together(flat.spread).lower(flat, flat_batch, held)
 

@@ -175,7 +175,8 @@ def test_labels_of_rows_and_pairs_of_answers_are_split():
     ("rows", "tokens", "weights", "wanted"),
     [
         (128, 32, 600_000, 32),  # 1024 tokens
-        (12, 64, 800_000, 6),
+        (12, 64, 800_000, None),  # 768 tokens are not divided
+        (24, 64, 800_000, 12),
         (16, 256, 10_700_000, 4),
         (8, 1024, 124_000_000, 1),
         (8, 256, 93_000_000, 4),
