@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 import eqxformer as ef
 from eqxformer.checkpoints.errors import CheckpointError
 from eqxformer.pretrained import Checkpoint
-from tests.helpers.models import filled, logits
+from tests.helpers.models import filled
 from tests.pretrained.tiny import edit_settings, edit_tensors, rename_tensors
 
 SIZES = {
@@ -86,8 +86,8 @@ def test_a_file_as_old_as_bert_is_read_with_its_pooler_and_without_its_second_he
     )
     edit_settings(folder, **OLD_WORDS)
     loaded = ef.from_pretrained(folder)
-    assert np.array_equal(logits(loaded, TOKENS), logits(model, TOKENS))
-    first = np.asarray(logits(loaded.encoder, TOKENS))[:, 0]
+    assert np.array_equal(loaded(TOKENS), model(TOKENS))
+    first = np.asarray(loaded.encoder(TOKENS))[:, 0]
     weight, bias = pooler().values()
     expected = np.tanh(first @ weight.T + bias)
     assert np.abs(loaded.encoder.embed(TOKENS) - expected).max() < 1e-6

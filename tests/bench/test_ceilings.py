@@ -135,6 +135,7 @@ def test_the_fastest_way_is_taken(monkeypatch):
 
 def test_ceilings_are_candidates_of_the_harness(monkeypatch):
     monkeypatch.setenv("EQXFORMER_CHECKS", "0")  # for a quick start
+    monkeypatch.setattr(harness, "jax_platform", jax.default_backend)  # without a process for it
     commands = ceilings.commands(("product",))
     small = {name: [*command, "--size", "16"] for name, command in commands.items()}
     most = ceilings.take(harness.compare(small, repetitions=2))

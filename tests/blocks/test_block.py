@@ -9,7 +9,7 @@ import pytest
 import eqxformer as ef
 from tests.helpers import twins
 from tests.helpers.compare import assert_agrees, assert_close
-from tests.helpers.hot import normal
+from tests.helpers.hot import drawn, normal
 from tests.helpers.models import block, close, filled
 
 DIM, SOURCE_DIM, SEQ, KEYS = 6, 5, 4, 3
@@ -95,7 +95,7 @@ def test_a_source_mask_hides_keys_query_by_query():
 
 def test_a_writer_without_a_source_says_so():
     with pytest.raises(ValueError, match="cross-attention and needs a `source`; got none"):
-        _built("writer")(normal(4, SEQ, DIM))
+        eqx.filter_eval_shape(_built("writer"), normal(4, SEQ, DIM))
 
 
 @pytest.mark.parametrize("name", ["writer", "parallel, two norms"])
@@ -137,6 +137,11 @@ def test_losses_of_routers_come_back_and_blocks_without_routers_have_none():
     assert eqx.filter_eval_shape(_built("reader").run, x, context)[2] is None
 
 
+@eqx.filter_jit
+def _losses(part, x, mask):
+    return part.run(x, ef.Context(mask=mask))[2]
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["block", "parallel block"])
 def test_padding_does_not_count_in_the_losses_of_routers(kind, side):
@@ -144,17 +149,13 @@ def test_padding_does_not_count_in_the_losses_of_routers(kind, side):
     if kind == "parallel block":
         config = ef.ParallelBlock.Config(config.attention, config.feed_forward)
     part, row, other = _filled(config), normal(4, 1, SEQ, DIM), normal(5, 1, 3, DIM)
-    padded = jnp.concatenate([other, row] if side == "left" else [row, other], axis=1)
-    valid = jnp.arange(SEQ + 3) >= 3 if side == "left" else jnp.arange(SEQ + 3) < SEQ
-
-    @eqx.filter_jit
-    def losses(x, mask):
-        return part.run(x, ef.Context(mask=mask))[2]
-
-    alone = losses(row, ef.Causal())
-    for mask in (ef.Padding(valid), ef.Padding(valid[None])):
-        assert_close(losses(padded, ef.Causal() & mask), alone, 1e-5)
-    assert abs(losses(padded, ef.Causal()).z / alone.z - 1.0) > 0.01
+    padded = np.concatenate([other, row] if side == "left" else [row, other], axis=1)
+    valid = np.arange(SEQ + 3) >= 3 if side == "left" else np.arange(SEQ + 3) < SEQ
+    alone = _losses(part, row, ef.Causal())
+    for each in (valid, valid[None]):
+        mask = ef.Causal() & ef.Padding(jnp.asarray(each))
+        assert_close(_losses(part, padded, mask), alone, 1e-5)
+    assert abs(float(_losses(part, padded, ef.Causal()).z) / float(alone.z) - 1.0) > 0.01
 
 
 def test_a_bias_of_cross_attention_is_refused_with_a_cache_which_has_no_places_for_it():
@@ -167,14 +168,13 @@ def test_a_bias_of_cross_attention_is_refused_with_a_cache_which_has_no_places_f
         cross_residual=ef.pre_norm(),
         feed_forward_residual=ef.pre_norm(),
     )
-    part = config.build(4, key=jax.random.key(0))
-    source = jnp.ones((1, 3, 4))
-    assert eqx.filter_eval_shape(part, jnp.ones((1, 2, 4)), source=source).shape == (1, 2, 4)
+    part, source = drawn(config, 4), normal(0, 1, 3, 4)
+    assert eqx.filter_eval_shape(part, normal(1, 1, 2, 4), source=source).shape == (1, 2, 4)
     with pytest.raises(NotImplementedError, match="bias of a cross-attention counts queries from"):
         part.init_cache((1,), 4, source=source)
-    later = ef.Context(source=source)
+    later, cache = ef.Context(source=source), part.init_cache((1,), 4)
     with pytest.raises(NotImplementedError, match="bias of a cross-attention counts queries from"):
-        part.run(jnp.ones((1, 1, 4)), later, cache=part.init_cache((1,), 4))
+        eqx.filter_eval_shape(part.run, normal(1, 1, 1, 4), later, cache=cache)
 
 
 def test_a_rate_of_side_by_side_branches_is_a_share():

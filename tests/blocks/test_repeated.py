@@ -38,18 +38,23 @@ def copied(shared):
     return jax.tree.unflatten(jax.tree.structure(skeleton), leaves)
 
 
-def test_they_equal_as_many_blocks_in_logits_losses_and_gradients(shared, copied):
-    ids = tokens(2, 5)
+@eqx.filter_jit
+@eqx.filter_value_and_grad(has_aux=True)
+def step(model, ids):
+    hidden, _, losses = model.run(ids)
+    return hidden.var() + losses.load_balance + losses.z, (hidden, model.logits(hidden))
 
-    @eqx.filter_jit
-    @eqx.filter_value_and_grad(has_aux=True)
-    def step(model):
-        hidden, _, losses = model.run(ids)
-        return hidden.var() + losses.load_balance + losses.z, hidden
 
-    (loss, hidden), gradient = step(shared)
-    (expected, same), each = step(copied)
-    close(hidden, same)
+@pytest.fixture(scope="module")
+def stepped(shared):
+    return step(shared, tokens(2, 6))
+
+
+def test_they_equal_as_many_blocks_in_logits_losses_and_gradients(stepped, copied):
+    (loss, outputs), gradient = stepped
+    (expected, same), each = step(copied, tokens(2, 6))
+    for found, wanted in zip(outputs, same, strict=True):
+        close(found, wanted)
     close(loss, expected)
     each = ef.named_arrays(each)
     for path, found in ef.named_arrays(gradient).items():
@@ -58,12 +63,13 @@ def test_they_equal_as_many_blocks_in_logits_losses_and_gradients(shared, copied
             close(found, sum(np.asarray(each[f"blocks.{i}.{rest}"]) for i in (0, 2)))
 
 
-def test_every_run_has_a_cache_of_its_own(shared):
-    ids, cache = tokens(2, 6), shared.init_cache((2,), 6)
+def test_every_run_has_a_cache_of_its_own(shared, stepped):
+    ids, cache = np.asarray(tokens(2, 6)), shared.init_cache((2,), 6)
     assert len(cache.blocks[0]) == 4
-    first, cache = extend(shared, ids[:, :5], cache)
-    last, cache = extend(shared, ids[:, 5:], cache)
-    close(np.concatenate([first, last], axis=1), logits(shared, ids))
+    first, cache = extend(shared, ids[:, :3], cache)
+    last, cache = extend(shared, ids[:, 3:], cache)
+    (_, (_, logits)), _ = stepped
+    close(np.concatenate([first, last], axis=1), logits)
 
 
 class Hiss(ef.AbstractBlock):
@@ -115,4 +121,4 @@ def test_no_runs_or_no_blocks_are_refused():
 def test_blocks_that_repeat_take_part_in_a_bias_for_all():
     shared = ef.RelativeBias.Config(buckets=6, max_distance=8, direction="causal")
     config = decoder(ef.Repeated.Config(blocks=(block({}),), times=2), bias=shared)
-    assert config.build(key=jax.random.key(0))(tokens(1, 4)).shape == (1, 4, 13)
+    assert logits(filled(config), tokens(1, 4)).shape == (1, 4, 13)

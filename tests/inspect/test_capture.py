@@ -13,6 +13,7 @@ from eqxformer.layers.taps import collecting
 from eqxformer.traces import apart
 from tests.helpers import models
 from tests.helpers.compare import same_bits
+from tests.helpers.hot import drawn, normal
 from tests.helpers.models import close
 
 CONFIG = ef.families.llama(vocab=11, dim=12, layers=3, heads=4, kv_heads=2, head_dim=6, hidden=7)
@@ -69,11 +70,15 @@ def test_a_captured_value_is_what_the_part_computes_of_its_captured_input(model,
     seen = everything[1]
     block, front = model.blocks[2], "blocks.2"
     places = jnp.array([[0, 0, 0, 1, 2], [0, 1, 2, 3, 3]])  # counted over real tokens
-    attention = block.attention(
-        seen[f"{front}.attention.input"], mask=ef.Causal() & MASK, positions=places
+    attention = run(
+        block.attention,
+        seen[f"{front}.attention.input"],
+        mask=ef.Causal() & MASK,
+        positions=places,
     )
     close(seen[f"{front}.attention"], attention)
-    close(seen[f"{front}.feed_forward"], block.feed_forward(seen[f"{front}.feed_forward.input"]))
+    fed = run(block.feed_forward, seen[f"{front}.feed_forward.input"])
+    close(seen[f"{front}.feed_forward"], fed)
     close(seen["norm"], model.norm(seen["blocks.2"]))
     np.testing.assert_array_equal(seen["blocks.1"], seen["blocks.2.input"])
 
@@ -138,10 +143,11 @@ def test_with_a_cache_values_are_those_of_the_newest_tokens(model, everything):
     (_, cache), first = run(look, TOKENS[:, :3], cache, mask=ef.Padding(MASK.valid[:, :3]))
     (_, cache), rest = run(look, TOKENS[:, 3:], cache, mask=ef.Padding(MASK.valid[:, 3:]))
     assert rest["blocks.2.attention.weights"].shape == (2, 4, 2, 8)
-    both = jnp.concatenate([first["blocks.2.residual"], rest["blocks.2.residual"]], axis=1)
-    real = MASK.valid[..., None]
-    close(jnp.where(real, both, 0.0), jnp.where(real, everything[1]["blocks.2"], 0.0))
-    close(rest["blocks.2.attention.weights"][1, :, 0, :4], everything[1][NAMES[1]][1, :, 3, :4])
+    both = np.concatenate([first["blocks.2.residual"], rest["blocks.2.residual"]], axis=1)
+    real, whole = np.asarray(MASK.valid), {k: np.asarray(v) for k, v in everything[1].items()}
+    close(both[real], whole["blocks.2"][real])
+    weights = np.asarray(rest["blocks.2.attention.weights"])
+    close(weights[1, :, 0, :4], whole[NAMES[1]][1, :, 3, :4])
 
 
 def test_a_cache_of_layers_in_other_groups_is_refused(scanned):
@@ -178,12 +184,11 @@ def test_every_name_of_a_call_is_within_reach(name):
 
 def test_a_router_tells_the_experts_with_the_largest_scores():
     experts = ef.Experts.Config(count=5, top=2, expert=ef.MLP.Config(hidden=3))
-    part = experts.build(4, key=jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (2, 3, 4))
+    part, x = drawn(experts, 4), normal(1, 2, 3, 4)
     _, seen = run(ef.capture(part, "router", "chosen_experts", "chosen_weights"), x)
     largest = np.argsort(-np.asarray(seen["router"]), axis=-1)[:, :2]
     np.testing.assert_array_equal(seen["chosen_experts"], largest.reshape(2, 3, 2))
-    close(seen["chosen_weights"].sum(-1), jnp.ones((2, 3)))
+    close(np.asarray(seen["chosen_weights"]).sum(-1), np.ones((2, 3)))
     other = ef.patch(part, {"chosen_experts": jnp.zeros_like, "chosen_weights": jnp.ones_like})
     first = jax.tree.map(lambda a: a[0], part.experts)
     close(run(other, x), 2.0 * run(first, x))
@@ -199,7 +204,7 @@ def test_the_losses_of_a_router_that_is_looked_at_leave_out_padding_as_ever():
     look = ef.capture(model, name, f"{name}.input", f"{name}.router", call=ef.DecoderLM.run)
     (hidden2, _, losses2), seen = run(look, TOKENS, mask=MASK)
     assert same_bits((hidden2, losses2), (hidden, losses))
-    close(seen[name], model.blocks[0].feed_forward(seen[f"{name}.input"]))
+    close(seen[name], run(model.blocks[0].feed_forward, seen[f"{name}.input"]))
     patched = ef.patch(model, {name: jnp.zeros_like, f"{name}.input": lambda x: x})
     hidden3, _, losses3 = run(ef.DecoderLM.run, patched, TOKENS, mask=MASK)
     close((losses3.load_balance, losses3.z), (losses.load_balance, losses.z))

@@ -94,8 +94,9 @@ def test_outputs_that_no_part_has_made_are_the_last_to_be_looked_at():
     assert str(fault).startswith("outputs, float32[4]: 4 infinite of 4 numbers")
 
 
-def test_the_head_is_seen_too_where_the_loss_makes_logits_in_chunks(model, monkeypatch):
+def test_the_head_is_seen_too_where_the_loss_makes_logits_in_chunks(monkeypatch):
     monkeypatch.setattr("eqxformer.losses.chunked.LARGE", 8)
+    model = filled(models.decoder(models.block({})))
     broken = ef.patch(model, {"head": eqx.Partial(fragile, jnp.array(INFINITE))})
     fault = ef.Watch().gradient(broken, BATCH, call=ef.next_token_loss)
     assert (fault.name, fault.what) == ("head", "output")

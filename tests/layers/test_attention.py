@@ -16,8 +16,7 @@ KINDS = {
     "many heads": {},
     "grouped": {"kv_heads": 2},
     "one key head": {"kv_heads": 1},
-    "head size of its own": {"head_dim": 5, "kv_heads": 2},
-    "value size of its own": {"value_dim": 2, "kv_heads": 2},
+    "head and value sizes of their own": {"head_dim": 5, "value_dim": 2, "kv_heads": 2},
     "full-width values summed": {"value_dim": 12, "out": ef.SumHeads(), "head_dim": 2},
     "heads side by side": {"out": ef.SumHeads()},
     "a bias on the keys alone": {"query": BARE, "value": BARE, "out": BARE},
@@ -35,8 +34,7 @@ KINDS = {
     },
     "a norm without parameters": {"qk_norm": ef.LayerNorm.Config(0.1, False, False)},
     "clipped projections": {"clip": 0.9, "kv_heads": 2},
-    "soft-cap": {"softcap": 1.5},
-    "scale": {"scale": 0.3},
+    "scale and soft-cap": {"scale": 0.3, "softcap": 1.5},
     "sinks": {"sinks": ef.Normal(1.0), "kv_heads": 2},
     "window": {"window": 2},
     "window on both sides": {"window": (1, 2)},
@@ -71,7 +69,8 @@ def tolerance(name):
     return FLOAT32_TABLES if "rotary" in KINDS[name] else FLOAT64
 
 
-@pytest.mark.parametrize("name", KINDS)
+# Most kinds are grouped beside what is their own.
+@pytest.mark.parametrize("name", [n for n in KINDS if n != "grouped"])
 def test_self_attention_equals_its_formula_in_value_and_gradient(name):
     mask = None if "window" in name else ef.Causal() & ef.Padding(jnp.asarray(VALID))
     causal = np.tril(np.ones((5, 5), bool))
@@ -85,9 +84,7 @@ def test_self_attention_equals_its_formula_in_value_and_gradient(name):
     assert_agrees(lambda p, x: p(x, mask=mask), twin, attention(name), x, tolerance=tolerance(name))
 
 
-@pytest.mark.parametrize(
-    "name", ["many heads", "norm per head", "sinks", "relative bias", "everything"]
-)
+@pytest.mark.parametrize("name", ["many heads", "norm per head", "everything"])
 def test_cross_attention_to_a_source_of_another_width_equals_its_formula(name):
     """Windows and rotary positions are of self-attention, so a source is seen without them."""
     valid = np.array([[1, 1, 0, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1]], bool)
@@ -110,7 +107,7 @@ def test_cross_attention_to_a_source_of_another_width_equals_its_formula(name):
     )
 
 
-@pytest.mark.parametrize("name", ["grouped", "sinks", "everything"])
+@pytest.mark.parametrize("name", ["grouped", "everything"])
 def test_a_bias_given_to_the_call_is_added_beside_the_parts_own(name):
     def twin(part, x, values):
         return reference.attention(part, x, bias=values)
@@ -143,7 +140,7 @@ def test_rotary_positions_may_be_given_to_the_call():
     )
 
 
-@pytest.mark.parametrize("name", ["many heads", "grouped", "sinks", "soft-cap", "everything"])
+@pytest.mark.parametrize("name", ["many heads", "scale and soft-cap", "everything"])
 def test_weights_sum_to_one_and_reproduce_the_result(name):
     part, x, mask = attention(name), normal(1, 2, 5, 12), ef.Causal()
 
@@ -158,7 +155,8 @@ def test_weights_sum_to_one_and_reproduce_the_result(name):
     assert not weights[..., *np.triu_indices(5, 1)].any()
     values = values.reshape(2, 5, -1, part.value_dim).repeat(4 // (part.config.kv_heads or 4), 2)
     mixed = np.einsum("bhqk,bkhv->bqhv", weights, values).reshape(2, 5, -1)
-    out = np.asarray(part.out(jnp.asarray(mixed, jnp.float32)))
+    plain = jax.tree.map(np.asarray, part.out)
+    out = np.stack([reference.linear(plain, row) for row in mixed])
     np.testing.assert_allclose(y, out, atol=1e-4 * np.abs(out).max())
 
 
@@ -166,7 +164,8 @@ def test_weights_of_cross_attention_are_over_the_source():
     part = drawn(ef.Attention.Config(heads=4, kv_heads=2), 12, source_dim=9)
     x, source = normal(1, 5, 12), normal(2, 7, 9)
     allowed = np.arange(7) < 4
-    weights = part.weights(x, source, mask=ef.Padding(jnp.asarray(allowed)))
+    mask = ef.Padding(jnp.asarray(allowed))
+    weights = jax.jit(lambda x, source: part.weights(x, source, mask=mask))(x, source)
     plain = jax.tree.map(np.asarray, (part, x, source))
     expected = reference.attention_weights(*plain, allowed=np.tile(allowed, (5, 1)))
     np.testing.assert_allclose(weights, expected, atol=1e-5)

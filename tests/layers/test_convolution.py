@@ -7,7 +7,7 @@ import pytest
 
 import eqxformer as ef
 from tests.helpers.compare import assert_agrees, assert_close
-from tests.helpers.hot import drawn
+from tests.helpers.hot import drawn, normal
 
 
 def convolve(x, weight, bias, stride):
@@ -38,10 +38,10 @@ def test_every_place_is_the_sum_over_its_neighbours(kernel, frames, stride):
 
 
 def test_vmap_gives_what_a_batch_gives():
-    part = ef.Convolution(4, 5, stride=2, key=jax.random.key(0))
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 6, 4)), jnp.float32)
-    assert part(x).shape == (3, 3, 5)
-    assert_close(jax.vmap(part)(x), part(x), 1e-6)
+    part, x = drawn(ef.Convolution.Config(stride=2), 4, 5), normal(0, 3, 6, 4)
+    mapped, batch = jax.jit(lambda x: (jax.vmap(part)(x), part(x)))(x)
+    assert batch.shape == (3, 3, 5)
+    assert_close(mapped, batch, 1e-6)
 
 
 def test_the_whole_window_is_fan_in():

@@ -11,7 +11,7 @@ from tests.helpers.compare import assert_close
 from tests.helpers.hot import drawn, normal
 
 QUERY, KEYS, VALUES = normal(0, 2, 4, 5, 3), normal(1, 2, 2, 5, 3), normal(2, 2, 2, 5, 3)
-PADDING = ef.Padding(jnp.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]], bool))
+PADDING = ef.Padding(jnp.asarray(np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]], bool)))
 REFUSED = {
     "it has no soft-cap of scores": {"softcap": 2.0},
     "it has no sinks": {"sinks": ef.Zeros()},
@@ -27,7 +27,7 @@ REFUSED = {
         (ef.Causal(), False),
         (ef.Window(1, 2) & ef.Window(2, 1), False),
         (ef.Causal() & PADDING, True),
-        (ef.Explicit(jnp.tri(5, k=-1).astype(bool)), False),
+        (ef.Explicit(jnp.asarray(np.tri(5, k=-1, dtype=bool))), False),
     ],
     ids=["bias", "causal", "windows", "causal, padding, bias", "explicit"],
 )
@@ -67,10 +67,14 @@ class EverySecond(ef.Window):
 
 @pytest.mark.parametrize("mask", [Before(), EverySecond(3, 1)], ids=["Causal", "Window"])
 def test_a_subclass_of_what_the_kernel_knows_is_asked_itself(mask):
-    allowed = ef.Explicit(mask.allows(jnp.arange(5), jnp.arange(5))[0])
     options = {"scoring": ef.Scoring(0.7), "backend": "xla"}
-    own, expected = (ef.attend(QUERY, KEYS, VALUES, mask=m, **options) for m in (mask, allowed))
-    assert_close(own, expected, 1e-6)
+
+    @jax.jit
+    def both(*given):
+        allowed = ef.Explicit(mask.allows(jnp.arange(5), jnp.arange(5))[0])
+        return [ef.attend(*given, mask=each, **options) for each in (mask, allowed)]
+
+    assert_close(*both(QUERY, KEYS, VALUES), 1e-6)
 
 
 @pytest.mark.parametrize("backend", ["xla", "cudnn"])
@@ -97,7 +101,7 @@ def test_cudnn_on_a_cpu_is_an_error_that_says_so():
 def test_dropout_that_is_off_does_not_keep_a_backend_from_serving():
     part = drawn(ef.Attention.Config(heads=4, backend="xla", dropout=0.5), 12)
     with ef.backend_report() as report:
-        part(normal(0, 5, 12))
+        jax.jit(part.__call__)(normal(0, 5, 12))
     assert [choice.backend for choice in report] == ["xla"]
 
 
@@ -126,10 +130,9 @@ def test_nothing_is_reported_outside_and_an_inner_report_keeps_its_own():
 
 def test_the_softmax_of_bfloat16_is_in_float32():
     """Scores near 100 are 0.5 apart in bfloat16: weights would be off by a third."""
-    query, keys = 3 * normal(0, 1, 4, 64), 3 * normal(1, 1, 8, 64)
+    query, keys = 3 * np.asarray(normal(0, 1, 4, 64)), 3 * np.asarray(normal(1, 1, 8, 64))
     small = [a.astype(jnp.bfloat16) for a in (query, keys)]
-    scoring = ef.Scoring(0.125)
-    weights = ef.attention_weights(*small, scoring=scoring)
-    exact = ef.attention_weights(*[a.astype(jnp.float32) for a in small], scoring=scoring)
+    find = jax.jit(lambda *g: ef.attention_weights(*g, scoring=ef.Scoring(0.125)))
+    weights, exact = find(*small), find(*[a.astype(np.float32) for a in small])
     assert weights.dtype == jnp.float32
     np.testing.assert_allclose(weights, exact, atol=1e-4)

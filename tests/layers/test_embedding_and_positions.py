@@ -7,19 +7,19 @@ import pytest
 
 import eqxformer as ef
 from tests.helpers.compare import assert_agrees
-from tests.helpers.hot import normal
+from tests.helpers.hot import drawn, normal
 
 IDS = np.array([[3, 0, 9], [9, 9, 1]])
 
 
 @pytest.fixture(scope="module")
 def table():
-    return ef.Embedding(10, 4, key=jax.random.key(0))
+    return drawn(ef.Embedding.Config(), 10, 4)
 
 
 @pytest.fixture(scope="module")
 def learned():
-    return ef.LearnedPositions(4, length=6, offset=2, key=jax.random.key(0))
+    return drawn(ef.LearnedPositions.Config(length=6, offset=2), 4)
 
 
 def test_an_embedding_is_the_row_of_its_id_in_value_and_gradient(table):
@@ -44,17 +44,19 @@ def test_ids_outside_the_vocabulary_are_an_error(table, wrong, more):
 
 
 def test_ids_outside_the_vocabulary_are_nan_under_jit_and_alone_so(table):
-    ids = jnp.array([0, 9, 10, -1, 99, -10, -11, 2**31 - 1, -(2**31)])
-    for rows in (jax.jit(table.__call__)(ids), jax.vmap(table)(ids), jax.jit(jax.vmap(table))(ids)):
-        assert (rows[:2] == table(ids[:2])).all()
+    ids = np.array([0, 9, 10, -1, 99, -10, -11, 2**31 - 1, -(2**31)], np.int32)
+    expected = table(jnp.asarray(ids[:2]))
+    for run in (jax.jit(table.__call__), jax.vmap(table), jax.jit(jax.vmap(table))):
+        rows = np.asarray(run(jnp.asarray(ids)))
+        assert (rows[:2] == expected).all()
         assert np.isnan(rows[2:]).all()
 
 
 def test_an_id_of_a_small_integer_type_works_though_the_vocabulary_does_not_fit_it():
-    table = ef.Embedding(300, 2, init=ef.Normal(), key=jax.random.key(0))
-    ids = jnp.array([3, 127, -1], jnp.int8)
-    assert (table(ids[:2]) == table.weight[jnp.array([3, 127])]).all()
-    assert np.isnan(jax.jit(table.__call__)(ids)[2]).all()
+    table, ids = drawn(ef.Embedding.Config(), 300, 2), np.array([3, 127, -1], np.int8)
+    expected = np.asarray(table.weight)[[3, 127]]
+    assert (np.asarray(table(jnp.asarray(ids[:2]))) == expected).all()
+    assert np.isnan(np.asarray(jax.jit(table.__call__)(ids))[2]).all()
 
 
 def test_learned_positions_are_rows_counted_from_the_offset(learned):
@@ -85,7 +87,7 @@ def test_impossible_tables_of_positions_are_refused(options):
 def test_sinusoids_equal_their_formula_in_both_layouts_and_odd_widths(layout, dim):
     config = ef.Sinusoids.Config(layout=layout, base=100.0, offset=2)
     positions = np.array([[0, 1, 2], [50, 7, 300]])
-    got = config.build(dim, key=jax.random.key(0))(jnp.asarray(positions))
+    got = jax.jit(drawn(config, dim).__call__)(positions)
     expected = np.zeros((2, 3, dim))
     for i in range(dim):
         pair, wave = divmod(i, 2)
@@ -111,7 +113,7 @@ def test_a_closed_spread_of_frequencies_ends_at_one_over_the_base(layout, dim):
     """tensor2tensor's and fairseq's: evenly spaced logarithms, both ends included."""
     positions = np.array([0, 1, 7, 300])
     config = ef.Sinusoids.Config(layout=layout, base=100.0, offset=2, spread="closed")
-    got = config.build(dim, key=jax.random.key(0))(jnp.asarray(positions))
+    got = jax.jit(drawn(config, dim).__call__)(positions)
     angles = (positions + 2)[:, None] * np.geomspace(1.0, 0.01, dim // 2)
     expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     if layout == "interleaved":

@@ -46,7 +46,12 @@ def run(part, x, key=None):
     return part.run(x, key=key)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# Their rules are those of "one expert per token", of "shared, router with a bias", and of "a
+# correction of the choice", which have something beside.
+PARTS_OF_OTHERS = {"not normalised", "the largest, then softmax", "sigmoid"}
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n not in PARTS_OF_OTHERS])
 def test_experts_equal_a_loop_over_tokens_in_value_gradient_and_losses(name):
     def everything(part, x):
         y, losses = part.run(x)
@@ -62,8 +67,8 @@ def test_experts_equal_a_loop_over_tokens_in_value_gradient_and_losses(name):
 def test_a_correction_changes_the_choice_and_has_no_gradient():
     """It is as large as it takes to make every token choose experts 1 and 4."""
     part, x = drawn(CONFIGS["a correction of the choice"], 4), normal(1, 7, 4)
-    wanted = jnp.zeros(6).at[jnp.array([1, 4])].set(9.0)
-    part = eqx.tree_at(lambda p: p.correction, part, wanted)
+    wanted = np.float32([0.0, 9.0, 0.0, 0.0, 9.0, 0.0])
+    part = eqx.tree_at(lambda p: p.correction, part, jax.device_put(wanted))
     found = eqx.filter_jit(eqx.filter_grad(lambda p: jnp.sin(p(x)).sum()))(part)
     assert not np.asarray(found.correction).any()
     used = np.abs(found.experts.down.weight).reshape(6, -1).max(-1) > 0
@@ -91,19 +96,18 @@ def test_the_order_of_tokens_does_not_matter():
 
 def test_experts_that_nobody_chooses_have_no_gradient_and_do_no_harm():
     part = drawn(CONFIGS["the largest, then softmax"], 4)
-    router = jnp.zeros((4, 6)).at[:, [0, 2, 5]].set(1.0)  # positive tokens all choose 0, 2 and 5
-    part = eqx.tree_at(lambda p: p.router.weight, part, router)
+    router = np.tile(np.float32([1, 0, 1, 0, 0, 1]), (4, 1))  # positive tokens: 0, 2 and 5
+    part = eqx.tree_at(lambda p: p.router.weight, part, jax.device_put(router))
     part = eqx.tree_at(lambda p: p.router.bias, part, None, is_leaf=lambda b: b is None)
-    x = jnp.abs(normal(1, 7, 4))
+    x = jax.device_put(np.abs(normal(1, 7, 4)))
     found = eqx.filter_jit(eqx.filter_grad(lambda p: jnp.sin(p(x)).sum()))(part).experts
     for leaf in jax.tree.leaves(found):
         used = np.abs(leaf).reshape(6, -1).max(-1) > 0
         assert used.tolist() == [True, False, True, False, False, True]
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "shared, router with a bias"])
-def test_vmap_equals_the_batch_in_value_and_gradient(name):
-    part, x = drawn(CONFIGS[name], 4), normal(1, 3, 5, 4)
+def test_vmap_equals_the_batch_in_value_and_gradient():
+    part, x = drawn(CONFIGS["shared, router with a bias"], 4), normal(1, 3, 5, 4)
 
     @eqx.filter_jit
     def both(part, x, mapped):
@@ -156,7 +160,7 @@ def test_no_program_loops_over_experts():
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4), (0, 3, 4)])
 def test_no_tokens_give_no_results_and_losses_of_zero(shape):
     part = drawn(CONFIGS["shared, router with a bias"], 4)
-    y, losses = run(part, jnp.ones(shape))
+    y, losses = run(part, np.ones(shape, np.float32))
     assert y.shape == shape
     assert (float(losses.load_balance), float(losses.z)) == (0.0, 0.0)
 
@@ -193,13 +197,13 @@ def test_a_router_of_one_expert_learns_from_the_task_unless_weights_are_made_to_
 
 
 def test_the_load_balance_loss_is_one_when_balanced_and_the_count_at_worst():
-    ids = jnp.arange(8)[:, None] % 4
-    even, flat = jnp.zeros((8, 4)), jnp.full((8, 4), 0.25)
-    balanced = router_losses(even, flat, ids)
+    ids, losses = np.arange(8)[:, None] % 4, jax.jit(router_losses)
+    even, flat = np.zeros((8, 4), np.float32), np.full((8, 4), 0.25, np.float32)
+    balanced = losses(even, flat, ids)
     assert float(balanced.load_balance) == pytest.approx(1.0)
     assert float(balanced.z) == pytest.approx(np.log(4) ** 2)
-    one = jnp.zeros((8, 4)).at[:, 2].set(1.0)
-    worst = router_losses(even, one, jnp.full((8, 1), 2))
+    one = np.tile(np.float32([0, 0, 1, 0]), (8, 1))
+    worst = losses(even, one, np.full((8, 1), 2))
     assert float(worst.load_balance) == pytest.approx(4.0)
 
 
@@ -286,8 +290,9 @@ def test_an_expert_with_parameters_outside_linear_maps_is_refused():
         def run(self, x, *, key=None):
             return self.linear(self.norm(x)), None
 
+    config = ef.Experts.Config(4, 2, Normed.Config())
     with pytest.raises(NotImplementedError, match="`norm.weight`"):
-        ef.Experts.Config(4, 2, Normed.Config()).build(4, key=jax.random.key(0))
+        eqx.filter_eval_shape(lambda key: config.build(4, key=key), jax.random.key(0))
 
 
 class Bent(ef.FeedForward):
@@ -305,9 +310,11 @@ class Bent(ef.FeedForward):
 
 
 def test_an_expert_may_hold_what_is_no_array():
-    part = ef.Experts.Config(1, 1, Bent.Config()).build(4, key=jax.random.key(0))
-    x, weight, bias = normal(1, 3, 4), part.experts.linear.weight[0], part.experts.linear.bias[0]
-    np.testing.assert_allclose(part(x), jnp.tanh(x) @ weight + bias[None], atol=1e-6)
+    config, x = ef.Experts.Config(1, 1, Bent.Config()), normal(1, 3, 4)
+    part = eqx.filter_jit(config.build)(4, key=jax.random.key(0))
+    weight, bias = (np.asarray(getattr(part.experts.linear, n))[0] for n in ("weight", "bias"))
+    y, _ = run(part, x)
+    np.testing.assert_allclose(y, np.tanh(x) @ weight + bias, atol=1e-6)
 
 
 def test_an_expert_without_parameters_is_refused():
@@ -330,9 +337,15 @@ def test_a_run_of_ones_own_is_what_a_block_asks():
             return 2.0 * y, losses
 
     config = ef.Experts.Config(3, 2, GATED)
-    usual, own = (cls(8, config, key=jax.random.key(0)) for cls in (ef.Experts, Doubled))
-    x, valid = normal(0, 1, 3, 8), jnp.array([[True, True, False]])
+    usual, key = drawn(config, 8), jax.random.key(0)
+    shapes = eqx.filter_eval_shape(lambda key: Doubled(8, config, key=key), key)
+    own = jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(usual))
     patched = ef.patch(own, {"chosen_weights": lambda weights: 2.0 * weights})
-    doubled = 4.0 * usual.run_valid(x, valid)[0]
-    np.testing.assert_array_equal(patched.run_valid(x, valid)[0], doubled)
-    np.testing.assert_array_equal(own.run_valid(x, valid)[0], 2.0 * usual.run_valid(x, valid)[0])
+
+    @eqx.filter_jit
+    def results(x, valid):
+        return [part.run_valid(x, valid)[0] for part in (usual, own, patched)]
+
+    y, once, twice = map(np.asarray, results(normal(0, 1, 3, 8), np.array([[True, True, False]])))
+    np.testing.assert_array_equal(twice, 4.0 * y)
+    np.testing.assert_array_equal(once, 2.0 * y)

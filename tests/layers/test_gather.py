@@ -12,20 +12,20 @@ from tests.helpers.compare import assert_close
 from tests.helpers.hot import cast, drawn, normal
 
 PLACES = 600  # more than the 256 equal parts at which a sum in bfloat16 ends
-INDEX = jnp.asarray(np.random.default_rng(0).integers(0, 2, PLACES), jnp.int32)
+INDEX = jax.device_put(np.int32(np.random.default_rng(0).integers(0, 2, PLACES)))
 
 
 def grouped(linear):
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), linear)
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), linear)
     return lambda part, x: part.grouped(ef.Groups(jnp.sort(INDEX), 2))(x), stacked
 
 
 LINEAR = drawn(ef.Linear.Config(), 1, 2)
 PARTS = {
-    "embedding": (lambda part, x: part(INDEX), ef.Embedding(10, 2, key=jax.random.key(0))),
+    "embedding": (lambda part, x: part(INDEX), drawn(ef.Embedding.Config(), 10, 2)),
     "positions": (
         lambda part, x: part(INDEX),
-        ef.LearnedPositions(2, length=6, offset=2, key=jax.random.key(0)),
+        drawn(ef.LearnedPositions.Config(length=6, offset=2), 2),
     ),
     "relative bias": (
         lambda part, x: part(jnp.zeros(1, jnp.int32), INDEX),

@@ -1,5 +1,6 @@
 """Linear maps, norms, activations and feed-forwards against their formulas."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from eqxformer.layers.feed_forward import FeedForward
 from eqxformer.layers.norms import Identity
 from tests.helpers import reference
 from tests.helpers.compare import FLOAT64, assert_agrees, rounding_error
-from tests.helpers.hot import hot, normal
+from tests.helpers.hot import drawn, hot, normal
 
 NORMS = {
     "layer norm": ef.LayerNorm.Config(eps=0.1),
@@ -43,7 +44,7 @@ FEED_FORWARDS = {
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_equals_its_formula_in_value_and_gradient(bias):
-    part = hot(ef.Linear(5, 3, bias=bias, key=jax.random.key(0)), jax.random.key(1))
+    part = drawn(ef.Linear.Config(bias=bias), 5, 3)
     assert (part.bias is not None) == bias
     assert_agrees(lambda p, x: p(x), reference.linear, part, normal(2, 4, 5))
 
@@ -63,12 +64,14 @@ def test_a_grouped_linear_uses_the_weight_of_each_rows_group(sizes, bias):
     biases = normal(1, 4, 5) if bias else None
     groups = np.repeat(np.arange(4), sizes)
 
-    def twin(part, x):
-        rows = zip(x, groups, strict=True)
-        return np.array([r @ part.weight[g] + (part.bias[g] if bias else 0) for r, g in rows])
+    def grouped(weight, bias, x):
+        return ef.GroupedLinear(weight, bias, ef.Groups(jnp.asarray(groups), 4))(x)
 
-    part = ef.GroupedLinear(normal(0, 4, 3, 5), biases, ef.Groups(jnp.asarray(groups), 4))
-    assert_agrees(lambda p, x: p(x), twin, part, normal(2, sum(sizes), 3))
+    def twin(weight, bias, x):
+        rows = zip(x, groups, strict=True)
+        return np.array([r @ weight[g] + (0 if bias is None else bias[g]) for r, g in rows])
+
+    assert_agrees(grouped, twin, normal(0, 4, 3, 5), biases, normal(2, sum(sizes), 3))
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -138,14 +141,14 @@ def test_every_activation_has_a_formula_here_and_others_are_refused():
 
 @pytest.mark.parametrize("name", FEED_FORWARDS)
 def test_feed_forwards_equal_their_formulas_in_value_and_gradient(name):
-    part = hot(FEED_FORWARDS[name].build(5, key=jax.random.key(0)), jax.random.key(1))
+    part = drawn(FEED_FORWARDS[name], 5)
     assert_agrees(lambda p, x: p(x), reference.feed_forward, part, normal(2, 3, 5))
 
 
 @pytest.mark.parametrize("name", FEED_FORWARDS)
 def test_a_feed_forward_has_the_biases_it_was_asked_for(name):
     config = FEED_FORWARDS[name]
-    part = config.build(5, key=jax.random.key(0))
+    part = eqx.filter_eval_shape(lambda key: config.build(5, key=key), jax.random.key(0))
     for field in ("gate", "up", "down"):
         if hasattr(config, field):
             assert (getattr(part, field).bias is not None) == getattr(config, field).bias
@@ -154,10 +157,10 @@ def test_a_feed_forward_has_the_biases_it_was_asked_for(name):
 def test_a_clamped_gate_is_bounded_above_alone_and_the_other_side_on_both():
     """With one number in and out: far gates are cut at 7, far negative ones fade to zero."""
     ones = dict.fromkeys(("gate", "up", "down"), ef.Linear.Config(bias=False))
-    part = ef.ClampedGatedMLP(1, hidden=1, **ones, key=jax.random.key(0))
-    part = jax.tree.map(jnp.ones_like, part)
+    part = jax.tree.map(np.ones_like, drawn(ef.ClampedGatedMLP.Config(hidden=1, **ones), 1))
     edge = 8 * 7 / (1 + np.exp(-1.702 * 7))
-    outputs = part(jnp.array([[7.0], [9.0], [1000.0], [-1000.0]]))
+    run = eqx.filter_jit(lambda part, x: part(x))
+    outputs = run(part, np.float32([[7.0], [9.0], [1000.0], [-1000.0]]))
     np.testing.assert_allclose(outputs[:, 0], [edge, edge, edge, 0.0], rtol=1e-6)
     with pytest.raises(ValueError, match="`limit` must be above 0; got 0.0."):
         ef.ClampedGatedMLP.Config(hidden=3, limit=0.0)
@@ -165,12 +168,16 @@ def test_a_clamped_gate_is_bounded_above_alone_and_the_other_side_on_both():
 
 @pytest.mark.parametrize("kind", [ef.MLP, ef.GatedMLP, ef.ClampedGatedMLP])
 def test_dropout_in_a_feed_forward_keeps_the_mean_and_needs_a_key(kind):
-    part = kind(4, hidden=16, dropout=0.4, key=jax.random.key(0))
-    x = normal(1, 4)
-    many = jax.vmap(lambda key: part(x, key=key))(jax.random.split(jax.random.key(2), 4000))
-    spread = np.asarray(many.std(0)) / np.sqrt(4000)
+    part, x = drawn(kind.Config(hidden=16, dropout=0.4), 4), normal(1, 4)
+
+    @jax.jit
+    def moments(keys):
+        many = jax.vmap(lambda key: part(x, key=key))(keys)
+        return many.mean(0), many.std(0), part(x)
+
+    mean, spread, expected = map(np.asarray, moments(jax.random.split(jax.random.key(2), 4000)))
     assert (spread > 0).all()
-    assert (np.abs(many.mean(0) - part(x)) < 5 * spread).all()
+    assert (np.abs(mean - expected) < 5 * spread / np.sqrt(4000)).all()
 
 
 def test_a_feed_forward_of_ones_own_needs_only_run():

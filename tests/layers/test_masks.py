@@ -14,6 +14,7 @@ import eqxformer as ef
 from eqxformer.layers import masks
 from eqxformer.layers.masked_calls import check_batch, for_cache, reads_places
 from eqxformer.layers.masks import ordered, parts, valid_keys
+from tests.helpers.hot import drawn, normal
 
 SEQ, KEYS = 5, 5
 VALID = np.array([[0, 1, 1, 0, 1], [1, 1, 1, 0, 0]], bool)
@@ -159,9 +160,9 @@ def test_masks_of_another_batch_are_refused(mask, batch, message):
     with pytest.raises(ValueError) as error:
         check_batch(mask, batch)
     assert str(error.value) == f"{message}; this call has {batch}."
-    x = jnp.ones((*batch, 5, 4))
+    part, x = drawn(ef.Attention.Config(heads=2), 4), normal(0, *batch, 5, 4)
     with pytest.raises(ValueError, match="is for a batch of"):
-        ef.Attention(4, heads=2, key=jax.random.key(0))(x, mask=mask)
+        part(x, mask=mask)
 
 
 def test_masks_for_a_batch_its_rows_or_any_batch_are_accepted():
@@ -223,13 +224,17 @@ def test_a_padding_that_says_something_of_its_own_is_refused_with_a_cache():
 def test_a_padding_that_says_something_of_its_own_is_what_it_allows(kind):
     """Its keys are not blanked either, since a query may look at them."""
     if kind == "attention":
-        part = ef.Attention(8, heads=2, key=jax.random.key(0))
+        part = drawn(ef.Attention.Config(heads=2), 8)
     else:
-        sizes = {"heads": 2, "latent": 4, "head_dim": 3, "rotary_dim": 2}
-        part = ef.LatentAttention(8, **sizes, key=jax.random.key(0))
-    own, x = AllButNew(jnp.asarray(VALID)), jax.random.normal(jax.random.key(1), (2, SEQ, 8))
-    expected = part(x, mask=ef.Explicit(own.allows(PLACES, PLACES)[:, 0]), positions=PLACES)
-    np.testing.assert_allclose(part(x, mask=own, positions=PLACES), expected, atol=1e-5)
+        part = drawn(ef.LatentAttention.Config(2, latent=4, head_dim=3, rotary_dim=2), 8)
+    own, x = AllButNew(jnp.asarray(VALID)), normal(1, 2, SEQ, 8)
+
+    @jax.jit
+    def both(x):
+        told = ef.Explicit(own.allows(PLACES, PLACES)[:, 0])
+        return [part(x, mask=mask, positions=PLACES) for mask in (own, told)]
+
+    np.testing.assert_allclose(*both(x), atol=1e-5)
 
 
 def test_places_matter_to_all_but_arrays_and_what_allows_everything():

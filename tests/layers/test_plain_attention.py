@@ -23,7 +23,8 @@ MASKS = {
     "causal, wide window": ef.Causal() & ef.Window(200, 5),
     "window on both sides": ef.Window(20, 80),
     "two windows, padding": ef.Window(20, 80) & ef.Window(140, 3) & ef.Padding(jnp.asarray(VALID)),
-    "causal, per head": ef.Causal() & ef.PerHead(jnp.asarray(normal(9, 4, SEQ, SEQ) > 0)),
+    "causal, per head": ef.Causal()
+    & ef.PerHead(jnp.asarray(np.asarray(normal(9, 4, SEQ, SEQ)) > 0)),
 }
 SCORINGS = {
     "plain": ef.Scoring(0.4),
@@ -54,8 +55,14 @@ def value_and_gradients(given, mask, scoring):
     return jax.jit(jax.value_and_grad(bent, has_aux=True))(given)
 
 
-@pytest.mark.parametrize("scoring", SCORINGS)
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    ("mask", "scoring"),
+    [
+        *((mask, "soft-cap, sinks") for mask in MASKS),
+        ("causal", "plain"),
+        ("causal, padding", "plain"),
+    ],
+)
 def test_blocks_equal_one_block_in_value_and_gradient(mask, scoring, monkeypatch):
     given, mask, scoring = arguments(SEQ, scoring != "plain"), MASKS[mask], SCORINGS[scoring]
     assert len(blocks(mask, SEQ, SEQ)) == 3
@@ -118,7 +125,7 @@ def test_training_keeps_five_eighths_of_the_scores_of_a_causal_model(monkeypatch
     shape = jax.ShapeDtypeStruct((1, heads, seq, size), jnp.float32)
 
     def deep(query, keys, values):
-        for _ in range(6):
+        for _ in range(3):
             query = ef.attend(query, keys, values, scoring=ef.Scoring(0.3), mask=ef.Causal())
         return query.sum()
 
@@ -148,11 +155,11 @@ def test_a_window_costs_as_much_memory_as_its_length(monkeypatch):
 
 def test_dropout_differs_from_block_to_block_and_keeps_the_mean():
     """Values of one: a result is the sum of the weights that were kept."""
-    query, keys = jnp.zeros((200, 1, 256, 1)), jnp.zeros((200, 1, 256, 1))
-    values, scoring = jnp.ones((200, 1, 256, 1)), ef.Scoring(1.0, dropout=0.5)
+    query = keys = np.zeros((200, 1, 256, 1), np.float32)
+    values, scoring = np.ones((200, 1, 256, 1), np.float32), ef.Scoring(1.0, dropout=0.5)
     mask = ef.Window(0, 0)  # each query sees itself: kept, and doubled, or dropped
-    y = ef.attend(query, keys, values, scoring=scoring, mask=mask, key=jax.random.key(0))
-    y = np.asarray(y[:, 0, :, 0])
+    run = jax.jit(lambda *g: ef.attend(*g, scoring=scoring, mask=mask, key=jax.random.key(0)))
+    y = np.asarray(run(query, keys, values))[:, 0, :, 0]
     assert set(np.unique(y)) == {0.0, 2.0}
     np.testing.assert_allclose(y.mean(), 1.0, atol=5 * 200**-0.5 * 256**-0.5)
     assert (y[:, :128] != y[:, 128:]).any()
@@ -165,7 +172,11 @@ def test_it_can_be_differentiated_forwards():
     def attended(*given):
         return ef.attend(*given, scoring=ef.Scoring(0.4), mask=ef.Causal())
 
-    _, forward = jax.jit(lambda: jax.jvp(attended, given, directions))()
-    back = jax.jit(lambda g: jax.vjp(attended, *given)[1](g))(forward)
-    paired = sum((a * b).sum() for a, b in zip(back, directions, strict=True))
-    np.testing.assert_allclose(paired, jnp.square(forward).sum(), rtol=1e-4)
+    @jax.jit
+    def both():
+        _, forward = jax.jvp(attended, given, directions)
+        back = jax.vjp(attended, *given)[1](forward)
+        paired = sum((a * b).sum() for a, b in zip(back, directions, strict=True))
+        return paired, jnp.square(forward).sum()
+
+    np.testing.assert_allclose(*both(), rtol=1e-4)

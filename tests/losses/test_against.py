@@ -30,7 +30,7 @@ class Small(eqx.Module):
     def __init__(self, seed, dim=6):
         random = np.random.default_rng(seed)
         shapes = ((VOCAB, dim), (dim, dim), (dim, VOCAB))
-        drawn = (jnp.asarray(random.standard_normal(s), jnp.float32) for s in shapes)
+        drawn = (jax.device_put(np.float32(random.standard_normal(s))) for s in shapes)
         self.table, self.mix, self.out = drawn
 
     def run(self, tokens, *, key=None):
@@ -105,7 +105,7 @@ def test_no_gradient_goes_into_the_frozen_model(case):
 def test_a_key_is_for_the_model_and_not_for_the_frozen_one():
     comparison, key = ef.Distillation(), jax.random.key(0)
     loss = eqx.filter_jit(lambda frozen, model: comparison.against(frozen)(model, BATCH, key=key))
-    quiet = comparison.against(TEACHER)(STUDENT, BATCH)
+    quiet = eqx.filter_jit(comparison.against(TEACHER))(STUDENT, BATCH)
     assert_close(loss(Noisy(2, dim=4), STUDENT).total, quiet.total, 1e-6)
     assert loss(TEACHER, Noisy(1)).total != loss(TEACHER, STUDENT).total
 
@@ -117,7 +117,7 @@ def test_pieces_of_sequences_give_the_loss_of_the_whole(case, monkeypatch):
     def program(model):
         return loss(model, batch).mean
 
-    whole = eqx.filter_jit(eqx.filter_value_and_grad(program))(STUDENT)
+    whole = measured(loss, STUDENT, batch)
     assert primitives(program, STUDENT)["scan"] == 0
     monkeypatch.setattr(chunked, "LARGE", 0)
     monkeypatch.setattr(chunked, "CHUNK", 4 * ROWS)  # 6 places: one piece is filled up
@@ -159,9 +159,13 @@ def test_preferences_of_an_encoder_decoder():
 
     pairs = [ef.PairBatch(TOKENS, each, RAGGED, RAGGED) for each in (TOKENS, TOKENS[:, ::-1])]
     loss = ef.DirectPreference(task=ef.SequenceToSequence())
-    chosen, rejected = loss.log_probabilities(model, ef.PreferenceBatch(*pairs))
-    for found, batch in zip((chosen, rejected), pairs, strict=True):
-        assert_close(-found.sum(), ef.SequenceToSequence()(model, batch).total, 1e-5)
+
+    @jax.jit
+    def both():
+        sums = [found.sum() for found in loss.log_probabilities(model, ef.PreferenceBatch(*pairs))]
+        return sums, [-ef.SequenceToSequence()(model, batch).total for batch in pairs]
+
+    assert_close(*both(), 1e-5)
 
 
 def test_a_teacher_with_another_vocabulary_is_refused():
@@ -178,10 +182,13 @@ def test_a_teacher_of_plain_numbers_is_refused():
 
 @pytest.mark.parametrize("both", [True, False], ids=["both forbid it", "the teacher forbids it"])
 def test_a_token_that_the_teacher_forbids_adds_nothing_to_value_and_gradient(both):
-    mine, theirs = (m.logits(m.run(TOKENS)[0])[..., :5] for m in (STUDENT, TEACHER))
-    theirs = theirs.at[..., 2].set(-jnp.inf)
-    mine = mine.at[..., 2].set(-jnp.inf) if both else mine
-    kept, weights = np.array([0, 1, 3, 4]), jnp.asarray(RAGGED, jnp.float32)
+    logits = eqx.filter_jit(lambda model: model.logits(model.run(TOKENS)[0])[..., :5])
+    mine, theirs = (np.array(logits(model)) for model in (STUDENT, TEACHER))
+    theirs[..., 2] = -np.inf
+    if both:
+        mine[..., 2] = -np.inf
+    mine, theirs, weights = map(jax.device_put, (mine, theirs, np.float32(RAGGED)))
+    kept = np.array([0, 1, 3, 4])
 
     def ours(mine):
         answers = (Answer(x, lambda x: x) for x in (mine, theirs))
@@ -222,19 +229,20 @@ ENCODER = ef.families.bert(vocab=VOCAB, dim=8, layers=1, heads=2, hidden=8, drop
 MASKED = ef.EncoderWithHead.Config(ENCODER, ef.MaskedLMHead.Config())
 
 
+@eqx.filter_jit
+@eqx.filter_value_and_grad
+def of_logits(model, batch, valid):
+    logits = model(batch.tokens, mask=ef.Padding(valid))
+    return ef.cross_entropy(logits, batch.labels, weights=batch.weights).mean
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_masked_lm_of_a_model_is_the_cross_entropy_of_its_logits(side, monkeypatch):
     valid = RAGGED if side == "right" else RAGGED[:, ::-1]
     model = filled(MASKED)
     noise = ef.MaskTokens(mask=0, vocab=VOCAB, share=0.4)
     batch = noise(TOKENS, valid, random=np.random.default_rng(3))
-
-    def plain(model):
-        logits = model(jnp.asarray(batch.tokens), mask=ef.Padding(jnp.asarray(valid)))
-        weights = jnp.asarray(batch.weights)
-        return ef.cross_entropy(logits, jnp.asarray(batch.labels), weights=weights).mean
-
-    wanted = eqx.filter_jit(eqx.filter_value_and_grad(plain))(model)
+    wanted = of_logits(model, batch, valid)
     assert_close(measured(ef.MaskedLM(), model, batch), wanted, 1e-5)
     monkeypatch.setattr(chunked, "LARGE", 0)
     assert primitives(lambda m: ef.MaskedLM()(m, batch).mean, model)["scan"] > 0

@@ -10,14 +10,14 @@ import eqxformer as ef
 from eqxformer.losses import chunked
 from tests.helpers.compare import assert_close
 from tests.helpers.compiling import compilations
-from tests.helpers.models import filled, tokens
+from tests.helpers.hot import drawn
+from tests.helpers.models import decoder, filled, tokens
 from tests.helpers.programs import primitives
 
 VOCAB, DIM = 11, 6
-KEYS = jax.random.split(jax.random.key(0), 6)
-TABLE = ef.Embedding(VOCAB, DIM, init=ef.Normal(0.5), key=KEYS[0])
-NARROW = ef.Embedding(VOCAB, 4, init=ef.Normal(0.5), key=KEYS[1])
-LINEAR = ef.Linear(DIM, VOCAB, key=KEYS[2])
+TABLE = drawn(ef.Embedding.Config(), VOCAB, DIM, seed=0)
+NARROW = drawn(ef.Embedding.Config(), VOCAB, 4, seed=1)
+LINEAR = drawn(ef.Linear.Config(), DIM, VOCAB, seed=4)
 TIED = ef.TiedHead.Config(bias=True, softcap=2.0, scale=3.0, project=ef.Linear.Config())
 
 
@@ -33,10 +33,8 @@ class Head(eqx.Module):
 
 HEADS = {
     "a tied table": TABLE.attend,
-    "scale, bound, bias and projection": Head(TIED.build(DIM, VOCAB, width=4, key=KEYS[3]), NARROW),
-    "a layer before the table": Head(
-        ef.MaskedLMHead.Config().build(DIM, VOCAB, key=KEYS[4]), TABLE
-    ),
+    "scale, bound, bias and projection": Head(drawn(TIED, DIM, VOCAB, width=4, seed=3), NARROW),
+    "a layer before the table": Head(drawn(ef.MaskedLMHead.Config(), DIM, VOCAB, seed=2), TABLE),
 }
 ALL = {"label_smoothing": 0.2, "z_loss": 0.1}
 OPTIONS = [{}, {"label_smoothing": 0.1}, {"z_loss": 0.01}, ALL]
@@ -45,36 +43,36 @@ ROUNDING = 2e-6  # of the largest number
 
 def numbers(*batch):
     random = np.random.default_rng(0)
-    hidden = jnp.asarray(random.standard_normal((*batch, DIM)), jnp.float32)
-    targets = jnp.asarray(random.integers(0, VOCAB, batch))
-    weights = jnp.asarray(random.uniform(0.5, 2.0, batch), jnp.float32)
-    return hidden, targets, weights
-
-
-def both(head, hidden, targets, weights, **options):
-    """Value and gradients, for hidden states, head and weights, of both forms."""
-    chunk = options.pop("chunk", 4)
-
-    def plain(arrays):
-        hidden, head, weights = arrays
-        return ef.cross_entropy(head(hidden), targets, weights=weights, **options).mean
-
-    def ours(arrays):
-        hidden, head, weights = arrays
-        options_of = {**options, "chunk": chunk}
-        return ef.cross_entropy_of(hidden, head, targets, weights=weights, **options_of).mean
-
-    arrays = (hidden, head, weights)
-    forms = (eqx.filter_jit(eqx.filter_value_and_grad(form)) for form in (ours, plain))
-    return tuple(form(arrays) for form in forms)
+    hidden = np.float32(random.standard_normal((*batch, DIM)))
+    targets = np.int32(random.integers(0, VOCAB, batch))
+    weights = np.float32(random.uniform(0.5, 2.0, batch))
+    return tuple(map(jax.device_put, (hidden, targets, weights)))
 
 
 def plain(hidden, head, targets, weights, **options):
     return ef.cross_entropy(head(hidden), targets, weights=weights, **options).mean
 
 
-def ours(hidden, head, targets, weights, **options):
-    return ef.cross_entropy_of(hidden, head, targets, weights=weights, chunk=2, **options).mean
+def ours(hidden, head, targets, weights, *, chunk=2, **options):
+    options = {**options, "chunk": chunk}
+    return ef.cross_entropy_of(hidden, head, targets, weights=weights, **options).mean
+
+
+@eqx.filter_jit
+def slopes(form, head, hidden, targets, weights, options):
+    """Value and gradients, for hidden states, head and weights."""
+
+    def value(arrays):
+        hidden, head, weights = arrays
+        return form(hidden, head, targets, weights, **options)
+
+    return eqx.filter_value_and_grad(value)((hidden, head, weights))
+
+
+def both(head, hidden, targets, weights, chunk=4, **options):
+    """What `slopes` gives of both forms."""
+    given = (head, hidden, targets, weights)
+    return slopes(ours, *given, {**options, "chunk": chunk}), slopes(plain, *given, options)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -101,12 +99,11 @@ def test_arrays_that_a_function_closes_over_get_their_gradients():
     def loss(weight, form):
         return form(hidden, lambda x: jnp.tanh(x @ weight), targets, weights)
 
-    weight = jnp.ones((DIM, VOCAB)) * jnp.arange(VOCAB, dtype=jnp.float32)[None]
-    for outer in (lambda f: f, jax.jit):
-        found = [
-            outer(jax.value_and_grad(lambda w, f=f: loss(w, f)))(weight) for f in (ours, plain)
-        ]
-        assert_close(*found, ROUNDING)
+    weight = jax.device_put(np.tile(np.arange(VOCAB, dtype=np.float32), (DIM, 1)))
+    expected = jax.jit(jax.value_and_grad(lambda w: loss(w, plain)))(weight)
+    found = jax.value_and_grad(lambda w: loss(w, ours))
+    for each in (found, jax.jit(found)):
+        assert_close(each(weight), expected, ROUNDING)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -156,13 +153,15 @@ def test_a_target_outside_the_vocabulary_is_an_error_or_nan(wrong):
 
 def test_small_types_are_summed_in_float32():
     hidden, targets, weights = numbers(64)
-    small, head = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (hidden, LINEAR))
-    ours, plain = both(head, small, targets, weights)
-    assert ours[0].dtype == jnp.float32
-    assert ours[1][1].weight.dtype == ours[1][0].dtype == jnp.bfloat16
-    assert_close(ours, plain, 2**-7)
-    exact = both(*jax.tree.map(lambda x: x.astype(jnp.float32), (head, small)), targets, weights)
-    assert_close(ours[1][1], exact[1][1][1], 2**-7)
+    rounded = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), (LINEAR, hidden))
+    wide = jax.tree.map(lambda x: jax.device_put(np.float32(x)), rounded)
+    small = jax.tree.map(jax.device_put, rounded)
+    found, expected = both(*small, targets, weights)
+    assert found[0].dtype == jnp.float32
+    assert found[1][1].weight.dtype == found[1][0].dtype == jnp.bfloat16
+    assert_close(found, expected, 2**-7)
+    _, exact = slopes(plain, *wide, targets, weights, {})
+    assert_close(found[1][1], exact[1], 2**-7)
 
 
 def test_hidden_states_in_float64_have_gradients_in_float64():
@@ -253,12 +252,12 @@ def test_a_head_gives_scores_for_every_place():
 
 
 def test_losses_of_models_go_through_chunks_where_logits_are_many(monkeypatch):
-    decoder = filled(ef.families.gpt(vocab=13, dim=8, layers=1, heads=2, context=8))
+    bare = filled(decoder(dim=8))
     pair = filled(ef.families.transformer(vocab=13, dim=8, layers=1, heads=2, hidden=8))
     ids = tokens(3, 7)
     counts = jnp.ones((3, 7)).at[0, :2].set(0.0).at[1, 5:].set(0.0)
     cases = (
-        (ef.NextToken(label_smoothing=0.1, z_loss=0.01), decoder, ef.TokenBatch(ids, counts)),
+        (ef.NextToken(label_smoothing=0.1, z_loss=0.01), bare, ef.TokenBatch(ids, counts)),
         (ef.SequenceToSequence(), pair, ef.PairBatch(ids, ids, target_weights=counts)),
     )
     for loss, model, batch in cases:

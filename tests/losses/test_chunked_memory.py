@@ -1,5 +1,6 @@
 """What cross-entropy in chunks asks of memory and of the wires between devices."""
 
+import functools
 import re
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eqxformer as ef
+from tests.helpers.hot import drawn
 
 VOCAB, DIM, CHUNK = 1511, 8, 16
 
@@ -30,8 +32,9 @@ def arrays(tokens, sharding=(None, None)):
     return hidden, table, jax.ShapeDtypeStruct(hidden.shape[:-1], jnp.int32, sharding=spread)
 
 
+@functools.cache
 def compiled(*arrays, tied=False, **options):
-    embedding = ef.Embedding(VOCAB, DIM, key=jax.random.key(0))
+    embedding = drawn(ef.Embedding.Config(), VOCAB, DIM)
 
     def loss(hidden, table, targets):
         named = eqx.tree_at(lambda each: each.weight, embedding, table)

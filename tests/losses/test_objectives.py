@@ -21,6 +21,11 @@ def table(*shape, seed=1):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
+def small(*shape):
+    """The same in float32, for JAX."""
+    return jax.device_put(np.float32(table(*shape)))
+
+
 class Table(eqx.Module):
     """A model that sees one token at a time, and of sequences the mean of those that are real."""
 
@@ -134,8 +139,8 @@ def test_regression_is_the_mean_squared_error_of_what_counts():
     )
     poisoned = np.where(weights == 0, np.nan, wanted)
     dirty = ef.LabelledBatch(TOKENS, poisoned.astype(np.float32), weights.astype(np.float32))
-    model = Pooled(jnp.asarray(table(VOCAB, 2), jnp.float32))
-    assert jnp.isfinite(ef.SequenceRegression()(model, dirty).mean)
+    found = eqx.filter_jit(ef.SequenceRegression())(Pooled(small(VOCAB, 2)), dirty)
+    assert np.isfinite(found.mean)
 
 
 @pytest.mark.parametrize("kind", LABELS)
@@ -144,20 +149,21 @@ def test_a_label_below_0_is_none_in_a_step_too(kind):
     labels = all_labels.copy()
     labels[row] = -100
     loss = {"sequence": ef.SequenceClassification, "token": ef.TokenClassification}[kind]()
-    model = (Pooled if kind == "sequence" else Table)(jnp.asarray(table(VOCAB, 3), jnp.float32))
-    measured = eqx.filter_jit(loss)(model, ef.LabelledBatch(TOKENS, labels, valid=RAGGED))
+    loss = eqx.filter_jit(loss)
+    model = (Pooled if kind == "sequence" else Table)(small(VOCAB, 3))
+    measured = loss(model, ef.LabelledBatch(TOKENS, labels, valid=RAGGED))
     weights = np.where(RAGGED, 1.0, 0.0) if kind == "token" else np.ones(ROWS)
     weights[row] = 0.0
-    known = ef.LabelledBatch(TOKENS, all_labels, jnp.asarray(weights, jnp.float32), valid=RAGGED)
+    known = ef.LabelledBatch(TOKENS, all_labels, np.float32(weights), valid=RAGGED)
     assert float(measured.mean) == float(loss(model, known).mean)
     assert float(measured.weight) == weights.sum()
 
 
 def test_whole_numbers_below_0_count_in_a_regression():
-    model = Pooled(jnp.asarray(table(VOCAB, SEQ), jnp.float32))
+    model = Pooled(small(VOCAB, SEQ))
     wanted = TOKENS - VOCAB
     loss, whole, broken = (
-        ef.SequenceRegression(),
+        eqx.filter_jit(ef.SequenceRegression()),
         ef.LabelledBatch(TOKENS, wanted, valid=RAGGED),
         ef.LabelledBatch(TOKENS, wanted.astype(np.float32), valid=RAGGED),
     )
@@ -194,10 +200,10 @@ def test_contrastive(directions, count):
 
 def test_contrastive_accuracy_is_how_often_an_anchor_picks_its_own():
     tokens = np.arange(3, dtype=np.int32)[:, None]
-    model = Pooled(jnp.eye(VOCAB))
+    model, loss = Pooled(np.eye(VOCAB, dtype=np.float32)), eqx.filter_jit(ef.Contrastive())
     for positives, share in ((tokens, 1.0), (tokens[[0, 2, 1]], 1 / 3)):
         batch = ef.ContrastiveBatch(ef.Sentences(tokens), ef.Sentences(positives))
-        assert_close(ef.Contrastive()(model, batch).means()["accuracy"], share, 1e-6)
+        assert_close(loss(model, batch).means()["accuracy"], share, 1e-6)
 
 
 def answers(seed):
@@ -243,11 +249,8 @@ def test_direct_preference(smoothing):
 
 
 def test_a_model_that_is_its_own_reference_has_no_preference():
-    batch, model = (
-        ef.PreferenceBatch(answers(6), answers(7)),
-        Table(jnp.asarray(table(VOCAB, VOCAB))),
-    )
-    found = ef.DirectPreference().against(model)(model, batch).means()
+    batch, model = ef.PreferenceBatch(answers(6), answers(7)), Table(small(VOCAB, VOCAB))
+    found = eqx.filter_jit(ef.DirectPreference().against(model))(model, batch).means()
     assert_close(found["loss"], np.log(2), 1e-6)
     assert (found["margin"], found["accuracy"]) == (0, 0)
 

@@ -26,7 +26,6 @@ def model(attention=ATTENTION, embedding=ef.InputEmbedding.Config()):
 
 
 MODELS = {
-    "no positions": lambda: model(),
     "rotary": lambda: model(dataclasses.replace(ATTENTION, rotary=ef.Rotary())),
     "learned": lambda: model(
         embedding=ef.InputEmbedding.Config(positions=ef.LearnedPositions.Config(length=LENGTH))

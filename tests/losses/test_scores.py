@@ -9,12 +9,13 @@ from eqxformer.losses import scores
 from eqxformer.losses.objective import Answer, Question
 from eqxformer.training.callbacks import perplexity
 from tests.helpers.hot import drawn
+from tests.helpers.models import logits
 
 CONFIG = ef.families.gpt(vocab=13, dim=8, layers=1, heads=2, context=8)
 RANDOM = np.random.default_rng(0)
 BATCH = ef.TokenBatch(
-    jnp.asarray(RANDOM.integers(0, 13, (3, 9))),
-    jnp.asarray(RANDOM.uniform(0, 2, (3, 9)), jnp.float32),
+    jax.device_put(np.int32(RANDOM.integers(0, 13, (3, 9)))),
+    jax.device_put(np.float32(RANDOM.uniform(0, 2, (3, 9)))),
 )
 
 
@@ -39,11 +40,11 @@ def twin(logits, targets, weights):
 
 def test_scores_are_those_of_each_token():
     model = drawn(CONFIG)
-    targets, weights = np.asarray(BATCH.tokens[:, 1:]), np.asarray(BATCH.weights[:, 1:])
-    total, right = twin(np.asarray(model(BATCH.tokens[:, :-1])), targets, weights)
+    tokens, weights = np.asarray(BATCH.tokens), np.asarray(BATCH.weights)[:, 1:]
+    total, right = twin(np.asarray(logits(model, tokens[:, :-1])), tokens[:, 1:], weights)
     assert 0 < right < weights.sum()
     for each in (model, OnlyCallable(model)):
-        found = ef.TokenScores()(each, BATCH)
+        found = eqx.filter_jit(ef.TokenScores())(each, BATCH)
         assert set(found.metrics) == {"cross_entropy", "accuracy"}
         np.testing.assert_allclose(found.total, total, rtol=1e-6)
         np.testing.assert_allclose(found.metrics["cross_entropy"], total, rtol=1e-6)
@@ -54,13 +55,12 @@ def test_scores_are_those_of_each_token():
 def test_scores_of_an_encoder_decoder_are_without_what_training_adds():
     config = ef.families.transformer(vocab=13, dim=8, layers=1, heads=2, hidden=8)
     model, loss = drawn(config), ef.SequenceToSequence(label_smoothing=0.3, z_loss=0.1)
-    batch = ef.PairBatch(BATCH.tokens[:, :5], BATCH.tokens, target_weights=BATCH.weights)
-    targets, weights = np.asarray(BATCH.tokens[:, 1:]), np.asarray(BATCH.weights[:, 1:])
-    logits = np.asarray(model(batch.source, batch.target[:, :-1]))
-    found = scores.measured(loss)(model, batch)
-    np.testing.assert_allclose(
-        (found.total, found.metrics["accuracy"]), twin(logits, targets, weights), rtol=1e-6
-    )
+    tokens, weights = np.asarray(BATCH.tokens), np.asarray(BATCH.weights)
+    batch = ef.PairBatch(tokens[:, :5], tokens, target_weights=weights)
+    given = np.asarray(logits(model, batch.source, batch.target[:, :-1]))
+    found = eqx.filter_jit(scores.measured(loss))(model, batch)
+    expected = twin(given, tokens[:, 1:], weights[:, 1:])
+    np.testing.assert_allclose((found.total, found.metrics["accuracy"]), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [5, 8, 24])

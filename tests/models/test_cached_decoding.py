@@ -1,5 +1,6 @@
 """A cache changes no logits: for any family, chunking and side of padding."""
 
+import functools
 import itertools
 
 import equinox as eqx
@@ -8,7 +9,18 @@ import numpy as np
 import pytest
 
 import eqxformer as ef
-from tests.helpers.models import DECODERS, VOCAB, close, extend, logits, model, tokens
+from tests.helpers.models import (
+    DECODERS,
+    VOCAB,
+    block,
+    close,
+    decoder,
+    extend,
+    filled,
+    logits,
+    model,
+    tokens,
+)
 
 ROWS, SEQ, CHUNK, SLOTS = 3, 11, 5, 11
 EVERY = pytest.mark.parametrize("name", DECODERS)
@@ -78,17 +90,23 @@ def test_any_leading_axes_of_a_cache_give_the_same(name):
 
 def test_no_tokens_leave_the_cache_as_it_is():
     built = model("gemma")
-    _, cache = extend(built, tokens(2, 3), built.init_cache((2,), 6))
+    _, cache = extend(built, tokens(2, 3), built.init_cache((2,), 4))
     out, after = extend(built, jnp.zeros((2, 0), jnp.int32), cache)
     assert out.shape == (2, 0, VOCAB)
     assert eqx.tree_equal(after, cache)
 
 
+@functools.cache
+def _windowed():
+    """A block that sees a window alone, and one that sees everything."""
+    return filled(decoder(block({"window": 3}), block({})))
+
+
 def test_more_tokens_than_slots_are_an_error_or_nan_in_their_own_row():
-    built, ids = model("llama"), tokens(2, 3)
-    with pytest.raises(ValueError, match=r"cache has 2 slots and would have to hold 3"):
-        built.extend(ids, built.init_cache((2,), 2))
+    built, ids = _windowed(), tokens(2, 3)
     cache = built.init_cache((2,), 4)
+    with pytest.raises(ValueError, match=r"cache has 4 slots and would have to hold 5"):
+        built.extend(tokens(2, 5), cache)
     valid = jnp.array([[True, True, True], [True, False, False]])
     _, cache = extend(built, ids, cache, mask=ef.Padding(valid))
     out, cache = extend(built, ids[:, :2], cache)
@@ -97,15 +115,15 @@ def test_more_tokens_than_slots_are_an_error_or_nan_in_their_own_row():
 
 
 def test_a_window_has_no_last_slot_but_a_full_cache_of_the_same_model_has():
-    built = model("gemma")  # its middle block sees everything
+    built = _windowed()
     with pytest.raises(ValueError, match="cache has 4 slots"):
-        built.extend(tokens(1, 5), built.init_cache((1,), 4))
+        built.extend(tokens(2, 5), built.init_cache((2,), 4))
     windows = ef.rebuild(built, built.config.edit("blocks.*.attention", window=3))
-    cache = windows.init_cache((1,), 4)
+    cache = windows.init_cache((2,), 4)
     for step in range(4):
-        out, cache = extend(windows, tokens(1, 3, seed=step), cache)
+        out, cache = extend(windows, tokens(2, 3, seed=step), cache)
     assert np.isfinite(out).all()
-    assert cache.length[0] == 12
+    assert np.asarray(cache.length).tolist() == [12, 12]
 
 
 def test_a_prefix_may_look_ahead_within_the_chunk_it_is_in():
