@@ -34,7 +34,7 @@ def arrays_of(state):
 def pieces_of(step, *arguments):
     """How many bytes each piece of memory has that a program takes for its temporaries."""
     _, written = dumped(step.lower(*arguments))
-    found = re.findall(r"^allocation \d+: size (\d+), preallocated-temp", written, re.MULTILINE)
+    found = re.findall(r"^allocation \d+: size (\d+),.* preallocated-temp", written, re.MULTILINE)
     return [int(size) for size in found]
 
 
