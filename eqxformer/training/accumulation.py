@@ -13,8 +13,9 @@ from eqxformer.constraints import constrain
 from eqxformer.losses.cross_entropy import Loss
 from eqxformer.losses.objective import LossFunction
 from eqxformer.losses.tokens import objective_of
+from eqxformer.training.heaps import programs_are_kept
 
-LEAST_TOKENS, MOST_TOKENS = 128, 1024  # of a piece; no fewer than the latter are divided
+LEAST_TOKENS, MOST_TOKENS = 128, 1024  # of a piece
 WEIGHTS_PER_TOKEN = 100_000  # every piece reads and writes the gradients of all weights
 
 
@@ -121,13 +122,17 @@ def rows_at_once(loss: LossFunction, model: Any, batch: Any) -> int | None:
 
 
 def few_rows(rows: int, tokens: float, weights: int) -> int | None:
-    """As many rows of so many tokens each as `rows_at_once` takes; None for all."""
-    enough = max(MOST_TOKENS, weights / WEIGHTS_PER_TOKEN)
-    if rows * tokens <= enough:
+    """As many rows of so many tokens each as `rows_at_once` takes; None for all.
+
+    As many tokens as a piece has are not divided, or half as many where a step's temporaries are
+    one piece of memory, of which the process keeps less (`heaps`).
+    """
+    worthwhile = weights / WEIGHTS_PER_TOKEN
+    if rows * tokens <= max(MOST_TOKENS / 2 if programs_are_kept() else MOST_TOKENS, worthwhile):
         return None
-    fitting = max(1, min(rows // 2, int(enough / tokens)))
+    fitting = max(1, min(rows // 2, int(max(MOST_TOKENS, worthwhile) / tokens)))
     best = next(n for n in range(fitting, 0, -1) if rows % n == 0)
-    least = max(LEAST_TOKENS, weights / WEIGHTS_PER_TOKEN / 4)
+    least = max(LEAST_TOKENS, worthwhile / 4)
     return best if best < rows and best * tokens >= least else None
 
 

@@ -20,8 +20,9 @@ class OnOneDevice:
     """`update(state, batch, held)`, compiled for a state that lies on one device and is donated.
 
     On a CPU it is `update_on_cpu`, and its temporaries are pieces that the process keeps, where no
-    array is larger than such a piece. Where this is called while something else is traced, it is a
-    part of that program, and how temporaries lie is not its own to choose.
+    array is larger than such a piece and JAX keeps no programs on disk. Where this is called while
+    something else is traced, it is a part of that program, and how temporaries lie is not its own
+    to choose.
     """
 
     def __init__(self, update: Callable[..., Any], update_on_cpu: Callable[..., Any]) -> None:
@@ -52,8 +53,17 @@ class OnOneDevice:
         shapes = (len(state.arrays), *(x.shape for x in batch.arrays))
         if shapes not in self._fits:
             traced = self._on_cpu.trace(state, batch, held)  # both functions share what is traced
-            self._fits[shapes] = fits_in_heaps(traced.jaxpr)
+            self._fits[shapes] = not programs_are_kept() and fits_in_heaps(traced.jaxpr)
         return self._in_heaps if self._fits[shapes] else self._on_cpu
+
+
+def programs_are_kept() -> bool:
+    """Whether JAX has a persistent cache, into which XLA cannot write a program with such pieces.
+
+    Then a step is made for a quick start: XLA 0.10 to 0.12 end in "Multiple temp buffer allocations
+    found", which JAX turns into a warning, and every process compiles anew.
+    """
+    return bool(jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir)
 
 
 def fits_in_heaps(program: ClosedJaxpr | Jaxpr) -> bool:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import eqxformer as ef
 from eqxformer.inspect.buffers import dumped
@@ -16,6 +17,16 @@ from tests.helpers.models import filled
 OPTIMIZER = ef.AdamW(1e-3).build(steps=10)
 WIDE = ef.families.gpt(vocab=11, dim=32, layers=1, heads=2, hidden=4096, context=64)
 SMALL = ef.families.gpt(vocab=11, dim=8, layers=1, heads=2, context=8)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept_on_disk():
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # JAX has looked only once whether there is one
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    reset_cache()
 
 
 def state_of(config):
@@ -98,6 +109,22 @@ def test_a_model_with_larger_arrays_has_its_temporaries_in_one_piece_and_warns_o
     (_,) = pieces_of(step, state, batch)
     step(state, batch)
     assert "limit" not in capfd.readouterr().err
+
+
+def test_where_programs_are_kept_on_disk_there_is_one_piece_and_the_next_process_finds_it(tmp_path):
+    step = ef.make_step(ef.next_token_loss, OPTIMIZER)
+    before = jax.config.jax_compilation_cache_dir
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        step(state_of(WIDE), batch_of(12, 64))
+        (_,) = pieces_of(step, state_of(WIDE), batch_of(12, 64))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    assert list(tmp_path.glob("*updated*"))
 
 
 def test_an_xla_without_the_option_takes_one_piece(monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 
 import eqxformer as ef
 from eqxformer.losses.tokens import objective_of
+from eqxformer.training import accumulation
 from eqxformer.training.accumulation import few_rows, rows_at_once
 from eqxformer.training.flat import Flat
 from eqxformer.training.watching import first_fault
@@ -175,7 +176,6 @@ def test_labels_of_rows_and_pairs_of_answers_are_split():
     ("rows", "tokens", "weights", "wanted"),
     [
         (128, 32, 600_000, 32),  # 1024 tokens
-        (12, 64, 800_000, None),  # 768 tokens are not divided
         (24, 64, 800_000, 12),
         (16, 256, 10_700_000, 4),
         (8, 1024, 124_000_000, 1),
@@ -192,6 +192,13 @@ def test_labels_of_rows_and_pairs_of_answers_are_split():
 )
 def test_pieces_are_worth_what_they_cost(rows, tokens, weights, wanted):
     assert few_rows(rows, tokens, weights) == wanted
+
+
+@pytest.mark.parametrize(("kept", "wanted"), [(True, 6), (False, None)])
+def test_what_the_process_keeps_the_memory_of_is_not_divided(kept, wanted, monkeypatch):
+    monkeypatch.setattr(accumulation, "programs_are_kept", lambda: kept)
+    assert few_rows(12, 64, 800_000) == wanted  # 768 tokens
+    assert few_rows(8, 64, 1) is None
 
 
 def test_who_asks_for_all_rows_gets_them():
