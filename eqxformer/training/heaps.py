@@ -14,6 +14,7 @@ from eqxformer.training.flat import Flat
 LARGEST = 2**25 - 2**16
 # XLA's option for one program: its temporaries in pieces of at most so many bytes, not in one.
 IN_HEAPS = {"xla_multiheap_size_constraint_per_heap": LARGEST}
+_KEEPING = ("jax_enable_compilation_cache", "jax_compilation_cache_dir")
 
 
 class OnOneDevice:
@@ -63,7 +64,7 @@ def programs_are_kept() -> bool:
     Then a step is made for a quick start: XLA 0.10 to 0.12 end in "Multiple temp buffer allocations
     found", which JAX turns into a warning, and every process compiles anew.
     """
-    return bool(jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir)
+    return all(getattr(jax.config, each) for each in _KEEPING)
 
 
 def fits_in_heaps(program: ClosedJaxpr | Jaxpr) -> bool:
