@@ -59,10 +59,11 @@ class OnOneDevice:
 
 
 def programs_are_kept() -> bool:
-    """Whether JAX has a persistent cache, into which XLA cannot write a program with such pieces.
+    """Whether JAX has a persistent cache, into which not every XLA can write such a program.
 
-    Then a step is made for a quick start: XLA 0.10 to 0.12 end in "Multiple temp buffer allocations
-    found", which JAX turns into a warning, and every process compiles anew.
+    Then a step is made for a quick start: with jax 0.10 writing ends in "Multiple temp buffer
+    allocations found", which JAX turns into a warning, and every process compiles anew. With 0.12
+    it works.
     """
     return all(getattr(jax.config, each) for each in _KEEPING)
 
